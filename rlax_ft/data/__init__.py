@@ -1,0 +1,1 @@
+"""Records, tokenizers, batches and masks, the resumable loader, and the embedded tasks."""

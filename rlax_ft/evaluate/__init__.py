@@ -1,0 +1,1 @@
+"""Win rates, the reward-versus-KL frontier, enumeration of small policies, plots."""

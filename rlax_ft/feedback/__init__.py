@@ -1,0 +1,1 @@
+"""Human judgements: their store, and a simulated annotator that writes to it."""

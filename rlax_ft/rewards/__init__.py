@@ -1,0 +1,1 @@
+"""What a completion is worth: rules on text, and learned reward models."""

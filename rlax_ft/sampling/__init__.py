@@ -1,0 +1,1 @@
+"""Token samplers: prefill, decode, and what was sampled with its log-probabilities."""

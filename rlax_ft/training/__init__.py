@@ -1,0 +1,1 @@
+"""The train step, the objectives it minimises, the optimiser, checkpoints and metrics."""

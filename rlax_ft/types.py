@@ -1,0 +1,149 @@
+"""The frozen structs that travel between rooms.
+
+Every struct is a pytree, so it passes through `jit`, `vmap`, `pmap` and `jax.tree.map` whole. This file leaves out
+behaviour: whoever makes a struct, or reads one, has the functions for it.
+"""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+Params = Any  # A nested dict of arrays.
+
+
+@struct.dataclass
+class PairLogps:
+    """Log-probabilities of a batch of preference pairs, as every preference loss takes them.
+
+    Attributes:
+      chosen: float[B], sum over response tokens of log pi(y_w | x), in nats.
+      rejected: float[B], the same for y_l.
+      ref_chosen: float[B] under the reference policy; None for reference-free losses.
+      ref_rejected: float[B] under the reference policy; None for reference-free losses.
+      chosen_len: [B], number of response tokens in y_w; None where no loss reads it.
+      rejected_len: [B], number of response tokens in y_l; None where no loss reads it.
+    """
+
+    chosen: jax.Array
+    rejected: jax.Array
+    ref_chosen: jax.Array | None = None
+    ref_rejected: jax.Array | None = None
+    chosen_len: jax.Array | None = None
+    rejected_len: jax.Array | None = None
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a training step changes, and all that a checkpoint needs.
+
+    Attributes:
+      step: int32[], number of optimiser updates taken.
+      params: nested dict of trainable arrays.
+      opt_state: the optax state of `params`.
+      key: the random key from which each step draws its own.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    key: jax.Array
+
+
+@struct.dataclass
+class TokenBatch:
+    """Token sequences with the positions that a loss reads; leading axes may be [B] or [B, K].
+
+    Attributes:
+      tokens: int32[..., T], token ids; padding holds the tokenizer's PAD.
+      mask: float32[..., T], 1 where the token is predicted by the model and counts (the response with its EOS),
+        0 on prompt and padding. Aligned with `tokens`: mask[t] belongs to tokens[t].
+      positions: int32[..., T], rotary positions, from 0 in each segment.
+      segment_ids: int32[..., T], 0 for padding; a token attends to earlier tokens of its own segment only.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    positions: jax.Array
+    segment_ids: jax.Array
+
+
+@struct.dataclass
+class PreferenceBatch:
+    """Pairs of completions of one prompt.
+
+    Attributes:
+      chosen: TokenBatch [B, T] of prompt + y_w.
+      rejected: TokenBatch [B, T] of prompt + y_l.
+      label: float32[B], probability that `chosen` wins: 1 for a plain human comparison.
+      ref_chosen: float32[B], reference log-probability of y_w, or None before it is computed.
+      ref_rejected: float32[B], the same for y_l.
+    """
+
+    chosen: TokenBatch
+    rejected: TokenBatch
+    label: jax.Array
+    ref_chosen: jax.Array | None = None
+    ref_rejected: jax.Array | None = None
+
+
+@struct.dataclass
+class RankingBatch:
+    """K ranked completions of one prompt.
+
+    Attributes:
+      candidates: TokenBatch [B, K, T] of prompt + completion.
+      ranks: int32[B, K], 0 is best; equal ranks are ties.
+      mask: bool[B, K], False where a candidate does not exist.
+      ref_logps: float32[B, K], reference log-probabilities, or None before they are computed.
+    """
+
+    candidates: TokenBatch
+    ranks: jax.Array
+    mask: jax.Array
+    ref_logps: jax.Array | None = None
+
+
+@struct.dataclass
+class Rollout:
+    """What the sampler returns: left-padded prompts and right-padded completions.
+
+    Attributes:
+      prompts: int32[B, P], left-padded.
+      prompt_mask: bool[B, P], False on padding.
+      tokens: int32[B, N], sampled tokens; PAD after the first EOS.
+      mask: bool[B, N], True up to and including the first EOS.
+      logps: float32[B, N], log-probability of each sampled token under the distribution that it was drawn from;
+        0 where `mask` is False.
+    """
+
+    prompts: jax.Array
+    prompt_mask: jax.Array
+    tokens: jax.Array
+    mask: jax.Array
+    logps: jax.Array
+
+
+@struct.dataclass
+class Transition:
+    """One step of N parallel environments; time-major [T, N] once collected.
+
+    Attributes:
+      observation: what the policy saw.
+      action: what it did.
+      logp: float32[N], log-probability of the action.
+      value: float32[N], the critic's estimate at `observation`.
+      reward: float32[N].
+      next_value: float32[N], the critic's estimate at the true next observation, the final one where an episode ended.
+      terminated: bool[N], the episode reached an absorbing state: nothing follows.
+      truncated: bool[N], the episode was cut (time limit): the value of what would follow still counts.
+    """
+
+    observation: Any
+    action: jax.Array
+    logp: jax.Array
+    value: jax.Array
+    reward: jax.Array
+    next_value: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array

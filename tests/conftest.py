@@ -1,0 +1,23 @@
+"""Test set-up: 8 virtual CPU devices before jax starts, and float64 on request."""
+
+import os
+
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_force_host_platform_device_count=8',
+        # jaxlib 0.10.2 can deadlock on two cores with this scheduler.
+        '--xla_cpu_enable_concurrency_optimized_scheduler=false',
+    ]
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in float64."""
+    with jax.enable_x64(True):
+        yield
