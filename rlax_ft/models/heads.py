@@ -1,0 +1,63 @@
+"""Scalar heads on the transformer: the value function and the reward model.
+
+Leaves out losses, and what a score means.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rlax_ft.models.config import ModelConfig
+from rlax_ft.models.transformer import Transformer
+from rlax_ft.types import Params, TokenBatch
+
+
+class ScalarModel(nn.Module):
+    """A transformer with one number per token.
+
+    `apply({'params': p}, tokens, positions, segment_ids) -> float32[B, T]`; parameters are `backbone` (those of
+    `Transformer`) and `head` (`kernel` [D, 1]).
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, tokens, positions=None, segment_ids=None):
+        """int32[B, T] -> float32[B, T]."""
+        hidden, _ = Transformer(self.config, name='backbone')(tokens, positions, segment_ids)
+        return nn.Dense(1, use_bias=False, name='head')(hidden.astype(jnp.float32))[..., 0]
+
+
+def value_params(backbone: Params) -> Params:
+    """Parameters of a value function on a copy of `backbone`; its head is 0, so that every value starts at 0."""
+    return {'backbone': _copy(backbone), 'head': {'kernel': jnp.zeros((_width(backbone), 1))}}
+
+
+def reward_params(backbone: Params, key: jax.Array) -> Params:
+    """Parameters of a reward model on a copy of `backbone`, head drawn from N(0, 1 / (D + 1)) (arXiv 2009.01325)."""
+    width = _width(backbone)
+    return {'backbone': _copy(backbone), 'head': {'kernel': jax.random.normal(key, (width, 1)) / jnp.sqrt(width + 1.0)}}
+
+
+def score_last_token(values: jax.Array, batch: TokenBatch) -> jax.Array:
+    """The value at each row's last token that `batch.mask` counts.
+
+    Args:
+      values: float[B, T].
+      batch: TokenBatch [B, T]; a row without a counted token gets the value at position 0.
+
+    Returns:
+      float[B].
+    """
+    length = batch.mask.shape[-1]
+    last = jnp.max(jnp.where(batch.mask > 0, jnp.arange(length), 0), axis=-1)
+    return jnp.take_along_axis(values, last[:, None], axis=-1)[:, 0]
+
+
+def _copy(params):
+    # The train step donates its state, so no two states may share a buffer.
+    return jax.tree.map(jnp.copy, params)
+
+
+def _width(backbone):
+    return backbone['embed']['embedding'].shape[1]

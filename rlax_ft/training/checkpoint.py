@@ -1,0 +1,79 @@
+"""Checkpoints of a run, written by orbax: the state and a small record beside it.
+
+Leaves out the run folder around them (experiments/run.py).
+"""
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from rlax_ft.errors import InputError
+
+
+class Checkpoints:
+    """The checkpoints under one folder; a save is atomic and runs in the background."""
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        """Opens the folder, which is made by the first save.
+
+        Args:
+          folder: where checkpoints go, one subfolder a step.
+          keep: how many of the latest remain.
+        """
+        self.folder = Path(folder).absolute()
+        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state, record: dict | None = None) -> None:
+        """Saves a pytree and a JSON record as of `step`; a step that is there already stays."""
+        if step in self._manager.all_steps():
+            return
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record or {}))
+        self._manager.save(step, args=args)
+
+    def restore(self, like, step: int | None = None):
+        """Reads (state, record) of `step`, or of the newest one.
+
+        Args:
+          like: a pytree of arrays of the same structure; the result has its dtypes and shardings.
+          step: which one; the newest when absent.
+
+        Raises:
+          InputError: there is none, or it holds other arrays than `like`: the first difference is named.
+        """
+        step = self.latest_step() if step is None else step
+        if step is None:
+            raise InputError(f'{self.folder}: no checkpoint here; give a run folder whose run has saved one')
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), record=ocp.args.JsonRestore())
+        self._check_shapes(like, step)
+        restored = self._manager.restore(step, args=args)
+        return restored.state, restored.record
+
+    def close(self) -> None:
+        """Waits for saves under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _check_shapes(self, like, step):
+        saved = _shapes(self._manager.item_metadata(step).state.tree)
+        wanted = _shapes(like)
+        for name in sorted(saved.keys() | wanted.keys()):
+            found, right = saved.get(name, 'nothing'), wanted.get(name, 'nothing')
+            if found != right:
+                raise InputError(
+                    f'{self.folder / str(step)}: a checkpoint of another model: {name} is {found} there and {right} '
+                    'here; give the settings that it was made with'
+                )
+
+
+def _shapes(tree):
+    named = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.shape)
+        for path, leaf in named
+        if hasattr(leaf, 'shape')
+    }

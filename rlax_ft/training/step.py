@@ -1,0 +1,94 @@
+"""The one train step that every stage uses: gradient, optional micro-batches, sum over devices, update.
+
+Leaves out compilation (parallel/compile.py) and what the loss is (objectives.py).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlax_ft.types import Params, TrainState
+
+
+def make_train_step(
+    loss_fn: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+    axis_name: str | None = None,
+) -> Callable:
+    """Makes `step(state, batch) -> (state, metrics)`.
+
+    A micro-batch, or a device's part of a batch under `axis_name`, gives its *share* of loss and metrics: sums over its
+    rows divided by the denominator of the whole batch, which the caller puts into the batch before it is split. Shares
+    and their gradients are therefore added, and no split ever changes the result.
+
+    Args:
+      loss_fn: `loss_fn(params, batch, key) -> (loss, metrics)`, scalars all.
+      optimizer: an optax transformation; a learning rate injected by `training.optimizer` is reported as `lr`.
+      micro_batches: parts into which the leading axis of every batched leaf is split; scalars go whole to each.
+      axis_name: the mapped axis to sum over, under pmap.
+
+    Returns:
+      The step; its metrics are those of `loss_fn` with `loss`, `grad_norm` (before clipping) and `lr`.
+
+    Raises:
+      ValueError: at trace time, if a leading axis does not divide into `micro_batches`.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def shares(params, batch, key):
+        if micro_batches == 1:
+            return value_and_grad(params, batch, key)
+        batched, whole = _partition(batch, micro_batches)
+
+        def accumulate(total, part):
+            leaves, part_key = part
+            value = value_and_grad(params, whole(leaves), part_key)
+            return jax.tree.map(jnp.add, total, value), None
+
+        keys = jax.random.split(key, micro_batches)
+        shapes = jax.eval_shape(value_and_grad, params, whole([leaf[0] for leaf in batched]), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(accumulate, zeros, (batched, keys))[0]
+
+    def step(state: TrainState, batch):
+        key, step_key = jax.random.split(state.key)
+        if axis_name is not None:
+            step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
+        (loss, metrics), grads = shares(state.params, batch, step_key)
+        if axis_name is not None:
+            loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = {**metrics, 'loss': loss, 'grad_norm': optax.global_norm(grads), **_learning_rate(opt_state)}
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, key=key), metrics
+
+    return step
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first step."""
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key)
+
+
+def _partition(batch, parts):
+    """Splits batched leaves into [parts, B / parts, ...]; returns them, and how to put a batch together again."""
+    leaves, structure = jax.tree.flatten(batch)
+    is_batched = [jnp.ndim(leaf) > 0 for leaf in leaves]
+    batched = [
+        leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:]) for leaf, split in zip(leaves, is_batched) if split
+    ]
+
+    def whole(part):
+        part = iter(part)
+        return jax.tree.unflatten(structure, [next(part) if split else leaf for leaf, split in zip(leaves, is_batched)])
+
+    return batched, whole
+
+
+def _learning_rate(opt_state):
+    hyperparams = optax.tree_utils.tree_get(opt_state, 'hyperparams')
+    return {} if hyperparams is None else {'lr': hyperparams['learning_rate']}
