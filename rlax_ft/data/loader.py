@@ -1,0 +1,38 @@
+"""Which rows make up batch number s: a pure function of seed and s, so that a resumed run needs no saved position.
+
+Leaves out streaming: the data set is in memory.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+
+def batch_indices(size: int, step: int, *, batch_size: int, seed: int) -> np.ndarray:
+    """Rows of batch `step` in an endless stream of epochs, each a fresh permutation of all rows.
+
+    Args:
+      size: N, rows of the data set.
+      step: number of the batch, from 0.
+      batch_size: B; a batch may span two epochs.
+      seed: of the permutations; each epoch has its own.
+
+    Returns:
+      int[B].
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    return np.asarray([_permutation(size, seed, int(place // size))[place % size] for place in places])
+
+
+def local_batch(dataset, step: int, *, batch_size: int, seed: int):
+    """Batch `step` of a struct of arrays [N, ...]; in a multi-host run, this process's share of its rows."""
+    size = jax.tree.leaves(dataset)[0].shape[0]
+    rows = batch_indices(size, step, batch_size=batch_size, seed=seed)
+    rows = np.array_split(rows, jax.process_count())[jax.process_index()]
+    return jax.tree.map(lambda leaf: leaf[rows], dataset)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(size, seed, epoch):
+    return np.random.default_rng([seed, epoch]).permutation(size)
