@@ -1,0 +1,252 @@
+"""Log-probabilities and entropies of tokens, with or without the logits ever being held.
+
+Leaves out masks on the result and shifts: hidden state t is scored against target t, whoever calls has aligned them.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rlax_ft.ops.arrays import as_float, as_ids, as_mask, keep
+
+# Up to this many logits at once, `chunk=None` means no chunks; above it, at most 1/16 of them is held at a time.
+SMALL = 2**22
+SHARE = 16
+
+
+def token_logprobs(logits, targets) -> jax.Array:
+    """log softmax(logits)[target], without a second array of the logits' size.
+
+    Args:
+      logits: float[..., V].
+      targets: int[...], below V.
+
+    Returns:
+      float32[...], in nats.
+
+    Raises:
+      AssertionError: the leading shapes differ, or targets are not integers.
+    """
+    logits = as_float(logits=logits)
+    targets = as_ids(logits.shape[:-1], targets=targets)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def entropy(logits) -> jax.Array:
+    """H = -sum_v p_v log p_v of softmax(logits); a logit of -inf is a token that cannot be.
+
+    Args:
+      logits: float[..., V].
+
+    Returns:
+      float32[...], in nats.
+    """
+    log_p = jax.nn.log_softmax(as_float(logits=logits))
+    possible = log_p > -jnp.inf  # 0 log 0 = 0, in the gradient too
+    log_p = keep(possible, log_p)
+    return -jnp.sum(keep(possible, jnp.exp(log_p)) * log_p, axis=-1)
+
+
+def chunked_token_logprobs(
+    hidden, head, targets, *, chunk: int | None, temperature=1.0, mask=None, soft_cap: float | None = None
+) -> jax.Array:
+    """`token_logprobs(softcap(hidden @ head) / temperature, targets)` without ever holding [B, T, V].
+
+    The logits of `chunk` positions are made, reduced and dropped; the backward pass makes them again. Under
+    `jax.set_mesh` each row is chunked along T, so that rows stay on their devices, and a head that is sharded over V
+    stays sharded; without a mesh the B*T positions are chunked as one row.
+
+    Args:
+      hidden: float[B, T, D].
+      head: float[D, V].
+      targets: int[B, T], below V; anything where masked.
+      chunk: at most this many of the B*T positions are held at once, any size; never more than 1/16 of them when
+        B*T*V is above `SMALL`. None leaves the choice here (one piece when B*T*V is small).
+      temperature: what the logits are divided by, as in sampling; not differentiated.
+      mask: [B, T], positions that count; the others cost nothing (whole chunks of them) and give 0. None: all.
+      soft_cap: logits become soft_cap tanh(logits / soft_cap), before the temperature (Gemma 2, arXiv 2408.00118).
+
+    Returns:
+      float32[B, T], in nats; gradients have the dtypes of `hidden` and `head`.
+
+    Raises:
+      AssertionError: a shape or dtype is wrong.
+      ValueError: chunk below 1.
+    """
+    return _chunked(hidden, head, targets, chunk, temperature, mask, soft_cap, with_entropy=False)[0]
+
+
+def chunked_token_logprobs_and_entropy(
+    hidden, head, targets, *, chunk: int | None, temperature=1.0, mask=None, soft_cap: float | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`chunked_token_logprobs` and the entropy of each position's distribution, from one pass over the vocabulary.
+
+    Args:
+      hidden, head, targets, chunk, temperature, mask, soft_cap: as `chunked_token_logprobs`.
+
+    Returns:
+      (log-probabilities, entropies), each float32[B, T], in nats.
+    """
+    return _chunked(hidden, head, targets, chunk, temperature, mask, soft_cap, with_entropy=True)
+
+
+def _chunked(hidden, head, targets, chunk, temperature, mask, soft_cap, *, with_entropy: bool):
+    """Checks, chooses one piece or chunks, and lays the positions out as [rows, length]."""
+    hidden, head = jnp.asarray(hidden), jnp.asarray(head)
+    chex.assert_rank(hidden, 3, custom_message=f'`hidden` must be [B, T, D], got shape {hidden.shape}.')
+    chex.assert_shape(
+        head, (hidden.shape[-1], None), custom_message=f'`head` must be [D, V] with D of `hidden`, got {head.shape}.'
+    )
+    chex.assert_type([hidden, head], float, custom_message='`hidden` and `head` must be floating point.')
+    shape = hidden.shape[:2]
+    targets = as_ids(shape, targets=targets)
+    if mask is not None:
+        mask = as_mask(shape, mask=mask)
+        targets = keep(mask, targets)
+        hidden = keep(mask[..., None], hidden)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f'chunk must be at least 1, got {chunk}')
+
+    positions, vocabulary = shape[0] * shape[1], head.shape[1]
+    large = positions * vocabulary > SMALL
+    held = max(1, min(chunk or positions, positions // SHARE if large else positions))
+    settings = _Settings(soft_cap, with_entropy, chunk=0)
+    temperature = jnp.asarray(temperature, jnp.promote_types(jnp.result_type(hidden, head), jnp.float32))
+    if held >= positions:
+        outputs = _from_logits(_logits(hidden, head, temperature, settings), targets, settings)
+    else:
+        # Rows are the unit that a mesh spreads over devices; slicing across them would gather the hidden states.
+        rows = 1 if jax.sharding.get_abstract_mesh().empty else shape[0]
+        length = positions // rows
+        pieces = -(-length // max(1, held // rows))
+        settings = settings._replace(chunk=-(-length // pieces))
+        by_row = hidden.reshape(rows, length, -1), targets.reshape(rows, length)
+        outputs = _scan_rows(*by_row, head, temperature, None if mask is None else mask.reshape(rows, length), settings)
+        outputs = tuple(x.reshape(shape) for x in outputs)
+    return outputs if mask is None else tuple(keep(mask, x) for x in outputs)
+
+
+class _Settings(NamedTuple):
+    """What is static: how logits are made, what is wanted of them, and how many positions of a row are held."""
+
+    soft_cap: float | None
+    with_entropy: bool
+    chunk: int
+
+
+def _raw(hidden, head):
+    """hidden @ head in at least float32, [..., D], [D, V] -> [..., V]; bfloat16 inputs are multiplied as they are."""
+    dtype = jnp.promote_types(jnp.result_type(hidden, head), jnp.float32)
+    return jnp.matmul(hidden, head, preferred_element_type=dtype)
+
+
+def _shape_logits(raw, temperature, settings: _Settings):
+    """softcap(raw) / temperature."""
+    if settings.soft_cap is not None:
+        raw = settings.soft_cap * jnp.tanh(raw / settings.soft_cap)
+    return raw / jax.lax.stop_gradient(temperature)
+
+
+def _logits(hidden, head, temperature, settings: _Settings):
+    return _shape_logits(_raw(hidden, head), temperature, settings)
+
+
+def _hits(logits, targets):
+    """One-hot targets as a comparison: it fuses, and a vocabulary that is sharded needs no gather."""
+    return targets[..., None] == jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+
+
+def _from_logits(logits, targets, settings: _Settings):
+    """([..., V], [...]) -> (log-probabilities,) or (log-probabilities, entropies)."""
+    chosen = jnp.sum(keep(_hits(logits, targets), logits), axis=-1)
+    logps = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return (logps, entropy(logits)) if settings.with_entropy else (logps,)
+
+
+def _logits_gradient(logits, targets, cotangents, settings: _Settings):
+    """Cotangents of `_from_logits` -> that of logits: g (onehot - p) - g_H p (log p + H)."""
+    log_p = jax.nn.log_softmax(logits)
+    p = jnp.exp(log_p)
+    gradient = cotangents[0][..., None] * (_hits(logits, targets) - p)
+    if settings.with_entropy:
+        p_log_p = p * keep(log_p > -jnp.inf, log_p)
+        gradient -= cotangents[1][..., None] * (p_log_p - p * jnp.sum(p_log_p, axis=-1, keepdims=True))
+    return gradient
+
+
+def _plan(mask, length: int, chunk: int):
+    """Where positions go so that those that count come first, how many chunks have any, and the padded length."""
+    pieces = -(-length // chunk)
+    if mask is None:
+        return None, pieces
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    most = jnp.max(jnp.sum(mask, axis=1))
+    return order, (most + chunk - 1) // chunk
+
+
+def _to_front(x, order, chunk: int):
+    """Reorders axis 1 of [R, L, ...] and pads it to whole chunks."""
+    if order is not None:
+        x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk)) + ((0, 0),) * (x.ndim - 2))
+
+
+def _to_place(x, order, length: int):
+    """Undoes `_to_front`."""
+    x = x[:, :length]
+    if order is None:
+        return x
+    back = jnp.argsort(order, axis=1)
+    return jnp.take_along_axis(x, back.reshape(back.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _scan_rows(hidden, targets, head, temperature, mask, settings: _Settings):
+    """[R, L, D], [R, L], [D, V] -> tuple of [R, L], with `settings.chunk` positions of each row at a time."""
+    chunk, length = settings.chunk, targets.shape[1]
+    order, pieces = _plan(mask, length, chunk)
+    hidden, targets = _to_front(hidden, order, chunk), _to_front(targets, order, chunk)
+
+    def step(i, outputs):
+        part = [jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (hidden, targets)]
+        values = _from_logits(_logits(part[0], head, temperature, settings), part[1], settings)
+        return tuple(jax.lax.dynamic_update_slice_in_dim(o, v, i * chunk, axis=1) for o, v in zip(outputs, values))
+
+    zeros = jnp.zeros(targets.shape, jnp.promote_types(jnp.result_type(hidden, head), jnp.float32))
+    outputs = jax.lax.fori_loop(0, pieces, step, (zeros,) * (2 if settings.with_entropy else 1))
+    return tuple(_to_place(x, order, length) for x in outputs)
+
+
+def _scan_rows_forward(hidden, targets, head, temperature, mask, settings):
+    arguments = hidden, targets, head, temperature, mask
+    return _scan_rows(*arguments, settings), arguments
+
+
+def _scan_rows_backward(settings, arguments, cotangents):
+    """Makes each chunk's logits again; the head's gradient is summed in float32 and cast once, at the end."""
+    hidden, targets, head, temperature, mask = arguments
+    chunk, length = settings.chunk, targets.shape[1]
+    order, pieces = _plan(mask, length, chunk)
+    moved = tuple(_to_front(x, order, chunk) for x in (hidden, targets, *cotangents))
+
+    def step(i, gradients):
+        d_hidden, d_head = gradients
+        part_hidden, part_targets, *part_cotangents = (
+            jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in moved
+        )
+        logits, pull = jax.vjp(lambda z: _shape_logits(z, temperature, settings), _raw(part_hidden, head))
+        (d_logits,) = pull(_logits_gradient(logits, part_targets, part_cotangents, settings))
+        d_part = jnp.einsum('rcv,dv->rcd', d_logits, head, preferred_element_type=d_logits.dtype)
+        d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_part.astype(hidden.dtype), i * chunk, axis=1)
+        return d_hidden, d_head + jnp.einsum('rcd,rcv->dv', part_hidden, d_logits, preferred_element_type=d_head.dtype)
+
+    start = jnp.zeros_like(moved[0]), jnp.zeros(head.shape, cotangents[0].dtype)
+    d_hidden, d_head = jax.lax.fori_loop(0, pieces, step, start)
+    return _to_place(d_hidden, order, length), None, d_head.astype(head.dtype), jnp.zeros_like(temperature), None
+
+
+_scan_rows.defvjp(_scan_rows_forward, _scan_rows_backward)
