@@ -20,15 +20,18 @@ class Codec:
 
     Attributes:
       tokenizer: a transformers tokenizer with PAD, BOS and EOS.
-      max_prompt: longest prompt in tokens, BOS included; a longer one loses its beginning.
-      max_new_tokens: longest response in tokens, EOS included; a longer one loses its end (and its EOS).
+      max_prompt: longest prompt in tokens, BOS included.
+      max_new_tokens: longest response in tokens, EOS included.
       ends: responses end with EOS.
+      truncate: a longer prompt loses its beginning and a longer response its end (with its EOS), and how many is
+        logged; otherwise they are an error.
     """
 
     tokenizer: object
     max_prompt: int
     max_new_tokens: int
     ends: bool = True
+    truncate: bool = False
 
     @property
     def max_length(self) -> int:
@@ -46,20 +49,24 @@ class Codec:
         return self.tokenizer.pad_token_id
 
     def encode_prompts(self, prompts: list[str]) -> list[list[int]]:
-        """Token ids with one BOS in front, the end kept where a prompt is too long."""
+        """Token ids with one BOS in front.
+
+        Raises:
+          InputError: a prompt is longer than `max_prompt`, and `truncate` is off.
+        """
         encoded = [[self.tokenizer.bos_token_id, *ids] for ids in self._encode(prompts)]
-        cut = sum(len(ids) > self.max_prompt for ids in encoded)
-        if cut:
-            logging.warning('%d of %d prompts lost their beginning: over %d tokens', cut, len(encoded), self.max_prompt)
+        self._check_lengths(encoded, self.max_prompt, 'prompt', '--max_prompt_tokens')
         return [ids[-self.max_prompt :] for ids in encoded]
 
     def encode_responses(self, responses: list[str]) -> list[list[int]]:
-        """Token ids with EOS behind, cut at `max_new_tokens`."""
+        """Token ids with EOS behind.
+
+        Raises:
+          InputError: a response is longer than `max_new_tokens`, and `truncate` is off.
+        """
         eos = [self.tokenizer.eos_token_id] if self.ends else []
         encoded = [[*ids, *eos] for ids in self._encode(responses)]
-        cut = sum(len(ids) > self.max_new_tokens for ids in encoded)
-        if cut:
-            logging.warning('%d of %d responses cut at %d tokens', cut, len(encoded), self.max_new_tokens)
+        self._check_lengths(encoded, self.max_new_tokens, 'response', '--max_new_tokens')
         return [ids[: self.max_new_tokens] for ids in encoded]
 
     def decode(self, rollout: Rollout) -> tuple[list[str], list[bool]]:
@@ -68,6 +75,17 @@ class Codec:
         ended = [bool(np.isin(row[m], self.eos_ids).any()) or not self.ends for row, m in zip(tokens, mask)]
         rows = [row[m].tolist() for row, m in zip(tokens, mask)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True), ended
+
+    def _check_lengths(self, encoded, limit, name, flag):
+        too_long = [i for i, ids in enumerate(encoded) if len(ids) > limit]
+        if too_long and not self.truncate:
+            i = too_long[0]
+            raise InputError(
+                f'record {i + 1}: its {name} has {len(encoded[i])} tokens and the context has room for {limit}; '
+                f'raise {flag}, or pass --truncate to cut such records'
+            )
+        if too_long:
+            logging.warning('%d of %d %ss cut at %d tokens', len(too_long), len(encoded), name, limit)
 
     def _encode(self, texts):
         return self.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []

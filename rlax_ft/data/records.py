@@ -151,7 +151,7 @@ def _pair(record, where, expected):
 
 def _implicit_prompt(chosen, rejected):
     """Length of the prompt that two whole texts share."""
-    common = len(os.path.commonprefix([chosen, rejected]))
+    common = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
     turn = chosen.rfind(_TURN, 0, common)
     if turn >= 0:
         return turn + len(_TURN)

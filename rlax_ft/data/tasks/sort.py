@@ -1,7 +1,5 @@
 """`sort`: write five digits in order; a verifiable task whose demonstrations are right half of the time."""
 
-import numpy as np
-
 from rlax_ft.data.tasks.task import Task
 
 DIGITS = tuple('0123456789')

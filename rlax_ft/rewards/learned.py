@@ -1,0 +1,64 @@
+"""A trained reward model as a reward: its score, centred (and scaled, if asked) on reference samples.
+
+Centring keeps the meaning of the KL coefficient from one reward model to the next (arXiv 1909.08593). Leaves out
+training (experiments/reward_model.py).
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import struct
+
+from rlax_ft.errors import InputError
+from rlax_ft.models.config import ModelConfig
+from rlax_ft.models.heads import ScalarModel
+from rlax_ft.models.hf import load_pretrained, read_json, save_pretrained
+from rlax_ft.training.objectives import sequence_scores
+from rlax_ft.types import Params, TokenBatch
+
+
+@struct.dataclass
+class RewardModel:
+    """A reward model and the scale of its scores.
+
+    Attributes:
+      config: of the model.
+      params: of `ScalarModel`.
+      mean: mean score of reference samples, subtracted.
+      scale: what the centred score is divided by; 1, or the reference samples' standard deviation.
+    """
+
+    config: ModelConfig = struct.field(pytree_node=False)
+    params: Params
+    mean: float = 0.0
+    scale: float = 1.0
+
+    def __call__(self, rows: TokenBatch) -> jax.Array:
+        """(r(x, y) - mean) / scale, float32[B]."""
+        scores = sequence_scores(ScalarModel(self.config).apply, self.params, rows)
+        return (scores - self.mean) / self.scale
+
+    def normalized(self, scores: np.ndarray, *, scale: bool) -> 'RewardModel':
+        """The same model, centred (and scaled) on these scores of reference samples."""
+        spread = float(np.std(scores)) if scale else 1.0
+        return self.replace(mean=self.mean + self.scale * float(np.mean(scores)), scale=self.scale * max(spread, 1e-6))
+
+
+def save_reward_model(path: str | Path, model: RewardModel, tokenizer) -> None:
+    """Writes a folder that transformers opens as a sequence classifier; mean and scale stand in its config.json."""
+    extra = {'reward_mean': float(model.mean), 'reward_scale': float(model.scale)}
+    save_pretrained(path, model.config, model.params, tokenizer, extra)
+
+
+def load_reward_model(path: str | Path) -> tuple[RewardModel, object]:
+    """Reads (reward model, tokenizer) from such a folder.
+
+    Raises:
+      InputError: the folder holds no reward model.
+    """
+    config, params, tokenizer = load_pretrained(path)
+    if 'backbone' not in params:
+        raise InputError(f'{path}: a language model, not a reward model; give what reward_model.py wrote')
+    raw = read_json(Path(path) / 'config.json')
+    return RewardModel(config, params, raw.get('reward_mean', 0.0), raw.get('reward_scale', 1.0)), tokenizer

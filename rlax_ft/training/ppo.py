@@ -1,0 +1,215 @@
+"""PPO on language, between the sampler and the train step: rewards per token, advantages, minibatches, the objective.
+
+The field's checklist (arXiv 2403.17031, 1909.08593, 2203.02155), and where each point is kept:
+- completions are of fixed length, truncated after the first EOS and scored as such: `sampling.generate`, `end_scores`;
+- no EOS earns a set penalty in place of the score: `end_scores`;
+- the score is added at the last real token, not on padding: `token_rewards`;
+- logits are divided by the sampling temperature in policy, reference and update alike: `estimate`, `ppo_objective`;
+- the value head starts at 0: `models.heads.value_params`;
+- rewards are not whitened; advantages are, over real tokens, with their mean removed: `estimate`;
+- there is no dropout anywhere;
+- a fresh permutation each epoch, from a fresh key each update: `minibatch`.
+Leaves out the loop (experiments/ppo.py) and where scores come from (rewards/).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlax_ft.losses.policy_gradient import ppo_clip_loss
+from rlax_ft.losses.value import clipped_value_loss
+from rlax_ft.models.scoring import token_logps
+from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
+from rlax_ft.ops.returns import token_gae
+from rlax_ft.types import TokenBatch
+
+
+@struct.dataclass
+class PPOBatch:
+    """What the update reads of a batch of rollouts; arrays are float32[B, T], 0 where `tokens.mask` is.
+
+    Attributes:
+      tokens: TokenBatch [B, T].
+      logps: of the sampled tokens under the policy that sampled them.
+      values: the critic's estimates before the update.
+      advantages: whitened.
+      returns: the critic's targets.
+    """
+
+    tokens: TokenBatch
+    logps: jax.Array
+    values: jax.Array
+    advantages: jax.Array
+    returns: jax.Array
+
+
+def end_scores(scores: jax.Array, ended: jax.Array, missing_eos_penalty: float) -> jax.Array:
+    """The score of completions that ended, and a set penalty for those that did not: float32[B].
+
+    Args:
+      scores: [B], of any dtype.
+      ended: bool[B], whether the completion has an EOS.
+      missing_eos_penalty: what stands in place of the score (arXiv 1909.08593).
+    """
+    return jnp.where(ended, jnp.asarray(scores, jnp.float32), missing_eos_penalty)
+
+
+def token_rewards(
+    scores: jax.Array, logps: jax.Array, ref_logps: jax.Array, mask: jax.Array, *, kl_coef: jax.Array | float
+) -> jax.Array:
+    """r_t = -beta (log pi(y_t) - log pi_ref(y_t)) + [t is the last real token] score (arXiv 2203.02155, eq. 2).
+
+    Args:
+      scores: float[B].
+      logps: float[B, T] under the sampling policy.
+      ref_logps: float[B, T] under the reference.
+      mask: [B, T], 1 on real response tokens.
+      kl_coef: beta.
+
+    Returns:
+      float32[B, T], 0 where masked.
+    """
+    mask = mask.astype(jnp.float32)
+    last = mask * (jnp.cumsum(mask, axis=1) == jnp.sum(mask, axis=1, keepdims=True))
+    return -kl_coef * (logps - ref_logps) * mask + scores.astype(jnp.float32)[:, None] * last
+
+
+def token_values(apply: Callable, params, tokens: TokenBatch) -> jax.Array:
+    """V(prompt, y_<t) for each response token y_t: the critic read one position before it; float32[B, T], 0 if masked."""
+    values = apply({'params': params}, tokens.tokens, tokens.positions, tokens.segment_ids)
+    return jnp.where(tokens.mask > 0, jnp.pad(values[:, :-1], ((0, 0), (1, 0))), 0.0)
+
+
+def estimate(
+    policy_apply: Callable,
+    value_apply: Callable,
+    params,
+    ref_params,
+    tokens: TokenBatch,
+    logps: jax.Array,
+    scores: jax.Array,
+    kl_coef: jax.Array | float,
+    *,
+    temperature: float = 1.0,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+) -> tuple[PPOBatch, dict[str, jax.Array]]:
+    """From scored rollouts to what the update reads: KL-penalised rewards, GAE, whitened advantages.
+
+    Args:
+      policy_apply: of the policy and the reference.
+      value_apply: of the critic.
+      params: {'policy', 'value'}.
+      ref_params: of the reference policy.
+      tokens: TokenBatch [B, T] of prompts and completions.
+      logps: float[B, T] of the sampled tokens, as the sampler gave them.
+      scores: float[B].
+      kl_coef: beta, the weight of the per-token KL penalty.
+      temperature: of the sampling.
+      gamma: discount per token.
+      lam: lambda of GAE.
+
+    Returns:
+      (PPOBatch, metrics under TRL's names).
+    """
+    mask = tokens.mask
+    ref_logps = token_logps(policy_apply, {'params': ref_params}, tokens, temperature=temperature)
+    values = token_values(value_apply, params['value'], tokens)
+    rewards = token_rewards(scores, logps, ref_logps, mask, kl_coef=kl_coef)
+    advantages, returns = token_gae(rewards, values, mask, gamma=gamma, lam=lam)
+    kl = jnp.sum((logps - ref_logps) * mask, axis=1)
+    metrics = {
+        'objective/kl': jnp.mean(kl),
+        'objective/entropy': -jnp.mean(jnp.sum(logps * mask, axis=1)),
+        'objective/non_score_reward': -kl_coef * jnp.mean(kl),
+        'objective/rlhf_reward': jnp.mean(scores) - kl_coef * jnp.mean(kl),
+        'objective/scores': jnp.mean(scores),
+        'objective/kl_coef': jnp.asarray(kl_coef, jnp.float32),
+        'completions/mean_length': jnp.mean(jnp.sum(mask, axis=1)),
+        'val/explained_variance': explained_variance(values, returns, mask),
+    }
+    batch = PPOBatch(
+        tokens=tokens,
+        logps=logps * mask,
+        values=values,
+        advantages=masked_whiten(advantages, mask),
+        returns=returns,
+    )
+    return batch, metrics
+
+
+def minibatch(batch: PPOBatch, key: jax.Array, epoch: jax.Array, index: jax.Array, *, count: int):
+    """Minibatch `index` of `count` in an epoch, with its denominator.
+
+    Args:
+      batch: PPOBatch [B, T].
+      key: of this update: each update has another, and each epoch its own permutation.
+      epoch: int32[].
+      index: int32[].
+      count: number of minibatches; it divides B.
+
+    Returns:
+      (PPOBatch [B / count, T], number of its response tokens).
+    """
+    rows = jax.random.permutation(jax.random.fold_in(key, epoch), batch.logps.shape[0]).reshape(count, -1)[index]
+    part = jax.tree.map(lambda leaf: leaf[rows], batch)
+    return part, jnp.sum(part.tokens.mask)
+
+
+def ppo_objective(
+    policy_apply: Callable,
+    value_apply: Callable,
+    *,
+    loss: Callable = ppo_clip_loss,
+    value_clip: float | None = 0.2,
+    value_coef: float = 0.1,
+    entropy_coef: float = 0.0,
+    temperature: float = 1.0,
+) -> Callable:
+    """policy loss + value_coef * value loss - entropy_coef * entropy, each a mean over the response tokens.
+
+    Args:
+      policy_apply: of the policy.
+      value_apply: of the critic.
+      loss: `f(logps, old_logps, advantages, mask) -> float[B, T]`.
+      value_clip: how far a value may move from its old one; None does not clip.
+      value_coef: weight of the value loss.
+      entropy_coef: weight of the entropy bonus, estimated by -log pi of the sampled tokens, importance-weighted.
+      temperature: of the sampling.
+
+    Returns:
+      loss_fn for params {'policy', 'value'}; its batch is (PPOBatch, number of response tokens in the whole batch).
+    """
+
+    def loss_fn(params, batch: tuple[PPOBatch, jax.Array], key):
+        data, total = batch
+        mask = data.tokens.mask
+        mean = lambda x: aggregate(x, mask, 'token_mean', denominator=total)  # noqa: E731
+        logps = token_logps(policy_apply, {'params': params['policy']}, data.tokens, temperature=temperature)
+        values = token_values(value_apply, params['value'], data.tokens)
+        policy_loss = mean(loss(logps, data.logps, data.advantages, mask))
+        value_loss = mean(clipped_value_loss(values, data.values, data.returns, clip=value_clip))
+        log_ratio = (logps - data.logps) * mask
+        ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))
+        entropy = mean(-ratio * logps)
+        clipped = 0.0 if value_clip is None else jnp.abs(values - data.values) > value_clip
+        metrics = {
+            'loss/policy_avg': policy_loss,
+            'loss/value_avg': value_loss,
+            'policy/approxkl_avg': mean(0.5 * jnp.square(log_ratio)),
+            'policy/clipfrac_avg': mean((jnp.abs(ratio - 1.0) > 0.2).astype(jnp.float32)),
+            'policy/entropy_avg': entropy,
+            'val/clipfrac_avg': mean(jnp.zeros_like(values) + clipped),
+            'val/ratio': mean(ratio),
+            'val/ratio_var': mean(jnp.square(ratio - 1.0)),
+        }
+        return policy_loss + value_coef * value_loss - entropy_coef * entropy, metrics
+
+    return loss_fn
+
+
+def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
+    """1 - Var(returns - values) / Var(returns) over real tokens: 1 for a perfect critic, 0 for a constant one."""
+    return 1.0 - masked_var(returns - values, mask) / (masked_var(returns, mask) + 1e-8)
