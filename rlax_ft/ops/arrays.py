@@ -55,6 +55,12 @@ def as_ids(shape: tuple[int, ...], /, **arrays):
     return x
 
 
+def as_per_example(like: jax.Array, /, **arrays) -> jax.Array:
+    """`as_float` of the one array: a scalar, or of the shape of `like`; [B, 1] would silently broadcast to [B, B]."""
+    x = as_float(**arrays)
+    return x if x.ndim == 0 else as_float(like.ndim, batch=like, **arrays)[1]
+
+
 def as_mask(shape: tuple[int, ...], /, **arrays) -> jax.Array:
     """Checks the shape of the one mask (bool, or numbers of which those above 0 count); returns bool."""
     ((name, value),) = arrays.items()
