@@ -7,7 +7,7 @@ import numpy as np
 
 
 def rank_completions(rng: np.random.Generator, gold: np.ndarray, *, temperature: float = 1.0) -> np.ndarray:
-    """A ranking drawn from Plackett-Luce: orders gold / temperature + Gumbel noise (arXiv 1901.10517 on the identity).
+    """A ranking drawn from Plackett-Luce: orders gold / temperature + Gumbel noise (Yellott, 1977).
 
     For every pair, P(a before b) = sigma((gold_a - gold_b) / temperature): each comparison that the ranking implies is
     a draw from Bradley-Terry.

@@ -3,6 +3,8 @@
 Leaves out losses, and what a score means.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -52,6 +54,11 @@ def score_last_token(values: jax.Array, batch: TokenBatch) -> jax.Array:
     length = batch.mask.shape[-1]
     last = jnp.max(jnp.where(batch.mask > 0, jnp.arange(length), 0), axis=-1)
     return jnp.take_along_axis(values, last[:, None], axis=-1)[:, 0]
+
+
+def sequence_scores(apply: Callable, params, rows: TokenBatch) -> jax.Array:
+    """A reward model's score of each row, read at its last response token: float32[B]."""
+    return score_last_token(apply({'params': params}, rows.tokens, rows.positions, rows.segment_ids), rows)
 
 
 def _copy(params):

@@ -12,9 +12,8 @@ from flax import struct
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import ModelConfig
-from rlax_ft.models.heads import ScalarModel
+from rlax_ft.models.heads import ScalarModel, sequence_scores
 from rlax_ft.models.hf import load_pretrained, read_json, save_pretrained
-from rlax_ft.training.objectives import sequence_scores
 from rlax_ft.types import Params, TokenBatch
 
 

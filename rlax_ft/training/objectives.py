@@ -14,7 +14,7 @@ from rlax_ft.losses.preference import implicit_rewards
 from rlax_ft.losses.ranking import plackett_luce_dpo_loss, plackett_luce_loss
 from rlax_ft.losses.reward_model import bradley_terry_loss
 from rlax_ft.losses.supervised import nll_loss
-from rlax_ft.models.heads import score_last_token
+from rlax_ft.models.heads import sequence_scores
 from rlax_ft.models.scoring import sequence_logps, token_logps
 from rlax_ft.ops.reduce import aggregate
 from rlax_ft.types import PairLogps, PreferenceBatch, RankingBatch, TokenBatch
@@ -147,11 +147,6 @@ def reward_ranking_objective(apply: Callable) -> Callable:
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}
 
     return loss_fn
-
-
-def sequence_scores(apply: Callable, params, rows: TokenBatch) -> jax.Array:
-    """A reward model's score of each row, read at its last response token: float32[B]."""
-    return score_last_token(apply({'params': params}, rows.tokens, rows.positions, rows.segment_ids), rows)
 
 
 def reward_metrics(chosen: jax.Array, rejected: jax.Array) -> dict[str, jax.Array]:

@@ -77,7 +77,7 @@ def token_rewards(
 
 
 def token_values(apply: Callable, params, tokens: TokenBatch) -> jax.Array:
-    """V(prompt, y_<t) for each response token y_t: the critic read one position before it; float32[B, T], 0 if masked."""
+    """V(prompt, y_<t) of each response token y_t, the critic read one position earlier; float32[B, T], 0 if masked."""
     values = apply({'params': params}, tokens.tokens, tokens.positions, tokens.segment_ids)
     return jnp.where(tokens.mask > 0, jnp.pad(values[:, :-1], ((0, 0), (1, 0))), 0.0)
 

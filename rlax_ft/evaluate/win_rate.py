@@ -1,0 +1,59 @@
+"""Win rates and accuracies with their intervals.
+
+Leaves out who judges: these are functions of numbers.
+"""
+
+import math
+
+import numpy as np
+
+
+def win_rate(
+    ours: np.ndarray, theirs: np.ndarray, *, seed: int = 0, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """How often ours beats theirs on the same prompt, a tie being half a win, with a 95 % bootstrap interval.
+
+    Args:
+      ours: float[N], a judge's score of our completion of each prompt.
+      theirs: float[N], of theirs.
+      seed: of the bootstrap.
+      resamples: number of bootstrap samples over prompts.
+
+    Returns:
+      (rate, lower, upper), each in [0, 1].
+    """
+    wins = (1.0 + np.sign(np.asarray(ours) - np.asarray(theirs))) / 2.0
+    rng = np.random.default_rng(seed)
+    rates = wins[rng.integers(len(wins), size=(resamples, len(wins)))].mean(axis=1)
+    lower, upper = np.percentile(rates, [2.5, 97.5])
+    return float(wins.mean()), float(lower), float(upper)
+
+
+def accuracy_interval(right: float, total: int) -> tuple[float, float, float]:
+    """A share with its 95 % Wilson interval: (p, lower, upper).
+
+    Args:
+      right: number of successes; halves are allowed for ties.
+      total: number of trials, at least 1.
+    """
+    z = 1.959964
+    p = right / total
+    center = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return p, center - half, center + half
+
+
+def length_baseline(train_chosen, train_rejected, chosen, rejected) -> float:
+    """Accuracy on held-out pairs of a judge that knows only which text is longer.
+
+    Whether longer or shorter wins is learned from the training pairs; equal lengths count half.
+
+    Args:
+      train_chosen: [N], lengths of chosen responses in training.
+      train_rejected: [N], of rejected ones.
+      chosen: [M], held out.
+      rejected: [M].
+    """
+    prefers_longer = np.sign(np.asarray(train_chosen) - np.asarray(train_rejected)).mean() >= 0
+    difference = np.sign(np.asarray(chosen) - np.asarray(rejected)) * (1 if prefers_longer else -1)
+    return float(((1 + difference) / 2).mean())
