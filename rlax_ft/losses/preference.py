@@ -26,7 +26,7 @@ def implicit_rewards(pair: PairLogps, beta: float) -> tuple[jax.Array, jax.Array
 
 
 def dpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0) -> jax.Array:
-    """DPO, -log s(beta Delta) (arXiv 2305.18290); cDPO when smoothed (Mitchell, 2023, "A note on DPO with noisy preferences").
+    """DPO, -log s(beta Delta) (arXiv 2305.18290); cDPO when smoothed (Mitchell, 2023, DPO with noisy preferences).
 
     -(1 - eps) log s(beta Delta) - eps log s(-beta Delta).
 
