@@ -119,9 +119,9 @@ def gspo_token_loss(
 def cispo_loss(logps, old_logps, advantages, mask, *, clip_low: float = 1.0, clip_high: float = 4.0) -> jax.Array:
     """CISPO, -sg(clip(w_t, 1 - clip_low, 1 + clip_high)) A_t log pi(y_t) (arXiv 2506.13585).
 
-    No token loses its gradient. The paper has no lower bound (clip_low = 1). TRL bounds the ratio by epsilon_high itself
-    (5 is its advice: clip_high = 4, the default here) and has no lower bound; verl clips to [1 - low, 1 + high] with
-    PPO's 0.2.
+    No token loses its gradient. The paper has no lower bound (clip_low = 1). TRL bounds the ratio by epsilon_high
+    itself (5 is its advice: clip_high = 4, the default here) without a lower one; verl clips to [1 - low, 1 + high]
+    with PPO's 0.2.
 
     Args:
       logps, old_logps, advantages, mask: see the top of the file.

@@ -157,6 +157,24 @@ def masked_whiten(x, mask, *, shift_mean: bool = True, axis_name: str | None = N
     return keep(kept, white if shift_mean else white + mean)
 
 
+def above_quantile(x, mask, quantile: float, *, axis_name: str | None = None) -> jax.Array:
+    """True on unmasked entries of at least the batch's quantile, to train on high-entropy tokens (arXiv 2506.01939).
+
+    Args:
+      x: float[...], NaN is fine where masked.
+      mask: as x.
+      quantile: in [0, 1]; 0.8 keeps the top fifth (1 - TRL's `top_entropy_quantile`).
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      bool of x's shape, False where masked.
+    """
+    x = as_float(x=x)
+    mask = as_mask(x.shape, mask=mask)
+    counted = jnp.where(mask, x, jnp.nan).reshape(-1)
+    return mask & (x >= jnp.nanquantile(gather_rows(counted, axis_name), quantile))
+
+
 def gather_rows(x: jax.Array, axis_name: str | None) -> jax.Array:
     """[B, ...] of this device -> [devices B, ...] of all, in the order of the axis; itself without an axis."""
     return x if axis_name is None else jax.lax.all_gather(x, axis_name, axis=0, tiled=True)
