@@ -36,3 +36,12 @@ def local_batch(dataset, step: int, *, batch_size: int, seed: int):
 @functools.lru_cache(maxsize=4)
 def _permutation(size, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def split_rows(records: list, *, seed: int, share: float = 0.1) -> tuple[list, list]:
+    """(training, held-out) records: a random share, at least one, is held out; a single record serves as both."""
+    if len(records) == 1:
+        return records, records
+    order = np.random.default_rng([seed, 3]).permutation(len(records))
+    cut = max(round(len(records) * share), 1)
+    return [records[i] for i in sorted(order[cut:])], [records[i] for i in sorted(order[:cut])]

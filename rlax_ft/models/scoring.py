@@ -11,9 +11,6 @@ import jax.numpy as jnp
 from rlax_ft.ops.logprobs import chunked_token_logprobs
 from rlax_ft.types import Rollout, TokenBatch
 
-# Positions whose logits are held at once; beyond it the head runs in chunks.
-CHUNK = 4096
-
 
 def token_logps(apply: Callable, variables, batch: TokenBatch, *, temperature: float = 1.0) -> jax.Array:
     """log pi(token_t | tokens before t) of every token, without ever holding [B, T, V].
@@ -29,8 +26,10 @@ def token_logps(apply: Callable, variables, batch: TokenBatch, *, temperature: f
     """
     hidden, _ = apply(variables, batch.tokens, batch.positions, batch.segment_ids)
     head = apply(variables, method='unembed_matrix')
-    logps = chunked_token_logprobs(hidden[:, :-1], head, batch.tokens[:, 1:], chunk=CHUNK, temperature=temperature)
-    return jnp.where(batch.mask > 0, jnp.pad(logps, ((0, 0), (1, 0))), 0.0)
+    logps = chunked_token_logprobs(
+        hidden[:, :-1], head, batch.tokens[:, 1:], chunk=None, temperature=temperature, mask=batch.mask[:, 1:]
+    )
+    return jnp.pad(logps, ((0, 0), (1, 0)))
 
 
 def sequence_logps(apply: Callable, variables, batch: TokenBatch) -> jax.Array:

@@ -3,7 +3,7 @@
 The field's checklist (arXiv 2403.17031, 1909.08593, 2203.02155), and where each point is kept:
 - completions are of fixed length, truncated after the first EOS and scored as such: `sampling.generate`, `end_scores`;
 - no EOS earns a set penalty in place of the score: `end_scores`;
-- the score is added at the last real token, not on padding: `token_rewards`;
+- the score is added at the last real token, not on padding: `ops.returns.token_rewards`;
 - logits are divided by the sampling temperature in policy, reference and update alike: `estimate`, `ppo_objective`;
 - the value head starts at 0: `models.heads.value_params`;
 - rewards are not whitened; advantages are, over real tokens, with their mean removed: `estimate`;
@@ -12,7 +12,7 @@ The field's checklist (arXiv 2403.17031, 1909.08593, 2203.02155), and where each
 Leaves out the loop (experiments/ppo.py) and where scores come from (rewards/).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.losses.value import clipped_value_loss
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
-from rlax_ft.ops.returns import token_gae
-from rlax_ft.types import TokenBatch
+from rlax_ft.ops.returns import token_gae, token_rewards
+from rlax_ft.types import Rollout, TokenBatch
 
 
 @struct.dataclass
@@ -54,26 +54,6 @@ def end_scores(scores: jax.Array, ended: jax.Array, missing_eos_penalty: float) 
       missing_eos_penalty: what stands in place of the score (arXiv 1909.08593).
     """
     return jnp.where(ended, jnp.asarray(scores, jnp.float32), missing_eos_penalty)
-
-
-def token_rewards(
-    scores: jax.Array, logps: jax.Array, ref_logps: jax.Array, mask: jax.Array, *, kl_coef: jax.Array | float
-) -> jax.Array:
-    """r_t = -beta (log pi(y_t) - log pi_ref(y_t)) + [t is the last real token] score (arXiv 2203.02155, eq. 2).
-
-    Args:
-      scores: float[B].
-      logps: float[B, T] under the sampling policy.
-      ref_logps: float[B, T] under the reference.
-      mask: [B, T], 1 on real response tokens.
-      kl_coef: beta.
-
-    Returns:
-      float32[B, T], 0 where masked.
-    """
-    mask = mask.astype(jnp.float32)
-    last = mask * (jnp.cumsum(mask, axis=1) == jnp.sum(mask, axis=1, keepdims=True))
-    return -kl_coef * (logps - ref_logps) * mask + scores.astype(jnp.float32)[:, None] * last
 
 
 def token_values(apply: Callable, params, tokens: TokenBatch) -> jax.Array:
@@ -117,7 +97,7 @@ def estimate(
     mask = tokens.mask
     ref_logps = token_logps(policy_apply, {'params': ref_params}, tokens, temperature=temperature)
     values = token_values(value_apply, params['value'], tokens)
-    rewards = token_rewards(scores, logps, ref_logps, mask, kl_coef=kl_coef)
+    rewards = token_rewards(scores, mask, logps - ref_logps, kl_coef=kl_coef)
     advantages, returns = token_gae(rewards, values, mask, gamma=gamma, lam=lam)
     kl = jnp.sum((logps - ref_logps) * mask, axis=1)
     metrics = {
@@ -213,3 +193,16 @@ def ppo_objective(
 def explained_variance(values: jax.Array, returns: jax.Array, mask: jax.Array) -> jax.Array:
     """1 - Var(returns - values) / Var(returns) over real tokens: 1 for a perfect critic, 0 for a constant one."""
     return 1.0 - masked_var(returns - values, mask) / (masked_var(returns, mask) + 1e-8)
+
+
+def ended(rollout: Rollout, eos_ids: Sequence[int]) -> jax.Array:
+    """Whether each completion has an EOS, bool[B]; always, where there is none to have."""
+    if not eos_ids:
+        return jnp.ones(rollout.tokens.shape[0], bool)
+    return jnp.any(jnp.isin(rollout.tokens, jnp.asarray(eos_ids)) & rollout.mask, axis=1)
+
+
+@jax.jit
+def mean_metrics(steps: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """The mean of each metric over the optimiser steps of an update."""
+    return jax.tree.map(lambda *values: sum(values) / len(values), *steps)

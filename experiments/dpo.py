@@ -1,0 +1,155 @@
+"""Direct preference optimisation on comparisons or rankings, with human labels or a preference model's.
+
+    python experiments/dpo.py --task=reviews --init_from=runs/sft --out=runs/dpo
+    python experiments/dpo.py --task=reviews --init_from=runs/sft --loss=plackett_luce
+    python experiments/dpo.py --data=pairs.jsonl --init_from=runs/sft --labels=preference_model --reward=runs/rm
+    python experiments/dpo.py --task=reviews --init_from=runs/sft --loss=my_module:my_loss
+
+Reference log-probabilities are computed once, before the first step. Leaves out formulas: --loss names one of
+rlax_ft.losses.preference, or a function `f(pair, *, beta) -> float[B]` of your own.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from collect import FeedbackSettings, comparisons, texts
+from evaluation import Evaluator
+from reward_model import flatten
+from run import export_model, load_loss, make_codec, open_run, starting_model, train_setup
+from settings import flag, run_script
+
+from rlax_ft.data.batches import preference_rows, ranking_rows
+from rlax_ft.data.loader import local_batch
+from rlax_ft.data.records import write_records
+from rlax_ft.data.tasks import get_task
+from rlax_ft.errors import InputError
+from rlax_ft.evaluate.win_rate import accuracy_interval
+from rlax_ft.models.scoring import sequence_logps
+from rlax_ft.models.transformer import Transformer
+from rlax_ft.rewards.learned import load_reward_model
+from rlax_ft.rewards.rules import rule_scores
+from rlax_ft.sampling.text import map_rows
+from rlax_ft.training.metrics import MetricsWriter
+from rlax_ft.training.objectives import preference_objective, ranking_objective
+from rlax_ft.training.step import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class DPOSettings(FeedbackSettings):
+    """Flags of dpo.py."""
+
+    loss: str = flag('dpo', 'dpo, ipo, simpo, ... or MODULE:FUNCTION; plackett_luce learns from whole rankings.')
+    loss_args: str = flag('', 'Further hyperparameters of the loss, such as label_smoothing=0.1,gamma=0.5.')
+    beta: float = flag(0.1, 'Weight of the KL to the reference in the objective that the loss stands for.')
+    labels: str = flag(
+        'human',
+        'human: as judged. preference_model: the soft label sigma(r(a) - r(b)) of --reward. gold: of the task.',
+        ('human', 'preference_model', 'gold'),
+    )
+    reward: str = flag('', 'Run folder of the reward model that gives --labels=preference_model.')
+    max_steps: int = flag(200, 'Number of training steps.')
+    learning_rate: float = flag(5e-4, 'Peak learning rate of AdamW.')
+    warmup_steps: int = flag(10, 'Steps over which the learning rate rises to its peak.')
+
+
+def train(settings: DPOSettings) -> dict:
+    """Runs the stage, or goes on with it; returns its summary."""
+    run = open_run(settings, 'dpo')
+    if run.summary:
+        return run.summary
+    rankings, held_out = comparisons(settings, run)
+    codec = make_codec(settings, run, lambda: texts(rankings))
+    config, ref_params = starting_model(settings, codec)
+    apply = Transformer(config).apply
+    task = None if settings.data else get_task(settings.task)
+    evaluator = Evaluator(task, codec, config, ref_params) if task else None
+    reference = jax.jit(lambda rows: sequence_logps(apply, {'params': ref_params}, rows))
+    by_rank = settings.loss == 'plackett_luce'
+    if by_rank:
+        objective = ranking_objective(apply, beta=settings.beta)
+        rows = with_reference_rankings(ranking_rows(codec, rankings), reference)
+    else:
+        loss = load_loss(settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
+        objective = preference_objective(apply, loss, beta=settings.beta)
+        rows = with_reference(labelled_rows(settings, codec, rankings), reference)
+    eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference)
+    optimizer, step = train_setup(settings, objective)
+    state = init_state(jax.tree.map(np.array, ref_params), optimizer, jax.random.key(settings.seed))
+    start = run.checkpoints.latest_step() or 0
+    if start:
+        state, _ = run.checkpoints.restore(state)
+
+    show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold')
+    with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='dpo', show=show) as writer:
+        for i in range(start, settings.max_steps):
+            batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
+            state, metrics = step(state, (batch, np.float32(settings.batch_size)))
+            if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
+                metrics |= evaluator.metrics(state.params, count=512, seed=settings.seed)
+            writer.write(i + 1, metrics)
+            if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
+                run.checkpoints.save(i + 1, state)
+
+    export_model(run, config, state.params, codec)
+    summary = {'steps': settings.max_steps, **held_out_accuracy(apply, state.params, eval_rows)}
+    if evaluator:
+        prompts = task.sample_prompts(512, settings.seed + 1000)
+        measured, _ = evaluator.rollout(state.params, prompts, jax.random.key(settings.seed + 1000))
+        shown = zip(prompts[:32], measured.completions, measured.gold.tolist())
+        write_records(run.folder / 'samples.jsonl', [{'prompt': p, 'completion': c, 'gold': g} for p, c, g in shown])
+        summary |= measured.summary()
+    return run.finish(summary)
+
+
+def labelled_rows(settings: DPOSettings, codec, rankings):
+    """All comparisons as rows, labelled as --labels says."""
+    pairs = flatten(rankings)
+    rows = preference_rows(codec, pairs)
+    if settings.labels == 'human':
+        return rows
+    if settings.labels == 'gold':
+        if settings.data:
+            raise InputError('--labels=gold: only an embedded --task has a gold reward')
+        rule = get_task(settings.task).reward
+        scores = [
+            rule_scores(rule, [p['prompt'] for p in pairs], [p[s] for p in pairs]) for s in ('chosen', 'rejected')
+        ]
+    else:
+        if not settings.reward:
+            raise InputError('--labels=preference_model: give the run folder of the reward model as --reward')
+        model, _ = load_reward_model(settings.reward)
+        score = jax.jit(model.__call__)
+        scores = [map_rows(score, side, batch_size=256) for side in (rows.chosen, rows.rejected)]
+    return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
+
+
+def with_reference(rows, reference):
+    """The rows with the reference's log-probabilities."""
+    chosen, rejected = (map_rows(reference, side, batch_size=256) for side in (rows.chosen, rows.rejected))
+    return rows.replace(ref_chosen=chosen, ref_rejected=rejected)
+
+
+def with_reference_rankings(rows, reference):
+    """The same for rankings."""
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), rows.candidates)
+    return rows.replace(ref_logps=map_rows(reference, flat, batch_size=256).reshape(rows.ranks.shape))
+
+
+def held_out_accuracy(apply, params, rows) -> dict[str, float]:
+    """How often the policy, against the reference, moved towards the chosen response of held-out pairs."""
+    policy = jax.jit(lambda batch: sequence_logps(apply, {'params': params}, batch))
+    chosen = map_rows(policy, rows.chosen, batch_size=256) - rows.ref_chosen
+    rejected = map_rows(policy, rows.rejected, batch_size=256) - rows.ref_rejected
+    right = ((1 + np.sign(chosen - rejected)) / 2).sum()
+    accuracy, low, high = accuracy_interval(right, len(chosen))
+    return {
+        'eval_pairs': len(chosen),
+        'eval_accuracy': accuracy,
+        'eval_accuracy_low': low,
+        'eval_accuracy_high': high,
+    }
+
+
+if __name__ == '__main__':
+    run_script(DPOSettings, train)

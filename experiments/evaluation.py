@@ -1,0 +1,59 @@
+"""Measuring a policy on an embedded task while it trains and after: samples, gold reward, KL to the reference.
+
+Leaves out training.
+"""
+
+import jax
+import numpy as np
+
+from rlax_ft.data.batches import Codec
+from rlax_ft.data.tasks.task import Task
+from rlax_ft.evaluate.policy import Measured, measure
+from rlax_ft.models.scoring import rollout_batch, sequence_logps
+from rlax_ft.models.transformer import Transformer
+from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
+from rlax_ft.types import TokenBatch
+
+
+class Evaluator:
+    """Samples on fixed prompts and says what they are worth; compiled once, used for every policy of one shape."""
+
+    def __init__(self, task: Task, codec: Codec, config, ref_params, *, batch_size: int = 512):
+        """Takes what all measurements share.
+
+        Args:
+          task: gives prompts and gold reward.
+          codec: how text becomes tokens.
+          config: of policy and reference.
+          ref_params: of the reference.
+          batch_size: rows sampled at once.
+        """
+        apply = Transformer(config).apply
+        self.task, self.codec, self.batch_size = task, codec, batch_size
+        self._sample = make_sampler(apply, codec)
+        # A copy: the reference often is the model that the training state donates.
+        ref_params = jax.tree.map(np.asarray, ref_params)
+        self._ref_logps = jax.jit(lambda rows: sequence_logps(apply, {'params': ref_params}, rows))
+
+    def rollout(self, params, prompts: list[str], key: jax.Array) -> tuple[Measured, TokenBatch]:
+        """Samples one completion of each prompt; returns what they are worth, and their tokens."""
+        rollout = sample_prompts(self._sample, params, self.codec, prompts, key, batch_size=self.batch_size)
+        rows = jax.tree.map(np.asarray, rollout_batch(rollout))
+        ref_logps = map_rows(self._ref_logps, rows, batch_size=self.batch_size)
+        completions, ended = self.codec.decode(rollout)
+        measured = measure(
+            self.task,
+            prompts,
+            completions,
+            ended,
+            logps=rollout.logps.sum(axis=1),
+            ref_logps=ref_logps,
+            length=rollout.mask.sum(axis=1),
+        )
+        return measured, rows
+
+    def metrics(self, params, *, count: int, seed: int) -> dict[str, float]:
+        """`eval/gold`, `eval/kl`, `eval/length` and `eval/ungrammatical` on `count` prompts."""
+        prompts = self.task.sample_prompts(count, seed + 1000)
+        measured, _ = self.rollout(params, prompts, jax.random.key(seed + 1000))
+        return {f'eval/{name}': value for name, value in measured.summary().items()}

@@ -1,0 +1,172 @@
+"""PPO on language: sample, score, estimate advantages, and take several clipped epochs on them.
+
+    python experiments/ppo.py --task=sort --init_from=runs/sft --reward=gold --out=runs/ppo
+    python experiments/ppo.py --task=reviews --init_from=runs/sft --reward=runs/reward_model
+    python experiments/ppo.py --data=prompts.jsonl --init_from=runs/sft --reward=my_module:my_rule
+
+The checklist of details that it follows stands in rlax_ft/training/ppo.py. Leaves out formulas: --loss names one of
+rlax_ft.losses.policy_gradient, or a function `f(logps, old_logps, advantages, mask) -> float[B, T]` of your own.
+"""
+
+import dataclasses
+import importlib
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from evaluation import Evaluator
+from run import export_model, load_loss, make_codec, model_folder, open_run, starting_model, train_setup
+from settings import Settings, flag, run_script
+
+from rlax_ft.data.batches import prompt_arrays
+from rlax_ft.data.loader import local_batch
+from rlax_ft.data.records import read_prompts, write_records
+from rlax_ft.data.tasks import get_task
+from rlax_ft.errors import InputError
+from rlax_ft.models.heads import ScalarModel, value_params
+from rlax_ft.models.scoring import rollout_batch
+from rlax_ft.models.transformer import Transformer
+from rlax_ft.ops.kl import adaptive_coef
+from rlax_ft.rewards.learned import load_reward_model
+from rlax_ft.rewards.rules import rule_scores
+from rlax_ft.sampling.text import make_sampler, rollout_logps
+from rlax_ft.training.metrics import MetricsWriter
+from rlax_ft.training.ppo import end_scores, ended, estimate, mean_metrics, minibatch, ppo_objective
+from rlax_ft.training.step import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOSettings(Settings):
+    """Flags of ppo.py."""
+
+    reward: str = flag(
+        'gold', "gold (the task's), a reward model's run folder, or MODULE:FUNCTION(prompt, completion)."
+    )
+    loss: str = flag('ppo_clip', 'ppo_clip, cispo, gspo, ... or MODULE:FUNCTION.')
+    loss_args: str = flag('', 'Further hyperparameters of the loss, such as clip_low=0.2,clip_high=0.28.')
+    beta: float = flag(0.05, 'Weight of the KL to the starting model, a penalty on every token.')
+    target_kl: float = flag(0.0, 'Adapt beta so that the KL of a completion, in nats, goes here; 0 keeps beta fixed.')
+    kl_horizon: float = flag(10_000.0, 'Episodes over which beta adapts.')
+    max_steps: int = flag(100, 'Number of updates, each on fresh samples.')
+    batch_size: int = flag(256, 'Prompts sampled in an update, over all devices together.')
+    epochs: int = flag(4, 'Passes over the samples of an update.')
+    minibatches: int = flag(4, 'Minibatches in a pass; each is one optimiser step.')
+    learning_rate: float = flag(1e-3, 'Peak learning rate of AdamW.')
+    temperature: float = flag(1.0, 'Of sampling; policy, reference and update divide their logits by it alike.')
+    gamma: float = flag(1.0, 'Discount per token.')
+    lam: float = flag(0.95, 'Lambda of generalised advantage estimation.')
+    value_coef: float = flag(0.1, 'Weight of the value loss.')
+    value_clip: float = flag(0.2, 'How far a value may move from its old one in an update; 0 does not clip.')
+    entropy_coef: float = flag(0.0, 'Weight of the entropy bonus.')
+    missing_eos_penalty: float = flag(-3.0, 'Score of a completion that did not end.')
+    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.')
+
+
+def train(settings: PPOSettings) -> dict:
+    """Runs the stage, or goes on with it; returns its summary."""
+    run = open_run(settings, 'ppo')
+    if run.summary:
+        return run.summary
+    if settings.batch_size % settings.minibatches:
+        raise InputError(f'--minibatches={settings.minibatches}: does not divide --batch_size={settings.batch_size}')
+    task = None if settings.data else get_task(settings.task)
+    prompts = read_prompts(settings.data) if settings.data else task.sample_prompts(settings.prompts, settings.seed)
+    codec = make_codec(settings, run, lambda: prompts)
+    config, ref_params = starting_model(settings, codec)
+    apply, value_apply = Transformer(config).apply, ScalarModel(config).apply
+    evaluator = Evaluator(task, codec, config, ref_params) if task else None
+    score = make_reward(settings, task, codec)
+    sample = make_sampler(apply, codec, temperature=settings.temperature)
+    estimator = jax.jit(
+        partial(estimate, apply, value_apply, temperature=settings.temperature, gamma=settings.gamma, lam=settings.lam)
+    )
+    pick = jax.jit(partial(minibatch, count=settings.minibatches))
+    adapt = jax.jit(
+        partial(adaptive_coef, target=settings.target_kl, horizon=settings.kl_horizon, n_steps=settings.batch_size)
+    )
+    objective = ppo_objective(
+        apply,
+        value_apply,
+        loss=load_loss(settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args),
+        value_clip=settings.value_clip or None,
+        value_coef=settings.value_coef,
+        entropy_coef=settings.entropy_coef,
+        temperature=settings.temperature,
+    )
+    updates = settings.max_steps * settings.epochs * settings.minibatches
+    optimizer, step = train_setup(settings, objective, max_updates=updates, eps=1e-5)
+    params = {'policy': jax.tree.map(jnp.copy, ref_params), 'value': value_params(ref_params)}
+    state = init_state(params, optimizer, jax.random.key(settings.seed))
+    kl_coef = jnp.asarray(settings.beta, jnp.float32)
+    start = run.checkpoints.latest_step() or 0
+    if start:
+        (state, kl_coef), _ = run.checkpoints.restore((state, kl_coef))
+    rows = (*prompt_arrays(codec, prompts), np.arange(len(prompts)))
+
+    show = ('objective/scores', 'objective/kl', 'eval/gold', 'eval/kl')
+    with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='ppo', show=show) as writer:
+        for i in range(start, settings.max_steps):
+            tokens, mask, index = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
+            key, shuffle_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), i))
+            # Collect.
+            rollout = sample(state.params['policy'], tokens, mask, key)
+            batch = rollout_batch(rollout)
+            scores = end_scores(
+                score(rollout, batch, [prompts[j] for j in index]),
+                ended(rollout, codec.eos_ids),
+                settings.missing_eos_penalty,
+            )
+            # Estimate.
+            data, metrics = estimator(state.params, ref_params, batch, rollout_logps(rollout), scores, kl_coef)
+            # Update.
+            steps = []
+            for epoch, part in itertools.product(range(settings.epochs), range(settings.minibatches)):
+                state, step_metrics = step(state, pick(data, shuffle_key, epoch, part))
+                steps.append(step_metrics)
+            if settings.target_kl:
+                kl_coef = adapt(kl_coef, metrics['objective/kl'])
+            metrics |= mean_metrics(steps)
+            if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
+                metrics |= evaluator.metrics(state.params['policy'], count=512, seed=settings.seed)
+            writer.write(i + 1, metrics)
+            if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
+                run.checkpoints.save(i + 1, (state, kl_coef))
+
+    policy = state.params['policy']
+    export_model(run, config, policy, codec)
+    summary = {'steps': settings.max_steps, 'kl_coef': float(kl_coef)}
+    if evaluator:
+        prompts = task.sample_prompts(512, settings.seed + 1000)
+        measured, _ = evaluator.rollout(policy, prompts, jax.random.key(settings.seed + 1000))
+        shown = zip(prompts[:32], measured.completions, measured.gold.tolist())
+        write_records(run.folder / 'samples.jsonl', [{'prompt': p, 'completion': c, 'gold': g} for p, c, g in shown])
+        summary |= measured.summary()
+    return run.finish(summary)
+
+
+def make_reward(settings: PPOSettings, task, codec):
+    """`score(rollout, batch, prompts) -> float[B]`: a rule on text, or a reward model on tokens."""
+    rule = task.reward if settings.reward == 'gold' and task else None
+    if settings.reward == 'gold' and not task:
+        raise InputError('--reward=gold: only an embedded --task has one; give a reward model or MODULE:FUNCTION')
+    if rule is None and ':' in settings.reward:
+        module, _, name = settings.reward.rpartition(':')
+        try:
+            rule = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                f'--reward={settings.reward}: {error}; MODULE:FUNCTION is looked up in the path'
+            ) from error
+    if rule is not None:
+        return lambda rollout, batch, prompts: rule_scores(rule, prompts, codec.decode(rollout)[0])
+    model, tokenizer = load_reward_model(model_folder(settings.reward))
+    if len(tokenizer) != len(codec.tokenizer):
+        raise InputError(f'--reward={settings.reward}: has {len(tokenizer)} tokens, the policy {len(codec.tokenizer)}')
+    compiled = jax.jit(lambda model, batch: model(batch))
+    return lambda rollout, batch, prompts: compiled(model, batch)
+
+
+if __name__ == '__main__':
+    run_script(PPOSettings, train)

@@ -1,0 +1,104 @@
+"""A reward model from comparisons (Bradley-Terry) or rankings (Plackett-Luce).
+
+    python experiments/reward_model.py --task=reviews --init_from=runs/sft --out=runs/reward_model
+    python experiments/reward_model.py --data=comparisons.jsonl.gz --init_from=runs/sft --truncate
+
+The model is centred on the responses that it was trained on, so that a KL coefficient keeps its meaning. Leaves out
+what the rewards are used for (ppo.py, dpo.py).
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+from collect import FeedbackSettings, comparisons, texts
+from run import make_codec, open_run, starting_model, train_setup
+from settings import flag, run_script
+
+from rlax_ft.data.batches import preference_rows, ranking_rows
+from rlax_ft.data.loader import local_batch
+from rlax_ft.data.records import ranking_pairs
+from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline
+from rlax_ft.models.heads import ScalarModel, reward_params
+from rlax_ft.rewards.learned import RewardModel, save_reward_model
+from rlax_ft.sampling.text import map_rows
+from rlax_ft.training.metrics import MetricsWriter
+from rlax_ft.training.objectives import reward_objective, reward_ranking_objective
+from rlax_ft.training.step import init_state
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelSettings(FeedbackSettings):
+    """Flags of reward_model.py."""
+
+    loss: str = flag('bradley_terry', 'On pairs or on whole rankings.', ('bradley_terry', 'plackett_luce'))
+    center_coef: float = flag(0.0, 'Weight of (chosen + rejected)^2, with bradley_terry.')
+    scale_rewards: bool = flag(False, 'Divide the centred reward by its standard deviation, too.')
+    max_steps: int = flag(150, 'Number of training steps.')
+    learning_rate: float = flag(1e-3, 'Peak learning rate of AdamW.')
+    warmup_steps: int = flag(10, 'Steps over which the learning rate rises to its peak.')
+    weight_decay: float = flag(0.01, "AdamW's decoupled weight decay.")
+
+
+def train(settings: RewardModelSettings) -> dict:
+    """Runs the stage, or goes on with it; returns its summary."""
+    run = open_run(settings, 'reward_model')
+    if run.summary:
+        return run.summary
+    rankings, held_out = comparisons(settings, run)
+    codec = make_codec(settings, run, lambda: texts(rankings))
+    pairs, eval_pairs = flatten(rankings), flatten(held_out)
+    by_rank = settings.loss == 'plackett_luce'
+    rows = ranking_rows(codec, rankings) if by_rank else preference_rows(codec, pairs)
+    config, backbone = starting_model(settings, codec)
+    apply = ScalarModel(config).apply
+    objective = (
+        reward_ranking_objective(apply) if by_rank else reward_objective(apply, center_coef=settings.center_coef)
+    )
+    optimizer, step = train_setup(settings, objective)
+    params = reward_params(backbone, jax.random.key(settings.seed))
+    state = init_state(params, optimizer, jax.random.key(settings.seed))
+    start = run.checkpoints.latest_step() or 0
+    if start:
+        state, _ = run.checkpoints.restore(state)
+
+    show = ('loss', 'rewards/accuracies')
+    with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='reward model', show=show) as writer:
+        for i in range(start, settings.max_steps):
+            batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
+            state, metrics = step(state, (batch, np.float32(settings.batch_size)))
+            writer.write(i + 1, metrics)
+            if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
+                run.checkpoints.save(i + 1, state)
+
+    model = RewardModel(config, state.params)
+    score = jax.jit(model.__call__)
+    train_rows, eval_rows = preference_rows(codec, pairs), preference_rows(codec, eval_pairs)
+    reference = [map_rows(score, side, batch_size=256) for side in (train_rows.chosen, train_rows.rejected)]
+    model = model.normalized(np.concatenate(reference), scale=settings.scale_rewards)
+    save_reward_model(run.folder / 'model', model, codec.tokenizer)
+    chosen, rejected = (map_rows(score, side, batch_size=256) for side in (eval_rows.chosen, eval_rows.rejected))
+    accuracy, low, high = accuracy_interval(((1 + np.sign(chosen - rejected)) / 2).sum(), len(eval_pairs))
+    lengths = [side.mask.sum(axis=1) for r in (train_rows, eval_rows) for side in (r.chosen, r.rejected)]
+    return run.finish(
+        {
+            'steps': settings.max_steps,
+            'train_pairs': len(pairs),
+            'eval_pairs': len(eval_pairs),
+            'eval_accuracy': accuracy,
+            'eval_accuracy_low': low,
+            'eval_accuracy_high': high,
+            'length_baseline_accuracy': length_baseline(*lengths),
+            'reward_mean': model.mean,
+            'reward_scale': model.scale,
+        }
+    )
+
+
+def flatten(rankings: list[dict]) -> list[dict]:
+    """All comparisons that the rankings imply."""
+    return [pair for ranking in rankings for pair in ranking_pairs(ranking)]
+
+
+if __name__ == '__main__':
+    run_script(RewardModelSettings, train)

@@ -1,0 +1,243 @@
+"""What every script sets up before its loop: the run folder, the codec, the model, the compiled step.
+
+Leaves out the loops.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import settings as flags_of
+from settings import Settings
+
+from rlax_ft.data.batches import Codec
+from rlax_ft.data.tasks import get_task
+from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
+from rlax_ft.errors import InputError
+from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
+from rlax_ft.models.hf import load_pretrained, save_pretrained
+from rlax_ft.models.transformer import init_params
+from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
+from rlax_ft.parallel.mesh import make_mesh
+from rlax_ft.training.checkpoint import Checkpoints
+from rlax_ft.training.optimizer import make_optimizer
+from rlax_ft.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An open run folder.
+
+    Attributes:
+      folder: of the run.
+      checkpoints: under it.
+      summary: what the run ended with, or None where it has not ended.
+    """
+
+    folder: Path
+    checkpoints: Checkpoints
+    summary: dict | None
+
+    def finish(self, summary: dict) -> dict:
+        """Writes summary.json, the last thing that a run does, and prints it."""
+        self.checkpoints.close()
+        write_json(self.folder / 'summary.json', summary)
+        print(f'{self.folder}: ' + ', '.join(f'{k} {v:.4g}' for k, v in summary.items() if isinstance(v, int | float)))
+        return summary
+
+
+def open_run(settings: Settings, name: str) -> Run:
+    """Opens the run folder, new or to be gone on with, and writes its flags.txt.
+
+    Raises:
+      InputError: the folder holds a run of other settings.
+    """
+    folder = Path(settings.out or f'runs/{name}')
+    flags_file = folder / 'flags.txt'
+    if flags_file.exists() and not settings.resume:
+        number = next(n for n in range(1, 10_000) if not folder.with_name(f'{folder.name}.{n}').exists())
+        folder.rename(folder.with_name(f'{folder.name}.{number}'))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f'--out={folder}: is a file; give a folder')
+    summary = None
+    if flags_file.exists():
+        saved = flags_file.read_text().splitlines()
+        flags_of.check_same(settings, saved, folder)
+        longer = f'--max_steps={settings.max_steps}' not in saved
+        summary_file = folder / 'summary.json'
+        summary = json.loads(summary_file.read_text()) if summary_file.exists() and not longer else None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(flags_file, '\n'.join(flags_of.flag_lines(settings)) + '\n')
+    return Run(folder, Checkpoints(folder / 'checkpoints'), summary)
+
+
+def make_codec(settings: Settings, run: Run, texts) -> Codec:
+    """Tokenizer and lengths: those of the starting model if it brings a tokenizer, of the task, or trained on `texts`.
+
+    Args:
+      settings: of the script.
+      run: its folder; a tokenizer trained before is read from there.
+      texts: called for the data's texts where a tokenizer must be trained.
+    """
+    task = None if settings.data else get_task(settings.task)
+    limits = {
+        'max_prompt': settings.max_prompt_tokens or (task.max_prompt_tokens if task else 128),
+        'max_new_tokens': settings.max_new_tokens or (task.max_new_tokens if task else 128),
+        'ends': task.ends if task else True,
+        'truncate': settings.truncate,
+    }
+    source = model_source(settings)
+    if source:
+        tokenizer = load_pretrained_tokenizer(source)
+        if task and len(tokenizer) != len(word_tokenizer(task.words)):
+            raise InputError(f'--task={task.name}: the model in {source} was made for another vocabulary')
+    elif task:
+        tokenizer = word_tokenizer(task.words)
+    else:
+        folder = run.folder / 'tokenizer'
+        if not (folder / 'tokenizer.json').exists():
+            train_tokenizer(settings.tokenizer, texts()).save_pretrained(folder)
+        tokenizer = load_pretrained_tokenizer(folder)
+    return Codec(tokenizer, **limits)
+
+
+def model_source(settings: Settings) -> str:
+    """The folder or hub id that the model comes from; empty for a new model."""
+    if settings.init_from:
+        return str(model_folder(settings.init_from))
+    return '' if settings.model in SIZES else settings.model
+
+
+def model_folder(path: str) -> Path:
+    """Where a run folder, or one of its checkpoints, or a model folder, keeps config.json."""
+    for folder in (Path(path) / 'model', Path(path), Path(path).parent.parent / 'model'):
+        if (folder / 'config.json').exists():
+            return folder
+    raise InputError(f'--init_from={path}: holds no model; give a run folder, its checkpoints/STEP, or a model folder')
+
+
+def load_pretrained_tokenizer(folder):
+    """The tokenizer of a model folder.
+
+    Raises:
+      InputError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f'{folder}: no tokenizer that transformers can read ({str(error).splitlines()[0]})') from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]:
+    """Configuration and parameters to start from.
+
+    Raises:
+      InputError: the model has too small a vocabulary or context for the data.
+    """
+    source = model_source(settings)
+    if not source:
+        config = embedded_config(settings.model, vocab_size=len(codec.tokenizer), max_length=codec.max_length)
+        return config, init_params(config, jax.random.key(settings.seed))
+    config, params, _ = load_pretrained(source)
+    if 'backbone' in params:
+        raise InputError(f'{source}: a reward model where a language model is needed')
+    if len(codec.tokenizer) > config.vocab_size:
+        raise InputError(f'{source}: the tokenizer has {len(codec.tokenizer)} tokens, the model {config.vocab_size}')
+    if codec.max_length > config.max_length:
+        raise InputError(
+            f'--max_prompt_tokens={codec.max_prompt} --max_new_tokens={codec.max_new_tokens}: together more than the '
+            f'{config.max_length} tokens that the model in {source} reads'
+        )
+    return config, params
+
+
+def train_setup(settings: Settings, objective, *, max_updates: int | None = None, eps: float = 1e-8):
+    """(optimizer, compiled step) for an objective, as the flags say.
+
+    Args:
+      settings: of the script.
+      objective: `loss_fn(params, batch, key)`.
+      max_updates: length of the learning rate's schedule; --max_steps when absent.
+      eps: Adam's epsilon.
+    """
+    optimizer = make_optimizer(
+        settings.learning_rate,
+        max_steps=max_updates or settings.max_steps,
+        schedule=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        clip_norm=settings.clip_norm,
+        eps=eps,
+        weight_decay=settings.weight_decay,
+    )
+    pmap = settings.backend == 'pmap'
+    step = make_train_step(
+        objective, optimizer, micro_batches=settings.micro_batches, axis_name=PMAP_AXIS if pmap else None
+    )
+    mesh = None if pmap else make_mesh(settings.mesh)
+    return optimizer, compile_step(step, mesh=mesh, backend=settings.backend)
+
+
+def load_loss(name: str, module: str, arguments: str = '', **given):
+    """The loss that --loss names, with the hyperparameters that it takes bound.
+
+    Args:
+      name: of a function in `module`, without its `_loss`; or `my_module:my_loss`, found from the working directory.
+      module: such as rlax_ft.losses.preference.
+      arguments: further hyperparameters as text, `label_smoothing=0.1,gamma=0.5`.
+      **given: hyperparameters from flags; those that the loss does not take are left out.
+
+    Raises:
+      InputError: no such loss, or an argument that it does not take.
+    """
+    where, _, attribute = name.rpartition(':')
+    if where and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        home = importlib.import_module(where or module)
+        loss = getattr(home, attribute if where else f'{name}_loss')
+    except (ImportError, AttributeError) as error:
+        known = [n[:-5] for n, f in inspect.getmembers(importlib.import_module(module)) if n.endswith('_loss')]
+        raise InputError(f'--loss={name}: {error}; use MODULE:FUNCTION or one of {", ".join(known)}') from error
+    takes = inspect.signature(loss).parameters
+    bound = {key: value for key, value in given.items() if key in takes}
+    for part in filter(None, arguments.split(',')):
+        key, _, value = part.partition('=')
+        if key not in takes:
+            raise InputError(f'--loss_args={arguments}: {name} takes no {key!r}; it takes {", ".join(list(takes)[1:])}')
+        bound[key] = _parse_value(value)
+    return partial(loss, **bound)
+
+
+def export_model(run: Run, config, params, codec: Codec) -> None:
+    """Writes the run's model/ as a folder that transformers opens."""
+    save_pretrained(run.folder / 'model', config, params, codec.tokenizer)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def _parse_value(text):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

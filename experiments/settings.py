@@ -1,0 +1,122 @@
+"""Flags: each script has one frozen dataclass of settings, and every field of it is an absl flag with its help.
+
+A script's loop can so be called from another script with plain values, and from the shell with flags. Leaves out
+what the settings are used for.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from rlax_ft.errors import InputError
+
+
+def flag(default, help_text: str, choices: tuple[str, ...] = ()):
+    """A field of a settings class that is also a flag."""
+    return dataclasses.field(default=default, metadata={'help': help_text, 'choices': choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What every script takes."""
+
+    out: str = flag('', 'Run folder; runs/SCRIPT when empty. A run that was stopped goes on where it was.')
+    resume: bool = flag(True, 'Go on with the run in --out. False starts again; the old folder is moved aside.')
+    seed: int = flag(0, 'Seed of everything random: the same seed gives the same run.')
+    task: str = flag('reviews', 'Embedded task: reviews, exact or sort. Ignored when --data is given.')
+    data: str = flag('', 'JSONL file (or .jsonl.gz) of records to learn from, in place of --task.')
+    eval_data: str = flag('', 'JSONL file to measure on; when empty, a tenth of --data is held out.')
+    model: str = flag('small', 'tiny, small, medium or large for a new model, or a Hugging Face folder or hub id.')
+    init_from: str = flag('', 'Run folder, or its checkpoints/STEP, whose model to start from, in place of --model.')
+    tokenizer: str = flag('bpe:2048', 'For a new model on --data: bytes, or bpe:SIZE trained on the data.')
+    max_prompt_tokens: int = flag(0, 'Longest prompt in tokens; 0 takes what the task needs, or 128 with --data.')
+    max_new_tokens: int = flag(0, 'Longest response in tokens; 0 takes what the task needs, or 128 with --data.')
+    truncate: bool = flag(False, 'Cut prompts (at the front) and responses (at the end) that are too long.')
+    max_steps: int = flag(1000, 'Number of training steps; 0 saves the starting model.')
+    batch_size: int = flag(64, 'Rows (pairs, rankings, prompts) in a step, over all devices together.')
+    micro_batches: int = flag(1, 'Parts in which a step goes through its batch, to save memory; never changes results.')
+    learning_rate: float = flag(1e-3, 'Peak learning rate of AdamW.')
+    schedule: str = flag('linear', 'Learning rate over the run.', ('linear', 'cosine', 'constant'))
+    warmup_steps: int = flag(0, 'Steps over which the learning rate rises to its peak.')
+    clip_norm: float = flag(1.0, 'Largest norm of the gradient; 0 does not clip.')
+    weight_decay: float = flag(0.0, "AdamW's decoupled weight decay.")
+    save_every: int = flag(200, 'Steps between checkpoints.')
+    eval_every: int = flag(0, 'Steps between evaluations during training; 0 evaluates at the end only.')
+    mesh: str = flag('', 'Device mesh such as data=4,fsdp=2; empty puts all devices on data.')
+    backend: str = flag('jit', 'jit over the mesh, or pmap over the local devices.', ('jit', 'pmap'))
+
+
+# A resumed run may go on longer, on other devices, and save more or less often; nothing else of it may change.
+_MAY_CHANGE = {'out', 'resume', 'max_steps', 'mesh', 'backend', 'micro_batches', 'save_every', 'eval_every'}
+
+
+def flag_lines(settings: Settings) -> list[str]:
+    """The settings as lines of a flag file."""
+    return [f'--{field.name}={getattr(settings, field.name)}' for field in dataclasses.fields(settings)]
+
+
+def check_same(settings: Settings, saved: list[str], path) -> None:
+    """Refuses to go on with a run under other settings.
+
+    Raises:
+      InputError: naming the first flag that differs.
+    """
+    before = dict(line[2:].split('=', 1) for line in saved if line.startswith('--'))
+    for line in flag_lines(settings):
+        name, value = line[2:].split('=', 1)
+        if name in before and name not in _MAY_CHANGE and before[name] != value:
+            raise InputError(
+                f'--{name}={value}: the run in {path} was begun with --{name}={before[name]}; '
+                'give that, another --out, or --resume=false to start again'
+            )
+
+
+def run_script(settings_class: type[Settings], main: Callable[[Settings], object]) -> None:
+    """Defines the flags, parses the command line and calls `main`; a user's mistake is one line and exit code 2."""
+    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    for field in dataclasses.fields(settings_class):
+        arguments = dict(name=field.name, default=field.default, help=field.metadata['help'], module_name=sys.argv[0])
+        if field.metadata['choices']:
+            flags.DEFINE_enum(enum_values=list(field.metadata['choices']), **arguments)
+        else:
+            define[type(field.default)](**arguments)
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+            if rest[1:]:
+                raise flags.Error(f'found {rest[1]!r}, which is no flag; flags are --name=value')
+            return rest
+        except flags.Error as error:
+            _fail(error)
+
+    def run(_):
+        logging.set_verbosity(max(flags.FLAGS.verbosity, -1) if flags.FLAGS['verbosity'].present else logging.WARNING)
+        values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(settings_class)}
+        try:
+            settings = settings_class(**values)
+            _check_numbers(settings)
+            main(settings)
+        except InputError as error:
+            _fail(error)
+
+    app.run(run, flags_parser=parse)
+
+
+def _check_numbers(settings):
+    smallest = {'batch_size': 1, 'micro_batches': 1, 'save_every': 1, 'max_steps': 0, 'eval_every': 0}
+    for field in dataclasses.fields(settings):
+        value, least = getattr(settings, field.name), smallest.get(field.name)
+        if least is not None and value < least:
+            raise InputError(f'--{field.name}={value}: must be at least {least}')
+    if settings.batch_size % settings.micro_batches:
+        raise InputError(
+            f'--micro_batches={settings.micro_batches}: does not divide --batch_size={settings.batch_size}'
+        )
+
+
+def _fail(error):
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(2)
