@@ -42,4 +42,4 @@ def dft_loss(logps, mask) -> jax.Array:
     logps = as_logps(2, logps=logps)
     mask = as_mask(logps.shape, mask=mask)
     logps = keep(mask, logps)
-    return keep(mask, -jax.lax.stop_gradient(jnp.exp(logps)) * logps)
+    return keep(mask, -jax.lax.stop_gradient(jnp.exp(jnp.minimum(logps, 0.0))) * logps)
