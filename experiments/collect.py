@@ -10,13 +10,12 @@ import dataclasses
 
 import jax
 import numpy as np
-from run import Run, make_codec, open_run, starting_model
+from run import Run, make_codec, open_run, starting_model, task_of
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import Codec
 from rlax_ft.data.loader import split_rows
 from rlax_ft.data.records import ranking_pairs, read_rankings, write_records
-from rlax_ft.data.tasks import get_task
 from rlax_ft.errors import InputError
 from rlax_ft.feedback.annotator import rank_completions
 from rlax_ft.feedback.judgements import judgement
@@ -49,7 +48,7 @@ def collect(settings: FeedbackSettings) -> dict:
 
 def judge(settings: FeedbackSettings, codec: Codec, apply, params) -> list[dict]:
     """Samples completions of the task's prompts and has them ranked by the simulated annotator."""
-    task = get_task(settings.task)
+    task = task_of(settings)
     prompts = task.sample_prompts(settings.comparisons, settings.seed)
     repeated = [prompt for prompt in prompts for _ in range(settings.candidates)]
     key = jax.random.fold_in(jax.random.key(settings.seed), 4)

@@ -16,13 +16,12 @@ import numpy as np
 from collect import FeedbackSettings, comparisons, texts
 from evaluation import Evaluator
 from reward_model import flatten
-from run import export_model, load_loss, make_codec, open_run, starting_model, train_setup
+from run import export_model, load_loss, make_codec, model_folder, open_run, starting_model, task_of, train_setup
 from settings import flag, run_script
 
 from rlax_ft.data.batches import preference_rows, ranking_rows
 from rlax_ft.data.loader import local_batch
 from rlax_ft.data.records import write_records
-from rlax_ft.data.tasks import get_task
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.models.scoring import sequence_logps
@@ -62,7 +61,7 @@ def train(settings: DPOSettings) -> dict:
     codec = make_codec(settings, run, lambda: texts(rankings))
     config, ref_params = starting_model(settings, codec)
     apply = Transformer(config).apply
-    task = None if settings.data else get_task(settings.task)
+    task = task_of(settings)
     evaluator = Evaluator(task, codec, config, ref_params) if task else None
     reference = jax.jit(lambda rows: sequence_logps(apply, {'params': ref_params}, rows))
     by_rank = settings.loss == 'plackett_luce'
@@ -72,7 +71,7 @@ def train(settings: DPOSettings) -> dict:
     else:
         loss = load_loss(settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
         objective = preference_objective(apply, loss, beta=settings.beta)
-        rows = with_reference(labelled_rows(settings, codec, rankings), reference)
+        rows = with_reference(labelled_rows(settings, task, codec, rankings), reference)
     eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference)
     optimizer, step = train_setup(settings, objective)
     state = init_state(jax.tree.map(np.array, ref_params), optimizer, jax.random.key(settings.seed))
@@ -102,23 +101,23 @@ def train(settings: DPOSettings) -> dict:
     return run.finish(summary)
 
 
-def labelled_rows(settings: DPOSettings, codec, rankings):
+def labelled_rows(settings: DPOSettings, task, codec, rankings):
     """All comparisons as rows, labelled as --labels says."""
     pairs = flatten(rankings)
     rows = preference_rows(codec, pairs)
     if settings.labels == 'human':
         return rows
     if settings.labels == 'gold':
-        if settings.data:
+        if task is None:
             raise InputError('--labels=gold: only an embedded --task has a gold reward')
-        rule = get_task(settings.task).reward
+        rule = task.reward
         scores = [
             rule_scores(rule, [p['prompt'] for p in pairs], [p[s] for p in pairs]) for s in ('chosen', 'rejected')
         ]
     else:
         if not settings.reward:
             raise InputError('--labels=preference_model: give the run folder of the reward model as --reward')
-        model, _ = load_reward_model(settings.reward)
+        model, _ = load_reward_model(model_folder(settings.reward, 'reward'))
         score = jax.jit(model.__call__)
         scores = [map_rows(score, side, batch_size=256) for side in (rows.chosen, rows.rejected)]
     return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))

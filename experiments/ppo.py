@@ -17,13 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from evaluation import Evaluator
-from run import export_model, load_loss, make_codec, model_folder, open_run, starting_model, train_setup
+from run import export_model, load_loss, make_codec, model_folder, open_run, starting_model, task_of, train_setup
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import prompt_arrays
 from rlax_ft.data.loader import local_batch
 from rlax_ft.data.records import read_prompts, write_records
-from rlax_ft.data.tasks import get_task
 from rlax_ft.errors import InputError
 from rlax_ft.models.heads import ScalarModel, value_params
 from rlax_ft.models.scoring import rollout_batch
@@ -71,7 +70,7 @@ def train(settings: PPOSettings) -> dict:
         return run.summary
     if settings.batch_size % settings.minibatches:
         raise InputError(f'--minibatches={settings.minibatches}: does not divide --batch_size={settings.batch_size}')
-    task = None if settings.data else get_task(settings.task)
+    task = task_of(settings)
     prompts = read_prompts(settings.data) if settings.data else task.sample_prompts(settings.prompts, settings.seed)
     codec = make_codec(settings, run, lambda: prompts)
     config, ref_params = starting_model(settings, codec)
@@ -156,12 +155,10 @@ def make_reward(settings: PPOSettings, task, codec):
         try:
             rule = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise InputError(
-                f'--reward={settings.reward}: {error}; MODULE:FUNCTION is looked up in the path'
-            ) from error
+            raise InputError(f'--reward={settings.reward}: {error}; give MODULE:FUNCTION') from error
     if rule is not None:
         return lambda rollout, batch, prompts: rule_scores(rule, prompts, codec.decode(rollout)[0])
-    model, tokenizer = load_reward_model(model_folder(settings.reward))
+    model, tokenizer = load_reward_model(model_folder(settings.reward, 'reward'))
     if len(tokenizer) != len(codec.tokenizer):
         raise InputError(f'--reward={settings.reward}: has {len(tokenizer)} tokens, the policy {len(codec.tokenizer)}')
     compiled = jax.jit(lambda model, batch: model(batch))

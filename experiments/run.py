@@ -17,11 +17,11 @@ import settings as flags_of
 from settings import Settings
 
 from rlax_ft.data.batches import Codec
-from rlax_ft.data.tasks import get_task
+from rlax_ft.data.tasks import Task, get_task
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
-from rlax_ft.models.hf import load_pretrained, save_pretrained
+from rlax_ft.models.hf import load_pretrained, read_config, save_pretrained
 from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
 from rlax_ft.parallel.mesh import make_mesh
@@ -77,6 +77,11 @@ def open_run(settings: Settings, name: str) -> Run:
     return Run(folder, Checkpoints(folder / 'checkpoints'), summary)
 
 
+def task_of(settings: Settings) -> Task | None:
+    """The embedded task, or None where --data alone says what to learn."""
+    return get_task(settings.task or 'reviews') if settings.task or not settings.data else None
+
+
 def make_codec(settings: Settings, run: Run, texts) -> Codec:
     """Tokenizer and lengths: those of the starting model if it brings a tokenizer, of the task, or trained on `texts`.
 
@@ -85,7 +90,7 @@ def make_codec(settings: Settings, run: Run, texts) -> Codec:
       run: its folder; a tokenizer trained before is read from there.
       texts: called for the data's texts where a tokenizer must be trained.
     """
-    task = None if settings.data else get_task(settings.task)
+    task = task_of(settings)
     limits = {
         'max_prompt': settings.max_prompt_tokens or (task.max_prompt_tokens if task else 128),
         'max_new_tokens': settings.max_new_tokens or (task.max_new_tokens if task else 128),
@@ -114,12 +119,12 @@ def model_source(settings: Settings) -> str:
     return '' if settings.model in SIZES else settings.model
 
 
-def model_folder(path: str) -> Path:
+def model_folder(path: str, flag: str = 'init_from') -> Path:
     """Where a run folder, or one of its checkpoints, or a model folder, keeps config.json."""
     for folder in (Path(path) / 'model', Path(path), Path(path).parent.parent / 'model'):
         if (folder / 'config.json').exists():
             return folder
-    raise InputError(f'--init_from={path}: holds no model; give a run folder, its checkpoints/STEP, or a model folder')
+    raise InputError(f'--{flag}={path}: holds no model; give a run folder, its checkpoints/STEP, or a model folder')
 
 
 def load_pretrained_tokenizer(folder):
@@ -149,7 +154,11 @@ def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]
     if not source:
         config = embedded_config(settings.model, vocab_size=len(codec.tokenizer), max_length=codec.max_length)
         return config, init_params(config, jax.random.key(settings.seed))
-    config, params, _ = load_pretrained(source)
+    if Path(settings.init_from).parent.name == 'checkpoints':
+        config = read_config(source)
+        params = checkpoint_params(settings.init_from)
+    else:
+        config, params, _ = load_pretrained(source)
     if 'backbone' in params:
         raise InputError(f'{source}: a reward model where a language model is needed')
     if len(codec.tokenizer) > config.vocab_size:
@@ -160,6 +169,15 @@ def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]
             f'{config.max_length} tokens that the model in {source} reads'
         )
     return config, params
+
+
+def checkpoint_params(path: str):
+    """The policy's parameters in checkpoints/STEP of a run folder."""
+    folder = Path(path)
+    state = Checkpoints(folder.parent).read(int(folder.name) if folder.name.isdigit() else -1)
+    # PPO keeps the KL coefficient beside its state, and a value function beside its policy.
+    params = (state[0] if isinstance(state, list) else state)['params']
+    return params.get('policy', params)
 
 
 def train_setup(settings: Settings, objective, *, max_updates: int | None = None, eps: float = 1e-8):

@@ -37,7 +37,7 @@ def accuracy_interval(right: float, total: int) -> tuple[float, float, float]:
       total: number of trials, at least 1.
     """
     z = 1.959964
-    p = right / total
+    p = float(right) / total
     center = (p + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
     return p, center - half, center + half

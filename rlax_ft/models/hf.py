@@ -118,6 +118,19 @@ def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple
       InputError: a missing or broken file, an unknown family, or a tensor whose shape the configuration denies.
     """
     folder = _folder(path_or_repo)
+    config, family, scalar = _read_config(folder)
+    params = _read_params(folder, family, config, scalar, dtype or jnp.float32)
+    if mesh is not None:
+        params = shard_state(params, mesh)
+    return config, params, _read_tokenizer(folder)
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    """The configuration of a model folder, as in `load_pretrained`, without its weights."""
+    return _read_config(Path(folder))[0]
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, Family, bool]:
     raw = read_json(folder / 'config.json')
     family = FAMILIES.get(raw.get('model_type'))
     if family is None:
@@ -126,11 +139,7 @@ def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple
         config = family.to_config(raw)
     except KeyError as error:
         raise InputError(f'{folder}/config.json: no entry {error}, which a {raw["model_type"]} model needs') from error
-    scalar = raw.get('architectures') == [family.reward_architecture]
-    params = _read_params(folder, family, config, scalar, dtype or jnp.float32)
-    if mesh is not None:
-        params = shard_state(params, mesh)
-    return config, params, _read_tokenizer(folder)
+    return config, family, raw.get('architectures') == [family.reward_architecture]
 
 
 def save_pretrained(path: str | Path, config: ModelConfig, params: Params, tokenizer=None, extra: dict | None = None):

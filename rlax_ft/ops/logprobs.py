@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from rlax_ft.ops.arrays import as_float, as_ids, as_mask, keep
 
-# Up to this many logits at once, `chunk=None` means no chunks; above it, at most 1/16 of them is held at a time.
+# Up to this many logits at once, `chunk=None` means no chunks; above it, at most 1/32 of them is held at a time: the
+# backward pass with entropies keeps four arrays of a chunk's size, and 4/32 is well below a quarter.
 SMALL = 2**22
-SHARE = 16
+SHARE = 32
 
 
 def token_logprobs(logits, targets) -> jax.Array:
@@ -64,7 +65,7 @@ def chunked_token_logprobs(
       hidden: float[B, T, D].
       head: float[D, V].
       targets: int[B, T], below V; anything where masked.
-      chunk: at most this many of the B*T positions are held at once, any size; never more than 1/16 of them when
+      chunk: at most this many of the B*T positions are held at once, any size; never more than 1/32 of them when
         B*T*V is above `SMALL`. None leaves the choice here (one piece when B*T*V is small).
       temperature: what the logits are divided by, as in sampling; not differentiated.
       mask: [B, T], positions that count; the others cost nothing (whole chunks of them) and give 0. None: all.

@@ -22,7 +22,11 @@ class Checkpoints:
           keep: how many of the latest remain.
         """
         self.folder = Path(folder).absolute()
-        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_handlers={'state': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+        )
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -53,14 +57,26 @@ class Checkpoints:
         restored = self._manager.restore(step, args=args)
         return restored.state, restored.record
 
+    def read(self, step: int):
+        """The saved pytree of `step` as nested dicts and lists, for who does not know its structure.
+
+        Raises:
+          InputError: there is no such step.
+        """
+        if step not in self._manager.all_steps():
+            steps = ', '.join(map(str, self._manager.all_steps())) or 'none'
+            raise InputError(f'{self.folder}: no checkpoint of that step; there are: {steps}')
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
 
     def _check_shapes(self, like, step):
+        # A random key is saved as the numbers behind it.
+        wanted = _shapes(jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, like))
         saved = _shapes(self._manager.item_metadata(step).state.tree)
-        wanted = _shapes(like)
         for name in sorted(saved.keys() | wanted.keys()):
             found, right = saved.get(name, 'nothing'), wanted.get(name, 'nothing')
             if found != right:
@@ -68,6 +84,10 @@ class Checkpoints:
                     f'{self.folder / str(step)}: a checkpoint of another model: {name} is {found} there and {right} '
                     'here; give the settings that it was made with'
                 )
+
+
+def _is_key(leaf):
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _shapes(tree):

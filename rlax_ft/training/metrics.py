@@ -31,7 +31,9 @@ class MetricsWriter:
         drop_records_after(self._path, start)
         self._file = open(self._path, 'a')
         self._board = SummaryWriter(str(Path(folder) / 'tensorboard'), purge_step=start + 1, max_queue=200)
-        self._bar = tqdm(total=total, initial=start, desc=title, file=sys.stderr, mininterval=1.0, dynamic_ncols=True)
+        # A log file gets a line now and then, a terminal a bar that moves.
+        pace = 0.5 if sys.stderr.isatty() else 15.0
+        self._bar = tqdm(total=total, initial=start, desc=title, mininterval=pace, dynamic_ncols=True)
         self._show = show
         self._pending = None
 

@@ -91,4 +91,4 @@ def _partition(batch, parts):
 
 def _learning_rate(opt_state):
     hyperparams = optax.tree_utils.tree_get(opt_state, 'hyperparams')
-    return {} if hyperparams is None else {'lr': hyperparams['learning_rate']}
+    return {} if hyperparams is None else {'lr': jnp.asarray(hyperparams['learning_rate'])}
