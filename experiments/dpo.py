@@ -59,7 +59,7 @@ def train(settings: DPOSettings) -> dict:
         return run.summary
     rankings, held_out = comparisons(settings, run)
     codec = make_codec(settings, run, lambda: texts(rankings))
-    config, ref_params = starting_model(settings, codec)
+    config, ref_params = starting_model(settings, run, codec)
     apply = Transformer(config).apply
     task = task_of(settings)
     evaluator = Evaluator(task, codec, config, ref_params) if task else None

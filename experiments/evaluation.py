@@ -3,6 +3,8 @@
 Leaves out training.
 """
 
+from functools import partial
+
 import jax
 import numpy as np
 
@@ -32,14 +34,14 @@ class Evaluator:
         self.task, self.codec, self.batch_size = task, codec, batch_size
         self._sample = make_sampler(apply, codec)
         # A copy: the reference often is the model that the training state donates.
-        ref_params = jax.tree.map(np.asarray, ref_params)
-        self._ref_logps = jax.jit(lambda rows: sequence_logps(apply, {'params': ref_params}, rows))
+        self._ref_params = jax.tree.map(np.asarray, ref_params)
+        self._logps = jax.jit(lambda params, rows: sequence_logps(apply, {'params': params}, rows))
 
     def rollout(self, params, prompts: list[str], key: jax.Array) -> tuple[Measured, TokenBatch]:
         """Samples one completion of each prompt; returns what they are worth, and their tokens."""
         rollout = sample_prompts(self._sample, params, self.codec, prompts, key, batch_size=self.batch_size)
         rows = jax.tree.map(np.asarray, rollout_batch(rollout))
-        ref_logps = map_rows(self._ref_logps, rows, batch_size=self.batch_size)
+        ref_logps = map_rows(partial(self._logps, self._ref_params), rows, batch_size=self.batch_size)
         completions, ended = self.codec.decode(rollout)
         measured = measure(
             self.task,

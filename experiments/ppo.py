@@ -73,7 +73,7 @@ def train(settings: PPOSettings) -> dict:
     task = task_of(settings)
     prompts = read_prompts(settings.data) if settings.data else task.sample_prompts(settings.prompts, settings.seed)
     codec = make_codec(settings, run, lambda: prompts)
-    config, ref_params = starting_model(settings, codec)
+    config, ref_params = starting_model(settings, run, codec)
     apply, value_apply = Transformer(config).apply, ScalarModel(config).apply
     evaluator = Evaluator(task, codec, config, ref_params) if task else None
     score = make_reward(settings, task, codec)

@@ -21,7 +21,7 @@ from rlax_ft.data.tasks import Task, get_task
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
-from rlax_ft.models.hf import load_pretrained, read_config, save_pretrained
+from rlax_ft.models.hf import load_pretrained, read_config, save_config, save_pretrained
 from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
 from rlax_ft.parallel.mesh import make_mesh
@@ -144,12 +144,19 @@ def load_pretrained_tokenizer(folder):
     return tokenizer
 
 
-def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]:
+def starting_model(settings: Settings, run: Run, codec: Codec) -> tuple[ModelConfig, dict]:
     """Configuration and parameters to start from.
 
     Raises:
       InputError: the model has too small a vocabulary or context for the data.
     """
+    config, params = _starting_model(settings, codec)
+    # From now on the run's checkpoints can be read, before it has a model of its own to show.
+    save_config(run.folder / 'model', config, codec.tokenizer)
+    return config, params
+
+
+def _starting_model(settings, codec):
     source = model_source(settings)
     if not source:
         config = embedded_config(settings.model, vocab_size=len(codec.tokenizer), max_length=codec.max_length)

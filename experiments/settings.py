@@ -5,9 +5,11 @@ what the settings are used for.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 
 from rlax_ft.errors import InputError
@@ -95,6 +97,7 @@ def run_script(settings_class: type[Settings], main: Callable[[Settings], object
     def run(_):
         logging.set_verbosity(max(flags.FLAGS.verbosity, -1) if flags.FLAGS['verbosity'].present else logging.WARNING)
         values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(settings_class)}
+        _cache_compilations()
         try:
             settings = settings_class(**values)
             _check_numbers(settings)
@@ -103,6 +106,13 @@ def run_script(settings_class: type[Settings], main: Callable[[Settings], object
             _fail(error)
 
     app.run(run, flags_parser=parse)
+
+
+def _cache_compilations():
+    # A program that was compiled once is read from disk the next time, in this run or another.
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'rlax_ft', 'compiled'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def _check_numbers(settings):

@@ -44,7 +44,7 @@ def train(settings: SFTSettings) -> dict:
     texts = [record['prompt'] + record['completion'] for record in records]
     codec = make_codec(settings, run, lambda: texts)
     rows, eval_rows = encode(codec, records), encode(codec, held_out)
-    config, params = starting_model(settings, codec)
+    config, params = starting_model(settings, run, codec)
     apply = Transformer(config).apply
     optimizer, step = train_setup(settings, sft_objective(apply))
     state = init_state(params, optimizer, jax.random.key(settings.seed))

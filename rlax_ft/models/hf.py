@@ -102,6 +102,10 @@ FAMILIES = {
 }
 
 
+# What our own configuration is written as.
+_FAMILY = FAMILIES['llama']
+
+
 def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple[ModelConfig, Params, object]:
     """Reads a language model or a reward model from a folder that transformers wrote.
 
@@ -152,14 +156,21 @@ def save_pretrained(path: str | Path, config: ModelConfig, params: Params, token
       tokenizer: a transformers tokenizer, or None.
       extra: further entries of config.json.
     """
-    folder, family_name = Path(path), 'llama'
-    family = FAMILIES[family_name]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(path)
     scalar = 'backbone' in params
+    save_config(folder, config, tokenizer, scalar=scalar, extra=extra)
+    save_file(_tensors(_FAMILY, config, params), folder / (WEIGHTS + '.tmp'), metadata={'format': 'pt'})
+    os.replace(folder / (WEIGHTS + '.tmp'), folder / WEIGHTS)
+
+
+def save_config(path: str | Path, config: ModelConfig, tokenizer=None, *, scalar: bool = False, extra=None) -> None:
+    """Writes what a model folder holds besides weights, so that checkpoints of a running run can be read."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
     entries = {
-        'model_type': family_name,
-        'architectures': [family.reward_architecture if scalar else family.architecture],
-        **family.from_config(config),
+        'model_type': 'llama',
+        'architectures': [_FAMILY.reward_architecture if scalar else _FAMILY.architecture],
+        **_FAMILY.from_config(config),
         'dtype': 'float32',
         **({'num_labels': 1, 'id2label': {'0': 'score'}, 'label2id': {'score': 0}} if scalar else {}),
         **(extra or {}),
@@ -170,9 +181,6 @@ def save_pretrained(path: str | Path, config: ModelConfig, params: Params, token
         entries |= ids
         if not scalar:
             (folder / 'generation_config.json').write_text(json.dumps(ids, indent=2) + '\n')
-    tensors = _tensors(family, config, params)
-    save_file(tensors, folder / (WEIGHTS + '.tmp'), metadata={'format': 'pt'})
-    os.replace(folder / (WEIGHTS + '.tmp'), folder / WEIGHTS)
     (folder / 'config.json').write_text(json.dumps(entries, indent=2) + '\n')
 
 
