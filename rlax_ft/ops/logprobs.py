@@ -16,6 +16,8 @@ from rlax_ft.ops.arrays import as_float, as_ids, as_mask, keep
 # backward pass with entropies keeps four arrays of a chunk's size, and 4/32 is well below a quarter.
 SMALL = 2**22
 SHARE = 32
+# From this many logits on, a mask is worth chunks of their own accord: those that are wholly masked are then skipped.
+WORTH_SKIPPING = 2**18
 
 
 def token_logprobs(logits, targets) -> jax.Array:
@@ -66,7 +68,8 @@ def chunked_token_logprobs(
       head: float[D, V].
       targets: int[B, T], below V; anything where masked.
       chunk: at most this many of the B*T positions are held at once, any size; never more than 1/32 of them when
-        B*T*V is above `SMALL`. None leaves the choice here (one piece when B*T*V is small).
+        B*T*V is above `SMALL`, and under a mesh at least one of each row. None leaves the choice here: one piece when
+        B*T*V is small.
       temperature: what the logits are divided by, as in sampling; not differentiated.
       mask: [B, T], positions that count; the others cost nothing (whole chunks of them) and give 0. None: all.
       soft_cap: logits become soft_cap tanh(logits / soft_cap), before the temperature (Gemma 2, arXiv 2408.00118).
@@ -113,8 +116,11 @@ def _chunked(hidden, head, targets, chunk, temperature, mask, soft_cap, *, with_
         raise ValueError(f'chunk must be at least 1, got {chunk}')
 
     positions, vocabulary = shape[0] * shape[1], head.shape[1]
-    large = positions * vocabulary > SMALL
-    held = max(1, min(chunk or positions, positions // SHARE if large else positions))
+    held = positions if chunk is None else chunk
+    if positions * vocabulary > SMALL:
+        held = min(held, max(1, positions // SHARE))
+    elif chunk is None and mask is not None and positions * vocabulary > WORTH_SKIPPING:
+        held = max(1, positions // 8)
     settings = _Settings(soft_cap, with_entropy, chunk=0)
     temperature = jnp.asarray(temperature, jnp.promote_types(jnp.result_type(hidden, head), jnp.float32))
     if held >= positions:

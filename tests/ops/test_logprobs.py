@@ -190,6 +190,17 @@ def test_masked_chunks_cost_nothing(monkeypatch):
         assert made == [4] * (2 * chunks)  # once forward, once backward
 
 
+def test_left_alone_a_masked_batch_is_chunked_once_that_is_worth_it(x64):
+    hidden, head, targets, mask = arrays(4, 4, 64, 3, 2048)
+    expected, _ = plain(hidden, head, targets, mask, 1.0, None)
+
+    def run(m):
+        return chunked_token_logprobs(hidden, head, targets, chunk=None, mask=m)
+
+    np.testing.assert_allclose(run(mask), expected, rtol=1e-10)
+    assert 'while' in str(jax.make_jaxpr(run)(mask)) and 'while' not in str(jax.make_jaxpr(lambda: run(None))())
+
+
 def test_masked_positions_may_hold_anything():
     hidden, head, targets, mask = arrays(0, 3, 4, 3, 5, np.float32)
     spoilt = np.where(mask[..., None], hidden, np.nan)
