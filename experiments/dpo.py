@@ -48,7 +48,7 @@ class DPOSettings(FeedbackSettings):
     )
     reward: str = flag('', 'Run folder of the reward model that gives --labels=preference_model.')
     max_steps: int = flag(200, 'Number of training steps.')
-    learning_rate: float = flag(5e-4, 'Peak learning rate of AdamW.')
+    learning_rate: float = flag(2e-4, 'Peak learning rate of AdamW.')
     warmup_steps: int = flag(10, 'Steps over which the learning rate rises to its peak.')
 
 

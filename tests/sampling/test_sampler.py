@@ -1,0 +1,104 @@
+"""The sampler: its log-probabilities are the trainer's, its draws follow the distribution, its rows end at EOS."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlax_ft.models.config import embedded_config
+from rlax_ft.models.scoring import rollout_batch, token_logps
+from rlax_ft.models.transformer import Transformer, init_params
+from rlax_ft.sampling.sampler import generate, inverse_cdf, truncate
+from rlax_ft.sampling.text import map_rows, rollout_logps
+
+CONFIG = embedded_config('tiny', vocab_size=11, max_length=24)
+APPLY = Transformer(CONFIG).apply
+EOS = 2
+
+
+@pytest.fixture(scope='module')
+def variables():
+    params = init_params(CONFIG, jax.random.key(0))
+    # A sharper model than a fresh one, so that no distribution here is nearly uniform.
+    return {'params': jax.tree.map(lambda x: x * 3, params)}
+
+
+def sample(variables, seed=0, prompts=None, mask=None, **options):
+    if prompts is None:
+        prompts = jnp.asarray([[0, 0, 1, 5], [1, 7, 8, 9], [0, 1, 3, 3]] * 4)
+        mask = jnp.asarray([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]] * 4, bool)
+    options = {'max_new_tokens': 8, 'eos_ids': (EOS,), **options}
+    return generate(APPLY, variables, prompts, mask, jax.random.key(seed), **options)
+
+
+@pytest.mark.parametrize('temperature', [0.7, 1.0])
+def test_log_probabilities_are_the_trainers(variables, temperature):
+    rollout = sample(variables, temperature=temperature)
+    scored = token_logps(APPLY, variables, rollout_batch(rollout), temperature=temperature)
+    np.testing.assert_allclose(rollout_logps(rollout), scored, atol=1e-5)
+    other = token_logps(APPLY, variables, rollout_batch(rollout), temperature=1.3)
+    assert np.abs(other - scored).max() > 1e-2
+
+
+def test_rows_end_at_their_first_eos(variables):
+    rollout = sample(variables, max_new_tokens=16, seed=3)
+    tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    assert (tokens == EOS).any()
+    for row, real in zip(tokens, mask):
+        end = np.flatnonzero(row == EOS)
+        length = end[0] + 1 if len(end) else len(row)
+        assert real.tolist() == [True] * length + [False] * (len(row) - length)
+        assert (row[length:] == 0).all()
+    assert (np.asarray(rollout.logps)[~mask] == 0).all()
+
+
+def test_left_padding_changes_no_sample(variables):
+    prompts = jnp.asarray([[1, 5, 6]])
+    padded = jnp.asarray([[9, 9, 9, 1, 5, 6]])
+    mask = jnp.asarray([[0, 0, 0, 1, 1, 1]], bool)
+    short = sample(variables, prompts=prompts, mask=jnp.ones_like(prompts, bool))
+    long = sample(variables, prompts=padded, mask=mask)
+    np.testing.assert_array_equal(short.tokens, long.tokens)
+    np.testing.assert_allclose(short.logps, long.logps, atol=1e-5)
+
+
+def test_keys_decide(variables):
+    np.testing.assert_array_equal(sample(variables, 1).tokens, sample(variables, 1).tokens)
+    assert (sample(variables, 1).tokens != sample(variables, 2).tokens).any()
+
+
+def test_greedy_takes_the_likeliest_and_temperature_alone_does_not(variables):
+    greedy = sample(variables, temperature=0.0)
+    np.testing.assert_array_equal(greedy.tokens, sample(variables, 5, temperature=0.0).tokens)
+    np.testing.assert_array_equal(greedy.tokens, sample(variables, 5, top_k=1).tokens)
+    assert (sample(variables, 5, temperature=0.7).tokens != greedy.tokens).any()
+
+
+def test_samples_follow_the_models_distribution(variables):
+    prompts = jnp.tile(jnp.asarray([[1, 5]]), (4096, 1))
+    rollout = sample(variables, prompts=prompts, mask=jnp.ones_like(prompts, bool), max_new_tokens=1)
+    hidden, _ = APPLY(variables, prompts[:1])
+    expected = np.asarray(jax.nn.softmax(APPLY(variables, hidden[0, -1], method='unembed')))
+    counts = np.bincount(np.asarray(rollout.tokens[:, 0]), minlength=11)
+    chi_square = ((counts - 4096 * expected) ** 2 / (4096 * expected)).sum()
+    assert chi_square < 29.6  # 0.1 % point of chi-square with 10 degrees of freedom
+
+
+def test_inverse_cdf_by_hand():
+    logps = jnp.log(jnp.asarray([[0.2, 0.0, 0.5, 0.3]] * 5))
+    np.testing.assert_array_equal(inverse_cdf(logps, jnp.asarray([0.0, 0.19, 0.21, 0.69, 0.9999])), [0, 0, 2, 2, 3])
+
+
+def test_truncation_by_hand():
+    logps = jnp.log(jnp.asarray([[0.05, 0.4, 0.25, 0.3]]))
+    kept = lambda **k: np.isfinite(truncate(logps, **{'top_k': None, 'top_p': 1.0, 'min_p': 0.0, **k}))[0].tolist()  # noqa: E731
+    assert kept() == [True] * 4
+    assert kept(top_k=2) == [False, True, False, True]
+    assert kept(top_p=0.5) == [False, True, False, True]
+    assert kept(top_p=0.39) == [False, True, False, False]
+    assert kept(min_p=0.7) == [False, True, False, True]
+
+
+def test_map_rows_joins_batches_and_cuts_the_filling():
+    rows = {'x': np.arange(7)}
+    np.testing.assert_array_equal(map_rows(lambda b: b['x'] * 2, rows, batch_size=3), np.arange(7) * 2)
