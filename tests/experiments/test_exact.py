@@ -1,0 +1,94 @@
+"""On the enumerable task the optimum is known: PPO and DPO with soft labels must arrive there, through their scripts."""
+
+import dpo
+import jax
+import jax.numpy as jnp
+import ppo
+import pytest
+import sft
+
+from rlax_ft.data.batches import Codec, token_rows
+from rlax_ft.data.tasks import exact
+from rlax_ft.data.tokenizers import word_tokenizer
+from rlax_ft.evaluate.enumeration import enumerate_policy, kl_divergence, objective, optimal_policy
+from rlax_ft.models.hf import load_pretrained
+from rlax_ft.models.transformer import Transformer
+
+BETA = 1.0
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('exact')
+    sft.train(sft.SFTSettings(out=f'{folder}/sft', task='exact', max_steps=150, demonstrations=5000))
+    return folder
+
+
+def distribution(folder):
+    """log pi(y | x) of all 4 x 1,296 outputs, float32[4, 1296]."""
+    config, params, tokenizer = load_pretrained(folder / 'model')
+    everything = exact.completions()
+    codec = Codec(tokenizer, exact.TASK.max_prompt_tokens, exact.LENGTH, ends=False)
+    rows = token_rows(codec, [p for p in exact.PROMPTS for _ in everything], everything * len(exact.PROMPTS))
+    return enumerate_policy(Transformer(config).apply, {'params': params}, rows, prompts=len(exact.PROMPTS))
+
+
+def check_arrived(base, name):
+    rewards = jnp.asarray([[exact.reward(p, c) for c in exact.completions()] for p in exact.PROMPTS])
+    reference, policy = distribution(base / 'sft'), distribution(base / name)
+    best = optimal_policy(reference, rewards, BETA)
+    assert float(kl_divergence(reference, best)) > 0.3  # there is a way to go
+    distance = float(kl_divergence(policy, best))
+    assert distance <= 0.01
+    # What is lost in J is beta KL(pi || pi*): the identity that makes pi* the optimum.
+    lost = objective(best, reference, rewards, BETA) - objective(policy, reference, rewards, BETA)
+    assert float(jnp.abs(lost - BETA * distance)) < 1e-4
+
+
+def test_dpo_with_soft_labels_reaches_the_optimum(base):
+    dpo.train(
+        dpo.DPOSettings(
+            out=f'{base}/dpo',
+            task='exact',
+            init_from=f'{base}/sft',
+            labels='gold',
+            beta=BETA,
+            comparisons=4096,
+            batch_size=512,
+            max_steps=260,
+            learning_rate=5e-3,
+            schedule='cosine',
+            clip_norm=0.1,
+        )
+    )
+    check_arrived(base, 'dpo')
+
+
+def test_ppo_reaches_the_optimum(base):
+    ppo.train(
+        ppo.PPOSettings(
+            out=f'{base}/ppo',
+            task='exact',
+            init_from=f'{base}/sft',
+            beta=BETA,
+            batch_size=1024,
+            max_steps=60,
+            epochs=2,
+            minibatches=8,
+            learning_rate=3e-3,
+            value_coef=0.5,
+            value_clip=0.0,
+        )
+    )
+    check_arrived(base, 'ppo')
+
+
+def test_enumeration_is_a_distribution(base):
+    logps = distribution(base / 'sft')
+    assert logps.shape == (4, 1296)
+    assert float(jnp.abs(jax.nn.logsumexp(logps, axis=1)).max()) < 1e-4
+
+
+def test_the_vocabulary_is_the_tasks(base):
+    _, _, tokenizer = load_pretrained(base / 'sft/model')
+    assert len(tokenizer) == len(word_tokenizer(exact.TASK.words))
