@@ -1,0 +1,68 @@
+"""What a run writes: checkpoints that resume to the bit and refuse another model, metrics that survive a cut."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlax_ft.errors import InputError
+from rlax_ft.training.checkpoint import Checkpoints
+from rlax_ft.training.metrics import MetricsWriter, read_records
+from rlax_ft.training.step import init_state, make_train_step
+
+OPTIMIZER = optax.adam(0.1)
+
+
+def fresh(width=3):
+    return init_state({'w': jnp.arange(float(width))}, OPTIMIZER, jax.random.key(0))
+
+
+def step(state):
+    noisy = make_train_step(lambda p, b, k: (jnp.sum(jnp.square(p['w']) * jax.random.normal(k)), {}), OPTIMIZER)
+    return noisy(state, None)[0]
+
+
+def test_a_resumed_run_is_the_run(tmp_path):
+    state = step(step(fresh()))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, state, {'note': 1})
+    checkpoints.close()
+    restored, record = Checkpoints(tmp_path).restore(fresh())
+    assert record == {'note': 1}
+    straight, resumed = step(state), step(restored)
+    jax.tree.map(np.testing.assert_array_equal, straight.params, resumed.params)
+    assert jax.random.key_data(straight.key).tolist() == jax.random.key_data(resumed.key).tolist()
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, fresh())
+    checkpoints.close()
+    with pytest.raises(InputError, match=r'a checkpoint of another model: opt_state/0/mu/w is \(3,\) there and \(4,\)'):
+        Checkpoints(tmp_path).restore(fresh(4))
+    with pytest.raises(InputError, match=r'no checkpoint here'):
+        Checkpoints(tmp_path / 'empty').restore(fresh())
+    with pytest.raises(InputError, match=r'no checkpoint of that step; there are: 1'):
+        Checkpoints(tmp_path).read(7)
+    np.testing.assert_array_equal(Checkpoints(tmp_path).read(1)['params']['w'], np.arange(3.0))
+
+
+def test_metrics_are_written_once_per_step_one_step_late(tmp_path):
+    with MetricsWriter(tmp_path, start=0, total=3, title='t') as writer:
+        writer.write(1, {'loss': jnp.asarray(1.0)})
+        assert read_records(tmp_path / 'metrics.jsonl') == []
+        writer.write(2, {'loss': jnp.asarray(jnp.nan)})
+        assert read_records(tmp_path / 'metrics.jsonl') == [{'step': 1, 'loss': 1.0}]
+    assert [r['loss'] for r in read_records(tmp_path / 'metrics.jsonl')] == [1.0, 'nan']
+    assert list((tmp_path / 'tensorboard').iterdir())
+
+
+def test_a_run_that_was_cut_off_repeats_no_step(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_text(''.join(json.dumps({'step': s, 'loss': 0.0}) + '\n' for s in (1, 2, 3)) + '{"step": 4, "lo')
+    with MetricsWriter(tmp_path, start=2, total=3, title='t') as writer:
+        writer.write(3, {'loss': jnp.asarray(9.0)})
+    assert read_records(path) == [{'step': 1, 'loss': 0.0}, {'step': 2, 'loss': 0.0}, {'step': 3, 'loss': 9.0}]
