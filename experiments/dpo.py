@@ -12,11 +12,22 @@ rlax_ft.losses.preference, or a function `f(pair, *, beta) -> float[B]` of your 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from collect import FeedbackSettings, comparisons, texts
 from evaluation import Evaluator
 from reward_model import flatten
-from run import export_model, load_loss, make_codec, model_folder, open_run, starting_model, task_of, train_setup
+from run import (
+    export_model,
+    load_loss,
+    make_codec,
+    model_folder,
+    open_run,
+    placement,
+    starting_model,
+    task_of,
+    train_setup,
+)
 from settings import flag, run_script
 
 from rlax_ft.data.batches import preference_rows, ranking_rows
@@ -63,7 +74,9 @@ def train(settings: DPOSettings) -> dict:
     apply = Transformer(config).apply
     task = task_of(settings)
     evaluator = Evaluator(task, codec, config, ref_params) if task else None
-    reference = jax.jit(lambda rows: sequence_logps(apply, {'params': ref_params}, rows))
+    score = jax.jit(lambda params, rows: sequence_logps(apply, {'params': params}, rows))
+    place = placement(settings)
+    reference = lambda rows: score(ref_params, place(rows))  # noqa: E731
     by_rank = settings.loss == 'plackett_luce'
     if by_rank:
         objective = ranking_objective(apply, beta=settings.beta)
@@ -74,10 +87,8 @@ def train(settings: DPOSettings) -> dict:
         rows = with_reference(labelled_rows(settings, task, codec, rankings), reference)
     eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference)
     optimizer, step = train_setup(settings, objective)
-    state = init_state(jax.tree.map(np.array, ref_params), optimizer, jax.random.key(settings.seed))
-    start = run.checkpoints.latest_step() or 0
-    if start:
-        state, _ = run.checkpoints.restore(state)
+    state = init_state(jax.tree.map(jnp.copy, ref_params), optimizer, jax.random.key(settings.seed))
+    state, start = resume(settings, run, state)
 
     show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='dpo', show=show) as writer:
@@ -91,7 +102,10 @@ def train(settings: DPOSettings) -> dict:
                 run.checkpoints.save(i + 1, state)
 
     export_model(run, config, state.params, codec)
-    summary = {'steps': settings.max_steps, **held_out_accuracy(apply, state.params, eval_rows)}
+    summary = {
+        'steps': settings.max_steps,
+        **held_out_accuracy(lambda rows: score(state.params, place(rows)), eval_rows),
+    }
     if evaluator:
         prompts = task.sample_prompts(512, settings.seed + 1000)
         measured, _ = evaluator.rollout(state.params, prompts, jax.random.key(settings.seed + 1000))
@@ -135,9 +149,8 @@ def with_reference_rankings(rows, reference):
     return rows.replace(ref_logps=map_rows(reference, flat, batch_size=256).reshape(rows.ranks.shape))
 
 
-def held_out_accuracy(apply, params, rows) -> dict[str, float]:
+def held_out_accuracy(policy, rows) -> dict[str, float]:
     """How often the policy, against the reference, moved towards the chosen response of held-out pairs."""
-    policy = jax.jit(lambda batch: sequence_logps(apply, {'params': params}, batch))
     chosen = map_rows(policy, rows.chosen, batch_size=256) - rows.ref_chosen
     rejected = map_rows(policy, rows.rejected, batch_size=256) - rows.ref_rejected
     right = ((1 + np.sign(chosen - rejected)) / 2).sum()

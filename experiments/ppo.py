@@ -17,7 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from evaluation import Evaluator
-from run import export_model, load_loss, make_codec, model_folder, open_run, starting_model, task_of, train_setup
+from run import (
+    export_model,
+    load_loss,
+    make_codec,
+    model_folder,
+    open_run,
+    placement,
+    starting_model,
+    task_of,
+    train_setup,
+)
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import prompt_arrays
@@ -76,6 +86,7 @@ def train(settings: PPOSettings) -> dict:
     config, ref_params = starting_model(settings, run, codec)
     apply, value_apply = Transformer(config).apply, ScalarModel(config).apply
     evaluator = Evaluator(task, codec, config, ref_params) if task else None
+    place = placement(settings)
     score = make_reward(settings, task, codec)
     sample = make_sampler(apply, codec, temperature=settings.temperature)
     estimator = jax.jit(
@@ -99,9 +110,7 @@ def train(settings: PPOSettings) -> dict:
     params = {'policy': jax.tree.map(jnp.copy, ref_params), 'value': value_params(ref_params)}
     state = init_state(params, optimizer, jax.random.key(settings.seed))
     kl_coef = jnp.asarray(settings.beta, jnp.float32)
-    start = run.checkpoints.latest_step() or 0
-    if start:
-        (state, kl_coef), _ = run.checkpoints.restore((state, kl_coef))
+    (state, kl_coef), start = resume(settings, run, (state, kl_coef))
     rows = (*prompt_arrays(codec, prompts), np.arange(len(prompts)))
 
     show = ('objective/scores', 'objective/kl', 'eval/gold', 'eval/kl')
@@ -110,13 +119,11 @@ def train(settings: PPOSettings) -> dict:
             tokens, mask, index = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
             key, shuffle_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), i))
             # Collect.
-            rollout = sample(state.params['policy'], tokens, mask, key)
+            rollout = sample(state.params['policy'], *place((tokens, mask)), key)
             batch = rollout_batch(rollout)
-            scores = end_scores(
-                score(rollout, batch, [prompts[j] for j in index]),
-                ended(rollout, codec.eos_ids),
-                settings.missing_eos_penalty,
-            )
+            finished = ended(rollout, codec.eos_ids)
+            raw = score(rollout, batch, [prompts[j] for j in index])
+            scores = end_scores(raw, finished, settings.missing_eos_penalty)
             # Estimate.
             data, metrics = estimator(state.params, ref_params, batch, rollout_logps(rollout), scores, kl_coef)
             # Update.
@@ -126,7 +133,7 @@ def train(settings: PPOSettings) -> dict:
                 steps.append(step_metrics)
             if settings.target_kl:
                 kl_coef = adapt(kl_coef, metrics['objective/kl'])
-            metrics |= mean_metrics(steps)
+            metrics |= {'val/num_eos_tokens': finished.sum(), **mean_metrics(steps)}
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(state.params['policy'], count=512, seed=settings.seed)
             writer.write(i + 1, metrics)

@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import numpy as np
 from collect import FeedbackSettings, comparisons, texts
-from run import make_codec, open_run, starting_model, train_setup
+from run import make_codec, open_run, resume, starting_model, train_setup
 from settings import flag, run_script
 
 from rlax_ft.data.batches import preference_rows, ranking_rows
@@ -58,9 +58,7 @@ def train(settings: RewardModelSettings) -> dict:
     optimizer, step = train_setup(settings, objective)
     params = reward_params(backbone, jax.random.key(settings.seed))
     state = init_state(params, optimizer, jax.random.key(settings.seed))
-    start = run.checkpoints.latest_step() or 0
-    if start:
-        state, _ = run.checkpoints.restore(state)
+    state, start = resume(settings, run, state)
 
     show = ('loss', 'rewards/accuracies')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='reward model', show=show) as writer:

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
 from rlax_ft.models.hf import load_pretrained, read_config, save_config, save_pretrained
 from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
-from rlax_ft.parallel.mesh import make_mesh
+from rlax_ft.parallel.mesh import make_mesh, shard_batch, shard_state
 from rlax_ft.training.checkpoint import Checkpoints
 from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.step import make_train_step
@@ -65,16 +66,20 @@ def open_run(settings: Settings, name: str) -> Run:
         folder.rename(folder.with_name(f'{folder.name}.{number}'))
     if folder.exists() and not folder.is_dir():
         raise InputError(f'--out={folder}: is a file; give a folder')
+    checkpoints, summary_file = Checkpoints(folder / 'checkpoints'), folder / 'summary.json'
+    saved = flags_file.read_text().splitlines() if flags_file.exists() else []
     summary = None
-    if flags_file.exists():
-        saved = flags_file.read_text().splitlines()
+    if saved and (summary_file.exists() or checkpoints.latest_step() is not None):
         flags_of.check_same(settings, saved, folder)
-        longer = f'--max_steps={settings.max_steps}' not in saved
-        summary_file = folder / 'summary.json'
-        summary = json.loads(summary_file.read_text()) if summary_file.exists() and not longer else None
+        if summary_file.exists() and f'--max_steps={settings.max_steps}' in saved:
+            summary = json.loads(summary_file.read_text())
+    elif saved and saved != flags_of.flag_lines(settings):
+        # The run stopped before its first step, perhaps over a flag: what it had prepared goes.
+        (folder / 'judgements.jsonl').unlink(missing_ok=True)
+        shutil.rmtree(folder / 'tokenizer', ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(flags_file, '\n'.join(flags_of.flag_lines(settings)) + '\n')
-    return Run(folder, Checkpoints(folder / 'checkpoints'), summary)
+    return Run(folder, checkpoints, summary)
 
 
 def task_of(settings: Settings) -> Task | None:
@@ -116,7 +121,11 @@ def model_source(settings: Settings) -> str:
     """The folder or hub id that the model comes from; empty for a new model."""
     if settings.init_from:
         return str(model_folder(settings.init_from))
-    return '' if settings.model in SIZES else settings.model
+    if settings.model in SIZES:
+        return ''
+    if settings.model.count('/') != 1 and not Path(settings.model).is_dir():
+        raise InputError(f'--model={settings.model}: no such folder, size ({", ".join(SIZES)}) or hub id (OWNER/NAME)')
+    return settings.model
 
 
 def model_folder(path: str, flag: str = 'init_from') -> Path:
@@ -151,6 +160,7 @@ def starting_model(settings: Settings, run: Run, codec: Codec) -> tuple[ModelCon
       InputError: the model has too small a vocabulary or context for the data.
     """
     config, params = _starting_model(settings, codec)
+    params = place_state(settings, params)
     # From now on the run's checkpoints can be read, before it has a model of its own to show.
     save_config(run.folder / 'model', config, codec.tokenizer)
     return config, params
@@ -211,6 +221,26 @@ def train_setup(settings: Settings, objective, *, max_updates: int | None = None
     )
     mesh = None if pmap else make_mesh(settings.mesh)
     return optimizer, compile_step(step, mesh=mesh, backend=settings.backend)
+
+
+def place_state(settings: Settings, state):
+    """A state where the compiled step wants it: by path rules on the mesh, or whole on every device under pmap."""
+    if settings.backend == 'pmap':
+        return shard_state(state, make_mesh(), rules=())
+    return shard_state(state, make_mesh(settings.mesh))
+
+
+def resume(settings: Settings, run: Run, state):
+    """(state, steps already done): as the newest checkpoint has it, or as given where there is none."""
+    start = run.checkpoints.latest_step() or 0
+    if start:
+        state, _ = run.checkpoints.restore(state)
+    return place_state(settings, state), start
+
+
+def placement(settings: Settings):
+    """How a batch that is sampled or scored goes to the devices: split over the mesh, under jit."""
+    return partial(shard_batch, mesh=make_mesh(settings.mesh)) if settings.backend == 'jit' else lambda batch: batch
 
 
 def load_loss(name: str, module: str, arguments: str = '', **given):

@@ -10,7 +10,7 @@ import dataclasses
 
 import jax
 import numpy as np
-from run import export_model, make_codec, open_run, starting_model, task_of, train_setup
+from run import export_model, make_codec, open_run, resume, starting_model, task_of, train_setup
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import token_rows
@@ -48,9 +48,7 @@ def train(settings: SFTSettings) -> dict:
     apply = Transformer(config).apply
     optimizer, step = train_setup(settings, sft_objective(apply))
     state = init_state(params, optimizer, jax.random.key(settings.seed))
-    start = run.checkpoints.latest_step() or 0
-    if start:
-        state, _ = run.checkpoints.restore(state)
+    state, start = resume(settings, run, state)
 
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='sft') as writer:
         for i in range(start, settings.max_steps):

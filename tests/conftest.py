@@ -1,6 +1,7 @@
 """Test set-up: 8 virtual CPU devices before jax starts, and float64 on request."""
 
 import os
+import tempfile
 
 os.environ['XLA_FLAGS'] = ' '.join(
     [
@@ -14,6 +15,10 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
 import pytest
+
+# A program that one test has compiled is not compiled again by the next.
+jax.config.update('jax_compilation_cache_dir', os.path.join(tempfile.gettempdir(), 'rlax_ft_tests'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 @pytest.fixture

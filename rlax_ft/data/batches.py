@@ -59,15 +59,15 @@ class Codec:
         return [ids[-self.max_prompt :] for ids in encoded]
 
     def encode_responses(self, responses: list[str]) -> list[list[int]]:
-        """Token ids with EOS behind.
+        """Token ids with EOS behind; a response that fills all its room is one that was cut off, and gets none.
 
         Raises:
           InputError: a response is longer than `max_new_tokens`, and `truncate` is off.
         """
         eos = [self.tokenizer.eos_token_id] if self.ends else []
-        encoded = [[*ids, *eos] for ids in self._encode(responses)]
+        encoded = self._encode(responses)
         self._check_lengths(encoded, self.max_new_tokens, 'response', '--max_new_tokens')
-        return [ids[: self.max_new_tokens] for ids in encoded]
+        return [[*ids, *eos][: self.max_new_tokens] for ids in encoded]
 
     def decode(self, rollout: Rollout) -> tuple[list[str], list[bool]]:
         """The text of each completion up to its end, and whether it did end (always, where `ends` is False)."""
@@ -77,11 +77,11 @@ class Codec:
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True), ended
 
     def _check_lengths(self, encoded, limit, name, flag):
-        too_long = [i for i, ids in enumerate(encoded) if len(ids) > limit]
+        too_long = [ids for ids in encoded if len(ids) > limit]
         if too_long and not self.truncate:
-            i = too_long[0]
+            start = self.tokenizer.decode(too_long[0][:20], skip_special_tokens=True)
             raise InputError(
-                f'record {i + 1}: its {name} has {len(encoded[i])} tokens and the context has room for {limit}; '
+                f'the {name} {start!r}... has {len(too_long[0])} tokens and the context has room for {limit}; '
                 f'raise {flag}, or pass --truncate to cut such records'
             )
         if too_long:

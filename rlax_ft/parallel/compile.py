@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlax_ft.errors import InputError
 from rlax_ft.parallel.mesh import RULES, make_mesh, shard_batch, tree_shardings
@@ -59,16 +59,18 @@ def _jit_step(step, mesh, rules):
 
 def _pmap_step(step):
     devices = jax.local_device_count()
+    mesh = jax.make_mesh((devices,), (PMAP_AXIS,), axis_types=(AxisType.Auto,), devices=jax.local_devices())
+    rows = NamedSharding(mesh, PartitionSpec(PMAP_AXIS))
     pmapped = jax.pmap(step, axis_name=PMAP_AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
 
     def split(leaf):
         if np.ndim(leaf) == 0:
-            return jnp.broadcast_to(leaf, (devices,))
+            return jax.device_put(jnp.broadcast_to(leaf, (devices,)), rows)
         if leaf.shape[0] % devices:
             raise InputError(
                 f'a batch of {leaf.shape[0]} rows does not divide over {devices} devices; change --batch_size'
             )
-        return leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:])
+        return jax.device_put(leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:]), rows)
 
     def run(state, batch):
         return pmapped(state, jax.tree.map(split, batch))

@@ -35,10 +35,12 @@ def test_prompts_are_left_padded():
 
 
 def test_too_long_is_an_error_or_is_cut():
-    with pytest.raises(InputError, match=r'record 2: its prompt has 5 tokens and the context has room for 4'):
+    with pytest.raises(InputError, match=r"'a b c d'... has 5 tokens and the context has room for 4; raise --max_p"):
         prompt_arrays(CODEC, ['a', 'a b c d'])
-    with pytest.raises(InputError, match=r'record 1: its response has 5 tokens .*--max_new_tokens.*--truncate'):
-        token_rows(CODEC, ['a'], ['b b b b'])
+    with pytest.raises(InputError, match=r"the response 'b b b b b'... has 5 tokens .*--max_new_tokens.*--truncate"):
+        token_rows(CODEC, ['a'], ['b b b b b'])
+    # Four words fill the room of four tokens: a response that was cut off, without EOS.
+    assert token_rows(CODEC, ['a'], ['b b b b']).tokens[0, :6].tolist() == [BOS, 3, 4, 4, 4, 4]
     cut = Codec(CODEC.tokenizer, 4, 4, truncate=True)
     rows = token_rows(cut, ['a b c d'], ['a b c d e'])
     assert rows.tokens.tolist() == [[3, 4, 5, 6, 3, 4, 5, 6]]  # the prompt's end and the response's beginning

@@ -1,4 +1,4 @@
-"""On the enumerable task the optimum is known: PPO and DPO with soft labels must arrive there, through their scripts."""
+"""On the enumerable task the optimum is known: PPO and DPO with soft labels must arrive there by their scripts."""
 
 import dpo
 import jax
