@@ -221,7 +221,7 @@ def test_jit_and_vmap_change_nothing(case, x64):
     plain = case.call(case.floats, case.fixed)
     np.testing.assert_allclose(value_and_gradients(case, case.floats, case.fixed)[1], plain, rtol=1e-12)
     floats, fixed = jax.tree.map(lambda x: np.stack([x, x[::-1]]), (case.floats, case.fixed))
-    mapped = jax.vmap(case.call)(floats, fixed)
+    mapped = jax.jit(jax.vmap(case.call))(floats, fixed)
     flipped = jax.tree.map(lambda x: x[::-1], (case.floats, case.fixed))
     np.testing.assert_allclose(mapped[0], plain, rtol=1e-12)
     np.testing.assert_allclose(mapped[1], value_and_gradients(case, *flipped)[1], rtol=1e-12)
@@ -233,7 +233,7 @@ def test_rows_do_not_see_each_other(case, x64):
     order = np.array([2, 0, 1])
     moved = value_and_gradients(case, *jax.tree.map(lambda x: x[order], (case.floats, case.fixed)))[1]
     np.testing.assert_allclose(moved, plain[order], rtol=1e-12)
-    one = case.call(*jax.tree.map(lambda x: x[1:2], (case.floats, case.fixed)))
+    _, one, _ = value_and_gradients(case, *jax.tree.map(lambda x: x[1:2], (case.floats, case.fixed)))
     np.testing.assert_allclose(one, plain[1:2], rtol=1e-12)
 
 
@@ -289,7 +289,7 @@ def test_nothing_unmasked_and_one_token(case):
     assert not np.any(losses)
     assert all(not np.any(g) for g in jax.tree.leaves(gradients))
     short_floats, short_fixed = jax.tree.map(lambda x: x[:1, :1], (case.floats, case.fixed))
-    single = case.call(short_floats, short_fixed)
+    _, single, _ = value_and_gradients(case, short_floats, short_fixed)
     assert single.shape == (1, 1) and jnp.isfinite(single[0, 0])
 
 
@@ -298,7 +298,7 @@ def test_padding_columns_change_nothing(case, x64):
     def widen(x):
         return np.pad(x, ((0, 0), (2, 3)), constant_values=0 if x.dtype == bool else -5.0)
 
-    wide = case.call(*jax.tree.map(widen, (case.floats, case.fixed)))
+    _, wide, _ = value_and_gradients(case, *jax.tree.map(widen, (case.floats, case.fixed)))
     np.testing.assert_allclose(wide[:, 2:-3], value_and_gradients(case, case.floats, case.fixed)[1], rtol=1e-12)
     np.testing.assert_array_equal(wide[:, :2], 0.0)
 
