@@ -24,6 +24,7 @@ from run import (
     model_folder,
     open_run,
     placement,
+    resume,
     starting_model,
     task_of,
     train_setup,
