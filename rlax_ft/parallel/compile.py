@@ -52,7 +52,9 @@ def _jit_step(step, mesh, rules):
         first, sharding = jax.tree.leaves(state)[0], jax.tree.leaves(compiled['shardings'])[0]
         if getattr(first, 'sharding', None) != sharding:
             state = jax.device_put(state, compiled['shardings'])
-        return compiled['step'](state, shard_batch(batch, mesh))
+        # Within set_mesh the chunked LM head keeps rows, and a split vocabulary, where they are.
+        with jax.set_mesh(mesh):
+            return compiled['step'](state, shard_batch(batch, mesh))
 
     return run
 
