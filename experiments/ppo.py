@@ -9,7 +9,6 @@ rlax_ft.losses.policy_gradient, or a function `f(logps, old_logps, advantages, m
 """
 
 import dataclasses
-import importlib
 import itertools
 from functools import partial
 
@@ -19,6 +18,7 @@ import numpy as np
 from evaluation import Evaluator
 from run import (
     export_model,
+    find_function,
     load_loss,
     make_codec,
     model_folder,
@@ -158,12 +158,8 @@ def make_reward(settings: PPOSettings, task, codec):
     rule = task.reward if settings.reward == 'gold' and task else None
     if settings.reward == 'gold' and not task:
         raise InputError('--reward=gold: only an embedded --task has one; give a reward model or MODULE:FUNCTION')
-    if rule is None and ':' in settings.reward:
-        module, _, name = settings.reward.rpartition(':')
-        try:
-            rule = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f'--reward={settings.reward}: {error}; give MODULE:FUNCTION') from error
+    if ':' in settings.reward:
+        rule = find_function(settings.reward, 'reward')
     if rule is not None:
         return lambda rollout, batch, prompts: rule_scores(rule, prompts, codec.decode(rollout)[0])
     model, tokenizer = load_reward_model(model_folder(settings.reward, 'reward'))

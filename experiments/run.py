@@ -255,15 +255,14 @@ def load_loss(name: str, module: str, arguments: str = '', **given):
     Raises:
       InputError: no such loss, or an argument that it does not take.
     """
-    where, _, attribute = name.rpartition(':')
-    if where and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        home = importlib.import_module(where or module)
-        loss = getattr(home, attribute if where else f'{name}_loss')
-    except (ImportError, AttributeError) as error:
-        known = [n[:-5] for n, f in inspect.getmembers(importlib.import_module(module)) if n.endswith('_loss')]
-        raise InputError(f'--loss={name}: {error}; use MODULE:FUNCTION or one of {", ".join(known)}') from error
+    if ':' in name:
+        loss = find_function(name, 'loss')
+    else:
+        home = importlib.import_module(module)
+        known = [n[:-5] for n, _ in inspect.getmembers(home, inspect.isfunction) if n.endswith('_loss')]
+        if name not in known:
+            raise InputError(f'--loss={name}: no such loss; use MODULE:FUNCTION or one of {", ".join(known)}')
+        loss = getattr(home, f'{name}_loss')
     takes = inspect.signature(loss).parameters
     bound = {key: value for key, value in given.items() if key in takes}
     for part in filter(None, arguments.split(',')):
@@ -272,6 +271,21 @@ def load_loss(name: str, module: str, arguments: str = '', **given):
             raise InputError(f'--loss_args={arguments}: {name} takes no {key!r}; it takes {", ".join(list(takes)[1:])}')
         bound[key] = _parse_value(value)
     return partial(loss, **bound)
+
+
+def find_function(name: str, flag: str):
+    """The function that MODULE:FUNCTION names; modules are looked up in the working directory, too.
+
+    Raises:
+      InputError: there is none.
+    """
+    module, _, attribute = name.rpartition(':')
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f'--{flag}={name}: {error}; give MODULE:FUNCTION') from error
 
 
 def export_model(run: Run, config, params, codec: Codec) -> None:

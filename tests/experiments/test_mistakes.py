@@ -93,7 +93,13 @@ def test_flags(base, tmp_path):
     refused(sft.train, sft.SFTSettings, r'--model=huge: no such folder, size .* or hub id', out=out, model='huge')
     refused(dpo.train, dpo.DPOSettings, r'--init_from=.*nowhere: holds no model', out=out, init_from='nowhere')
     small = {'out': out, 'init_from': start, 'comparisons': 8}
-    refused(dpo.train, dpo.DPOSettings, r'--loss=dop: .*; use MODULE:FUNCTION or one of .*dpo', **small, loss='dop')
+    refused(
+        dpo.train,
+        dpo.DPOSettings,
+        r'--loss=dop: no such loss; use MODULE:FUNCTION or one of .*dpo',
+        **small,
+        loss='dop',
+    )
     refused(
         dpo.train,
         dpo.DPOSettings,

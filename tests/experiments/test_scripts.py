@@ -143,20 +143,27 @@ def test_ppo(base, tmp_path, options):
 def test_losses_of_ones_own(base, tmp_path, monkeypatch):
     (tmp_path / 'my_module.py').write_text(
         'import jax\n'
-        'import jax.numpy as jnp\n'
         'def my_loss(pair, *, beta):\n'
         '    margin = (pair.chosen - pair.ref_chosen) - (pair.rejected - pair.ref_rejected)\n'
         '    return jax.nn.softplus(-beta * margin)\n'
-        'def my_policy_loss(logps, old_logps, advantages, mask):\n'
-        '    return jnp.where(mask > 0, -jnp.exp(logps - old_logps) * advantages, 0.0)\n'
-        'def my_reward(prompt, completion):\n'
-        '    return completion.count("charming")\n'
     )
     monkeypatch.chdir(tmp_path)
     mine = dpo.train(dpo_settings(base, tmp_path / 'mine', loss='my_module:my_loss'))
     theirs = dpo.train(dpo_settings(base, tmp_path / 'theirs', loss='dpo'))
     assert mine['gold'] == theirs['gold'] and mine['kl'] == pytest.approx(theirs['kl'], abs=1e-4)
-    ppo.train(ppo_settings(base, tmp_path / 'ppo', loss='my_module:my_policy_loss', reward='my_module:my_reward'))
+
+
+def test_the_readmes_examples(base, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / 'README.md').read_text()
+    examples = [block.split('```')[0] for block in readme.split('```python\n')[1:]]
+    assert len(examples) == 2 and all(len(example.splitlines()) < 15 for example in examples)
+    rule = 'def charm(prompt, completion):\n    return completion.count("charming")\n'
+    (tmp_path / 'my_losses.py').write_text('\n\n'.join([*examples, rule]))
+    monkeypatch.chdir(tmp_path)
+    dpo.train(dpo_settings(base, tmp_path / 'dpo', loss='my_losses:margin_loss'))
+    check_run_folder(tmp_path / 'dpo')
+    own = {'loss': 'my_losses:trust_loss', 'reward': 'my_losses:charm'}
+    ppo.train(ppo_settings(base, tmp_path / 'ppo', **own))
     check_run_folder(tmp_path / 'ppo')
 
 
