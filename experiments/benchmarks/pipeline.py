@@ -85,10 +85,10 @@ def sort_section(folder):
     """Accuracy of sorting before and after PPO."""
     records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     summary = json.loads((folder / 'summary.json').read_text())
+    before = records[0]['objective/scores']
     return f"""## Sorting: recipes `sort_sft`, `sort_ppo`
 
-Samples of the SFT model, whose demonstrations are right half of the time, are right {records[0]['objective/scores']:.1%}
-of the time; after {summary['steps']} updates of PPO {summary['gold']:.1%}, at a KL of {summary['kl']:.2f} nats.
+Samples of the SFT model, whose demonstrations are right half of the time, are right {before:.1%} of the time; after {summary['steps']} updates of PPO {summary['gold']:.1%}, at a KL of {summary['kl']:.2f} nats.
 """
 
 
