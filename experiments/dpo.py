@@ -33,7 +33,6 @@ from settings import flag, run_script
 
 from rlax_ft.data.batches import preference_rows, ranking_rows
 from rlax_ft.data.loader import local_batch
-from rlax_ft.data.records import write_records
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.models.scoring import sequence_logps
@@ -98,7 +97,7 @@ def train(settings: DPOSettings) -> dict:
             batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
             state, metrics = step(state, (batch, np.float32(settings.batch_size)))
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
-                metrics |= evaluator.metrics(state.params, count=512, seed=settings.seed)
+                metrics |= evaluator.metrics(state.params, seed=settings.seed)
             writer.write(i + 1, metrics)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)
@@ -109,11 +108,7 @@ def train(settings: DPOSettings) -> dict:
         **held_out_accuracy(lambda rows: score(state.params, place(rows)), eval_rows),
     }
     if evaluator:
-        prompts = task.sample_prompts(512, settings.seed + 1000)
-        measured, _ = evaluator.rollout(state.params, prompts, jax.random.key(settings.seed + 1000))
-        shown = zip(prompts[:32], measured.completions, measured.gold.tolist())
-        write_records(run.folder / 'samples.jsonl', [{'prompt': p, 'completion': c, 'gold': g} for p, c, g in shown])
-        summary |= measured.summary()
+        summary |= evaluator.finish(state.params, run.folder / 'samples.jsonl', seed=settings.seed)
     return run.finish(summary)
 
 

@@ -4,17 +4,22 @@ Leaves out training.
 """
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from rlax_ft.data.batches import Codec
+from rlax_ft.data.records import write_records
 from rlax_ft.data.tasks.task import Task
 from rlax_ft.evaluate.policy import Measured, measure
 from rlax_ft.models.scoring import rollout_batch, sequence_logps
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.types import TokenBatch
+
+# How many prompts a policy is measured on, while it trains and when it has.
+PROMPTS = 512
 
 
 class Evaluator:
@@ -54,8 +59,17 @@ class Evaluator:
         )
         return measured, rows
 
-    def metrics(self, params, *, count: int, seed: int) -> dict[str, float]:
-        """`eval/gold`, `eval/kl`, `eval/length` and `eval/ungrammatical` on `count` prompts."""
-        prompts = self.task.sample_prompts(count, seed + 1000)
-        measured, _ = self.rollout(params, prompts, jax.random.key(seed + 1000))
-        return {f'eval/{name}': value for name, value in measured.summary().items()}
+    def metrics(self, params, *, seed: int) -> dict[str, float]:
+        """`eval/gold`, `eval/kl`, `eval/length` and `eval/ungrammatical`, on the same prompts each time."""
+        return {f'eval/{name}': value for name, value in self._measure(params, seed)[1].summary().items()}
+
+    def finish(self, params, samples: Path, *, seed: int) -> dict[str, float]:
+        """The same numbers without `eval/`, and some of the samples as a file."""
+        prompts, measured = self._measure(params, seed)
+        shown = zip(prompts[:32], measured.completions, measured.gold.tolist())
+        write_records(samples, [{'prompt': p, 'completion': c, 'gold': g} for p, c, g in shown])
+        return measured.summary()
+
+    def _measure(self, params, seed):
+        prompts = self.task.sample_prompts(PROMPTS, seed + 1000)
+        return prompts, self.rollout(params, prompts, jax.random.key(seed + 1000))[0]

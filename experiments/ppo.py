@@ -33,7 +33,7 @@ from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import prompt_arrays
 from rlax_ft.data.loader import local_batch
-from rlax_ft.data.records import read_prompts, write_records
+from rlax_ft.data.records import read_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.models.heads import ScalarModel, value_params
 from rlax_ft.models.scoring import rollout_batch
@@ -136,7 +136,7 @@ def train(settings: PPOSettings) -> dict:
                 kl_coef = adapt(kl_coef, metrics['objective/kl'])
             metrics |= {'val/num_eos_tokens': finished.sum(), **mean_metrics(steps)}
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
-                metrics |= evaluator.metrics(state.params['policy'], count=512, seed=settings.seed)
+                metrics |= evaluator.metrics(state.params['policy'], seed=settings.seed)
             writer.write(i + 1, metrics)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, (state, kl_coef))
@@ -145,11 +145,7 @@ def train(settings: PPOSettings) -> dict:
     export_model(run, config, policy, codec)
     summary = {'steps': settings.max_steps, 'kl_coef': float(kl_coef)}
     if evaluator:
-        prompts = task.sample_prompts(512, settings.seed + 1000)
-        measured, _ = evaluator.rollout(policy, prompts, jax.random.key(settings.seed + 1000))
-        shown = zip(prompts[:32], measured.completions, measured.gold.tolist())
-        write_records(run.folder / 'samples.jsonl', [{'prompt': p, 'completion': c, 'gold': g} for p, c, g in shown])
-        summary |= measured.summary()
+        summary |= evaluator.finish(policy, run.folder / 'samples.jsonl', seed=settings.seed)
     return run.finish(summary)
 
 

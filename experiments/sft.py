@@ -14,7 +14,7 @@ from run import export_model, make_codec, open_run, resume, starting_model, task
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import token_rows
-from rlax_ft.data.loader import local_batch, split_rows
+from rlax_ft.data.loader import local_rows, split_rows, whole_batch
 from rlax_ft.data.records import read_demonstrations, write_records
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.models.transformer import Transformer
@@ -52,8 +52,8 @@ def train(settings: SFTSettings) -> dict:
 
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='sft') as writer:
         for i in range(start, settings.max_steps):
-            batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
-            state, metrics = step(state, (batch, batch.mask.sum()))
+            batch = whole_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
+            state, metrics = step(state, (local_rows(batch), batch.mask.sum()))
             writer.write(i + 1, metrics)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)

@@ -88,7 +88,8 @@ def sort_section(folder):
     before = records[0]['objective/scores']
     return f"""## Sorting: recipes `sort_sft`, `sort_ppo`
 
-Samples of the SFT model, whose demonstrations are right half of the time, are right {before:.1%} of the time; after {summary['steps']} updates of PPO {summary['gold']:.1%}, at a KL of {summary['kl']:.2f} nats.
+Samples of the SFT model, whose demonstrations are right half of the time, are right {before:.1%} of the time;
+after {summary['steps']} updates of PPO {summary['gold']:.1%}, at a KL of {summary['kl']:.2f} nats.
 """
 
 

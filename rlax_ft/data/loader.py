@@ -25,12 +25,21 @@ def batch_indices(size: int, step: int, *, batch_size: int, seed: int) -> np.nda
     return np.asarray([_permutation(size, seed, int(place // size))[place % size] for place in places])
 
 
-def local_batch(dataset, step: int, *, batch_size: int, seed: int):
-    """Batch `step` of a struct of arrays [N, ...]; in a multi-host run, this process's share of its rows."""
-    size = jax.tree.leaves(dataset)[0].shape[0]
-    rows = batch_indices(size, step, batch_size=batch_size, seed=seed)
-    rows = np.array_split(rows, jax.process_count())[jax.process_index()]
+def whole_batch(dataset, step: int, *, batch_size: int, seed: int):
+    """Batch `step` of a struct of arrays [N, ...], the same on every process: what denominators are taken from."""
+    rows = batch_indices(jax.tree.leaves(dataset)[0].shape[0], step, batch_size=batch_size, seed=seed)
     return jax.tree.map(lambda leaf: leaf[rows], dataset)
+
+
+def local_rows(batch):
+    """This process's share of a whole batch: all of it, but in a multi-host run."""
+    count, index = jax.process_count(), jax.process_index()
+    return jax.tree.map(lambda leaf: np.array_split(leaf, count)[index], batch)
+
+
+def local_batch(dataset, step: int, *, batch_size: int, seed: int):
+    """`local_rows` of `whole_batch`, for losses whose denominator is the batch size."""
+    return local_rows(whole_batch(dataset, step, batch_size=batch_size, seed=seed))
 
 
 @functools.lru_cache(maxsize=4)
