@@ -39,6 +39,7 @@ def check_arrived(base, name):
     best = optimal_policy(reference, rewards, BETA)
     assert float(kl_divergence(reference, best)) > 0.3  # there is a way to go
     distance = float(kl_divergence(policy, best))
+    print(f'KL(pi || pi*) = {distance:.4f}')
     assert distance <= 0.01
     # What is lost in J is beta KL(pi || pi*): the identity that makes pi* the optimum.
     lost = objective(best, reference, rewards, BETA) - objective(policy, reference, rewards, BETA)
@@ -73,7 +74,8 @@ def test_ppo_reaches_the_optimum(base):
             beta=BETA,
             batch_size=1024,
             max_steps=60,
-            epochs=2,
+            epochs=4,
+            lam=1.0,
             minibatches=8,
             learning_rate=3e-3,
             value_coef=0.5,
