@@ -51,7 +51,7 @@ class DPOSettings(FeedbackSettings):
 
     loss: str = flag('dpo', 'dpo, ipo, simpo, ... or MODULE:FUNCTION; plackett_luce learns from whole rankings.')
     loss_args: str = flag('', 'Further hyperparameters of the loss, such as label_smoothing=0.1,gamma=0.5.')
-    beta: float = flag(0.3, 'Weight of the KL to the reference in the objective that the loss stands for.')
+    beta: float = flag(0.5, 'Weight of the KL to the reference in the objective that the loss stands for.')
     labels: str = flag(
         'human',
         'human: as judged. preference_model: the soft label sigma(r(a) - r(b)) of --reward. gold: of the task.',

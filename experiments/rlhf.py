@@ -46,10 +46,10 @@ class RLHFSettings(Settings):
     ppo_steps: int = flag(30, 'Updates of PPO.')
     ppo_beta: float = flag(0.4, "PPO's weight of the KL to the SFT model.")
     dpo_steps: int = flag(100, 'Steps of each of the three DPO runs.')
-    beta: float = flag(0.3, "DPO's weight of the KL to the SFT model.")
+    beta: float = flag(0.5, "DPO's weight of the KL to the SFT model.")
     best_of: int = flag(16, 'n of the best-of-n policy in the table.')
     eval_prompts: int = flag(1000, 'Prompts on which each policy is measured at the end.')
-    pool: int = flag(1024, 'SFT samples of each of 20 prompts, for the best-of-n and optimum curves.')
+    pool: int = flag(512, 'SFT samples of each of 20 prompts, for the best-of-n and optimum curves.')
 
 
 def train(settings: RLHFSettings) -> dict:
@@ -91,9 +91,9 @@ def stage_list(s: RLHFSettings, folder: Path):
     start = str(folder / 'sft')
     judged = dict(init_from=start, data=str(folder / 'feedback/judgements.jsonl'))
     rm = str(folder / 'reward_model')
-    on_pairs = dict(beta=s.beta, eval_every=10, **judged)
+    on_pairs = dict(beta=s.beta, eval_every=20, **judged)
     feedback = dict(init_from=start, comparisons=s.comparisons, annotator_noise=s.annotator_noise)
-    against = dict(init_from=start, reward=rm, beta=s.ppo_beta, eval_every=2, save_every=10)
+    against = dict(init_from=start, reward=rm, beta=s.ppo_beta, eval_every=3, save_every=10)
     guided = dict(labels='preference_model', reward=rm)
     ranked = dict(loss='plackett_luce', batch_size=32)
     yield 'sft', sft.train, stage(sft.SFTSettings, 'sft', s.sft_steps, model=s.model)
