@@ -51,16 +51,16 @@ class DPOSettings(FeedbackSettings):
 
     loss: str = flag('dpo', 'dpo, ipo, simpo, ... or MODULE:FUNCTION; plackett_luce learns from whole rankings.')
     loss_args: str = flag('', 'Further hyperparameters of the loss, such as label_smoothing=0.1,gamma=0.5.')
-    beta: float = flag(0.5, 'Weight of the KL to the reference in the objective that the loss stands for.')
+    beta: float = flag(0.4, 'Weight of the KL to the reference in the objective that the loss stands for.')
     labels: str = flag(
         'human',
         'human: as judged. preference_model: the soft label sigma(r(a) - r(b)) of --reward. gold: of the task.',
         ('human', 'preference_model', 'gold'),
     )
     reward: str = flag('', 'Run folder of the reward model that gives --labels=preference_model.')
-    max_steps: int = flag(100, 'Number of training steps.')
-    batch_size: int = flag(128, 'Pairs (or rankings) in a step, over all devices together.')
-    learning_rate: float = flag(3.5e-4, 'Peak learning rate of AdamW.')
+    max_steps: int = flag(60, 'Number of training steps.')
+    batch_size: int = flag(256, 'Pairs (or rankings) in a step, over all devices together.')
+    learning_rate: float = flag(4.5e-4, 'Peak learning rate of AdamW.')
     warmup_steps: int = flag(10, 'Steps over which the learning rate rises to its peak.')
 
 
