@@ -25,10 +25,10 @@ def policy_table(policies: list[dict]) -> str:
         '|---|---|---|---|---|---|---|',
     ]
     for p in policies:
-        # Adding 0.0 turns -0.0 into 0.0.
+        kl = round(p['kl'], 2) + 0.0  # adding 0.0 turns -0.0 into 0.0
         interval = f'{p["win_rate"]:.1%} ({p["win_rate_low"]:.1%} to {p["win_rate_high"]:.1%})'
         lines.append(
-            f'| {TITLES.get(p["name"], p["name"])} | {p["gold"]:.2f} | {p["score"]:.2f} | {round(p["kl"], 2) + 0.0:.2f} '
+            f'| {TITLES.get(p["name"], p["name"])} | {p["gold"]:.2f} | {p["score"]:.2f} | {kl:.2f} '
             f'| {p["length"]:.1f} | {p["ungrammatical"]:.1%} | {"" if p["name"] == "sft" else interval} |'
         )
     return '\n'.join(lines)
