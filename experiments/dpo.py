@@ -83,7 +83,7 @@ def train(settings: DPOSettings) -> dict:
         objective = ranking_objective(apply, beta=settings.beta)
         rows = with_reference_rankings(ranking_rows(codec, rankings), reference)
     else:
-        loss = load_loss(settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
+        loss = load_loss(settings, settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
         objective = preference_objective(apply, loss, beta=settings.beta)
         rows = with_reference(labelled_rows(settings, task, codec, rankings), reference)
     eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference)

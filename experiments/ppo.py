@@ -100,7 +100,7 @@ def train(settings: PPOSettings) -> dict:
     objective = ppo_objective(
         apply,
         value_apply,
-        loss=load_loss(settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args),
+        loss=load_loss(settings, settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args),
         value_clip=settings.value_clip or None,
         value_coef=settings.value_coef,
         entropy_coef=settings.entropy_coef,

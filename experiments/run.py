@@ -243,10 +243,11 @@ def placement(settings: Settings):
     return partial(shard_batch, mesh=make_mesh(settings.mesh)) if settings.backend == 'jit' else lambda batch: batch
 
 
-def load_loss(name: str, module: str, arguments: str = '', **given):
+def load_loss(settings: Settings, name: str, module: str, arguments: str = '', **given):
     """The loss that --loss names, with the hyperparameters that it takes bound.
 
     Args:
+      settings: of the script; a loss that takes `axis_name` reads the whole batch, over all devices.
       name: of a function in `module`, without its `_loss`; or `my_module:my_loss`, found from the working directory.
       module: such as rlax_ft.losses.preference.
       arguments: further hyperparameters as text, `label_smoothing=0.1,gamma=0.5`.
@@ -265,6 +266,10 @@ def load_loss(name: str, module: str, arguments: str = '', **given):
         loss = getattr(home, f'{name}_loss')
     takes = inspect.signature(loss).parameters
     bound = {key: value for key, value in given.items() if key in takes}
+    if 'axis_name' in takes:
+        if settings.micro_batches > 1:
+            raise InputError(f'--micro_batches={settings.micro_batches}: --loss={name} reads the whole batch; give 1')
+        bound['axis_name'] = PMAP_AXIS if settings.backend == 'pmap' else None
     for part in filter(None, arguments.split(',')):
         key, _, value = part.partition('=')
         if key not in takes:

@@ -92,6 +92,7 @@ def test_reward_model_on_rankings(base, tmp_path):
         {'labels': 'gold', 'loss': 'ipo', 'loss_args': 'per_token=false'},
         {'backend': 'pmap', 'micro_batches': 2},
         {'loss': 'simpo', 'loss_args': 'gamma=0.3'},
+        {'loss': 'aot', 'backend': 'pmap'},
     ],
     ids=str,
 )
