@@ -40,7 +40,7 @@ def collect(settings: FeedbackSettings) -> dict:
     if not settings.init_from:
         raise InputError('--init_from: give the run folder of the model whose completions are to be judged')
     codec = make_codec(settings, run, list)
-    config, params = starting_model(settings, run, codec)
+    config, params = starting_model(settings, codec)
     judgements = judge(settings, codec, Transformer(config).apply, params)
     write_records(run.folder / 'judgements.jsonl', judgements)
     return run.finish({'judgements': len(judgements), 'comparisons': sum(len(ranking_pairs(j)) for j in judgements)})
@@ -66,7 +66,7 @@ def comparisons(settings: FeedbackSettings, run: Run) -> tuple[list[dict], list[
     path = settings.data or run.folder / 'judgements.jsonl'
     if not settings.data and not path.exists():
         codec = make_codec(settings, run, list)
-        config, params = starting_model(settings, run, codec)
+        config, params = starting_model(settings, codec)
         write_records(path, judge(settings, codec, Transformer(config).apply, params))
     records = read_rankings(path)
     if settings.eval_data:

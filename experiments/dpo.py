@@ -18,6 +18,7 @@ from collect import FeedbackSettings, comparisons, texts
 from evaluation import Evaluator
 from reward_model import flatten
 from run import (
+    announce_model,
     export_model,
     load_loss,
     make_codec,
@@ -71,7 +72,8 @@ def train(settings: DPOSettings) -> dict:
         return run.summary
     rankings, held_out = comparisons(settings, run)
     codec = make_codec(settings, run, lambda: texts(rankings))
-    config, ref_params = starting_model(settings, run, codec)
+    config, ref_params = starting_model(settings, codec)
+    announce_model(run, config, codec)
     apply = Transformer(config).apply
     task = task_of(settings)
     evaluator = Evaluator(task, codec, config, ref_params) if task else None

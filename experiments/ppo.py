@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from evaluation import Evaluator
 from run import (
+    announce_model,
     export_model,
     find_function,
     load_loss,
@@ -84,7 +85,8 @@ def train(settings: PPOSettings) -> dict:
     task = task_of(settings)
     prompts = read_prompts(settings.data) if settings.data else task.sample_prompts(settings.prompts, settings.seed)
     codec = make_codec(settings, run, lambda: prompts)
-    config, ref_params = starting_model(settings, run, codec)
+    config, ref_params = starting_model(settings, codec)
+    announce_model(run, config, codec)
     apply, value_apply = Transformer(config).apply, ScalarModel(config).apply
     evaluator = Evaluator(task, codec, config, ref_params) if task else None
     place = placement(settings)

@@ -50,7 +50,7 @@ def train(settings: RewardModelSettings) -> dict:
     pairs, eval_pairs = flatten(rankings), flatten(held_out)
     by_rank = settings.loss == 'plackett_luce'
     rows = ranking_rows(codec, rankings) if by_rank else preference_rows(codec, pairs)
-    config, backbone = starting_model(settings, run, codec)
+    config, backbone = starting_model(settings, codec)
     apply = ScalarModel(config).apply
     objective = (
         reward_ranking_objective(apply) if by_rank else reward_objective(apply, center_coef=settings.center_coef)

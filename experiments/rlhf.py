@@ -111,7 +111,7 @@ def evaluate(settings: RLHFSettings, run) -> tuple[dict, dict]:
     folder, task = run.folder, task_of(settings)
     settings = dataclasses.replace(settings, init_from=str(folder / 'sft'))
     codec = make_codec(settings, run, list)
-    config, sft_params = starting_model(settings, run, codec)
+    config, sft_params = starting_model(settings, codec)
     rm, _ = load_reward_model(folder / 'reward_model/model')
     evaluator = Evaluator(task, codec, config, sft_params, batch_size=1024)
     compiled = jax.jit(lambda model, rows: model(rows))

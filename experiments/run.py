@@ -153,7 +153,7 @@ def load_pretrained_tokenizer(folder):
     return tokenizer
 
 
-def starting_model(settings: Settings, run: Run, codec: Codec) -> tuple[ModelConfig, dict]:
+def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]:
     """Configuration and parameters to start from.
 
     Raises:
@@ -161,8 +161,6 @@ def starting_model(settings: Settings, run: Run, codec: Codec) -> tuple[ModelCon
     """
     config, params = _starting_model(settings, codec)
     params = place_state(settings, params)
-    # From now on the run's checkpoints can be read, before it has a model of its own to show.
-    save_config(run.folder / 'model', config, codec.tokenizer)
     return config, params
 
 
@@ -291,6 +289,11 @@ def find_function(name: str, flag: str):
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f'--{flag}={name}: {error}; give MODULE:FUNCTION') from error
+
+
+def announce_model(run: Run, config, codec: Codec) -> None:
+    """Writes all of model/ but weights, so that the run's checkpoints can be read before it has ended."""
+    save_config(run.folder / 'model', config, codec.tokenizer)
 
 
 def export_model(run: Run, config, params, codec: Codec) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 
 import jax
 import numpy as np
-from run import export_model, make_codec, open_run, resume, starting_model, task_of, train_setup
+from run import announce_model, export_model, make_codec, open_run, resume, starting_model, task_of, train_setup
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import token_rows
@@ -44,7 +44,8 @@ def train(settings: SFTSettings) -> dict:
     texts = [record['prompt'] + record['completion'] for record in records]
     codec = make_codec(settings, run, lambda: texts)
     rows, eval_rows = encode(codec, records), encode(codec, held_out)
-    config, params = starting_model(settings, run, codec)
+    config, params = starting_model(settings, codec)
+    announce_model(run, config, codec)
     apply = Transformer(config).apply
     optimizer, step = train_setup(settings, sft_objective(apply))
     state = init_state(params, optimizer, jax.random.key(settings.seed))

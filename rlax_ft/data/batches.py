@@ -161,9 +161,3 @@ def take_rows(batch, index):
     """Rows of a struct of numpy arrays."""
 
     return jax.tree.map(lambda leaf: leaf[index], batch)
-
-
-def row_count(batch) -> int:
-    """N of a struct of numpy arrays [N, ...]."""
-
-    return jax.tree.leaves(batch)[0].shape[0]
