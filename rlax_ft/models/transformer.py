@@ -8,28 +8,11 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
+from rlax_ft.models.attention import KVCache, Reading, attend
 from rlax_ft.models.config import ModelConfig
 
 _REMAT_POLICIES = {'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}
-
-
-@struct.dataclass
-class KVCache:
-    """Keys and values of what has been read so far.
-
-    Attributes:
-      key: [L, B, S, KV, H], rotated keys of every layer.
-      value: [L, B, S, KV, H].
-      segment_ids: int32[B, S], 0 where a slot is padding or not yet filled.
-      index: int32[], number of filled slots.
-    """
-
-    key: jax.Array
-    value: jax.Array
-    segment_ids: jax.Array
-    index: jax.Array
 
 
 def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -64,25 +47,6 @@ def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def attention_mask(query_segments: jax.Array, key_segments: jax.Array, offset: jax.Array | int = 0) -> jax.Array:
-    """Which keys each query sees: those of its own segment, no later than itself.
-
-    Padding (segment 0) sees padding, so that no row of the softmax is empty; nobody reads those rows.
-
-    Args:
-      query_segments: int32[B, T].
-      key_segments: int32[B, S].
-      offset: index of the first query among the keys.
-
-    Returns:
-      bool[B, 1, T, S].
-    """
-    t, s = query_segments.shape[1], key_segments.shape[1]
-    causal = jnp.arange(s)[None, :] <= jnp.arange(t)[:, None] + offset
-    same_segment = query_segments[:, :, None] == key_segments[:, None, :]
-    return (causal & same_segment)[:, None]
-
-
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * scale, in float32 (arXiv 1910.07467)."""
 
@@ -103,7 +67,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotary, mask, layer_cache, index):
+    def __call__(self, x, rotary, reading, layer_cache):
         """[B, T, D] -> ([B, T, D], this layer's keys and values, or None without a cache)."""
         c = self.config
         batch, length, _ = x.shape
@@ -116,11 +80,7 @@ class Attention(nn.Module):
         key = dense(c.kv_heads * c.head_dim, 'key')(x).reshape(batch, length, c.kv_heads, c.head_dim)
         value = dense(c.kv_heads * c.head_dim, 'value')(x).reshape(batch, length, c.kv_heads, c.head_dim)
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        if layer_cache is not None:
-            key = jax.lax.dynamic_update_slice_in_dim(layer_cache[0], key, index, axis=1)
-            value = jax.lax.dynamic_update_slice_in_dim(layer_cache[1], value, index, axis=1)
-            layer_cache = (key, value)
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        out, layer_cache = attend(query, key, value, reading, layer_cache)
         # What writes to the residual stream starts smaller, so that the variance does not grow with depth.
         out = dense(c.width, 'out', 0.5 / c.layers)(out.reshape(batch, length, c.heads * c.head_dim))
         return out, layer_cache
@@ -151,11 +111,11 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, layer_cache, rotary, mask, index):
+    def __call__(self, x, layer_cache, rotary, reading):
         """A scan's body: carries the residual stream, maps over the layers' caches."""
         c = self.config
         attended, layer_cache = Attention(c, name='attention')(
-            RMSNorm(c.norm_eps, name='attention_norm')(x), rotary, mask, layer_cache, index
+            RMSNorm(c.norm_eps, name='attention_norm')(x), rotary, reading, layer_cache
         )
         x = x + attended
         x = x + GatedMLP(c, name='mlp')(RMSNorm(c.norm_eps, name='mlp_norm')(x))
@@ -181,7 +141,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={'params': 0},
             split_rngs={'params': True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=c.layers,
         )(c)
         self.final_norm = RMSNorm(c.norm_eps)
@@ -210,10 +170,10 @@ class Transformer(nn.Module):
         key_segments = segment_ids
         if cache is not None:
             key_segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, start, axis=1)
-        mask = attention_mask(segment_ids, key_segments, start)
+        reading = Reading(segment_ids, key_segments, start)
         rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
         layer_caches = None if cache is None else (cache.key, cache.value)
-        hidden, layer_caches = self.layers(self.embed(tokens), layer_caches, rotary, mask, start)
+        hidden, layer_caches = self.layers(self.embed(tokens), layer_caches, rotary, reading)
         if cache is not None:
             cache = KVCache(*layer_caches, segment_ids=key_segments, index=start + tokens.shape[1])
         return self.final_norm(hidden), cache
