@@ -27,7 +27,13 @@ def token_logps(apply: Callable, variables, batch: TokenBatch, *, temperature: f
     hidden, _ = apply(variables, batch.tokens, batch.positions, batch.segment_ids)
     head = apply(variables, method='unembed_matrix')
     logps = chunked_token_logprobs(
-        hidden[:, :-1], head, batch.tokens[:, 1:], chunk=None, temperature=temperature, mask=batch.mask[:, 1:]
+        hidden[:, :-1],
+        head,
+        batch.tokens[:, 1:],
+        chunk=None,
+        temperature=temperature,
+        mask=batch.mask[:, 1:],
+        soft_cap=apply(variables, method='unembed_soft_cap'),
     )
     return jnp.pad(logps, ((0, 0), (1, 0)))
 

@@ -1,4 +1,4 @@
-"""A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, gated MLP, scanned layers.
+"""A decoder-only transformer of every family: norms, positions, attention and MLP as its config says, scanned layers.
 
 The module returns hidden states; the LM head is a method of its own, so that nobody pays for logits that no loss
 reads. Leaves out heads other than the LM head (heads.py) and everything about text.
@@ -8,57 +8,62 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from rlax_ft.models.attention import KVCache, Reading, attend
 from rlax_ft.models.config import ModelConfig
+from rlax_ft.models.experts import ACTIVATIONS, MixtureOfExperts
+from rlax_ft.models.linear import Linear
+from rlax_ft.models.rotary import apply_rotary, rotary_kinds, rotary_tables
 
 _REMAT_POLICIES = {'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}
 
 
-def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary angles, position * theta^(-2i / head_dim) (arXiv 2104.09864).
+class Norm(nn.Module):
+    """RMSNorm, x / sqrt(mean(x^2) + eps) * scale (arXiv 1910.07467), or LayerNorm (arXiv 1607.06450), in float32."""
 
-    Args:
-      positions: int32[B, T].
-      head_dim: even width of a head.
-      theta: base of the frequencies.
-
-    Returns:
-      Two float32[B, T, head_dim / 2].
-    """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns the pairs (x_i, x_{i + H/2}) of every head by their angles.
-
-    Args:
-      x: [B, T, heads, H].
-      cos: float32[B, T, H / 2].
-      sin: float32[B, T, H / 2].
-
-    Returns:
-      An array like `x`.
-    """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, in float32 (arXiv 1910.07467)."""
-
-    eps: float
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x):
         """[..., D] -> [..., D]."""
-        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+        c = self.config
+        init = nn.initializers.zeros if c.norm == 'rms_plus_one' else nn.initializers.ones
+        scale = self.param('scale', init, (x.shape[-1],)).astype(jnp.float32)
         x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (normed * scale).astype(x.dtype)
+        if c.norm == 'layer':
+            x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
+        if c.norm == 'rms_plus_one':
+            scale = 1.0 + scale
+        normed = normed * scale
+        if c.norm == 'layer':
+            normed = normed + self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+        return normed.astype(x.dtype)
+
+
+@struct.dataclass
+class LayerKinds:
+    """What differs from layer to layer and is no parameter; None where nothing does.
+
+    Attributes:
+      window: int32[L], places that a query sees.
+      rotary: int32[L], which of the tables of rotary angles.
+    """
+
+    window: jax.Array | None = None
+    rotary: jax.Array | None = None
+
+
+def layer_kinds(config: ModelConfig) -> LayerKinds:
+    """The kinds of a model's layers; they are scanned with the parameters, so that layers of all kinds share a body."""
+    kinds = LayerKinds()
+    if any(config.local_layers) and not all(config.local_layers):
+        everything = jnp.iinfo(jnp.int32).max
+        kinds = kinds.replace(window=jnp.where(jnp.asarray(config.local_layers), config.window, everything))
+    if rotary_kinds(config).any():
+        kinds = kinds.replace(rotary=jnp.asarray(rotary_kinds(config)))
+    return kinds
 
 
 class Attention(nn.Module):
@@ -67,27 +72,40 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotary, reading, layer_cache):
+    def __call__(self, x, rotary, kinds, reading, layer_cache):
         """[B, T, D] -> ([B, T, D], this layer's keys and values, or None without a cache)."""
         c = self.config
-        batch, length, _ = x.shape
 
-        def dense(features, name, scale=1.0):
-            init = nn.initializers.variance_scaling(scale, 'fan_in', 'normal')
-            return nn.Dense(features, use_bias=False, dtype=c.dtype, kernel_init=init, name=name)
+        def heads(count, name):
+            y = Linear(count * c.head_dim, c.dtype, c.qkv_bias, lora=c.lora, name=name)(x)
+            if name != 'value' and c.qk_norm == 'full':
+                y = Norm(c, name=f'{name}_norm')(y)
+            y = y.reshape(*x.shape[:2], count, c.head_dim)
+            return Norm(c, name=f'{name}_norm')(y) if name != 'value' and c.qk_norm == 'head' else y
 
-        query = dense(c.heads * c.head_dim, 'query')(x).reshape(batch, length, c.heads, c.head_dim)
-        key = dense(c.kv_heads * c.head_dim, 'key')(x).reshape(batch, length, c.kv_heads, c.head_dim)
-        value = dense(c.kv_heads * c.head_dim, 'value')(x).reshape(batch, length, c.kv_heads, c.head_dim)
-        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        out, layer_cache = attend(query, key, value, reading, layer_cache)
+        query, key, value = heads(c.heads, 'query'), heads(c.kv_heads, 'key'), heads(c.kv_heads, 'value')
+        if rotary is not None:
+            kind = 0 if kinds.rotary is None else kinds.rotary
+            cos, sin = (table[kind] for table in rotary)
+            query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        window = c.window if kinds.window is None else kinds.window
+        out, layer_cache = attend(
+            query,
+            key,
+            value,
+            reading,
+            layer_cache,
+            scale=c.attention_scale,
+            soft_cap=c.attention_soft_cap,
+            window=window,
+        )
         # What writes to the residual stream starts smaller, so that the variance does not grow with depth.
-        out = dense(c.width, 'out', 0.5 / c.layers)(out.reshape(batch, length, c.heads * c.head_dim))
+        out = Linear(c.width, c.dtype, c.out_bias, 0.5 / c.layers, c.lora, name='out')(out.reshape(*x.shape[:2], -1))
         return out, layer_cache
 
 
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x)) (arXiv 2002.05202), or down(act(up(x)))."""
 
     config: ModelConfig
 
@@ -95,31 +113,39 @@ class GatedMLP(nn.Module):
     def __call__(self, x):
         """[B, T, D] -> [B, T, D]."""
         c = self.config
-
-        def dense(features, name, scale=1.0):
-            init = nn.initializers.variance_scaling(scale, 'fan_in', 'normal')
-            return nn.Dense(features, use_bias=False, dtype=c.dtype, kernel_init=init, name=name)
-
-        return dense(c.width, 'down', 0.5 / c.layers)(
-            nn.silu(dense(c.mlp_width, 'gate')(x)) * dense(c.mlp_width, 'up')(x)
-        )
+        activation = ACTIVATIONS[c.activation]
+        hidden = Linear(c.mlp_width, c.dtype, c.mlp_bias, lora=c.lora, name='up')(x)
+        if c.gated:
+            hidden = activation(Linear(c.mlp_width, c.dtype, c.mlp_bias, lora=c.lora, name='gate')(x)) * hidden
+        else:
+            hidden = activation(hidden)
+        return Linear(c.width, c.dtype, c.mlp_bias, 0.5 / c.layers, c.lora, name='down')(hidden)
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)); or norms after, or both at once."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, layer_cache, rotary, reading):
-        """A scan's body: carries the residual stream, maps over the layers' caches."""
+    def __call__(self, x, layer_cache, kinds, rotary, reading):
+        """A scan's body: carries the residual stream, maps over the layers' caches and kinds."""
         c = self.config
+
+        def before(x, name):
+            return Norm(c, name=f'{name}_norm')(x) if c.pre_norm else x
+
+        def after(x, name):
+            return Norm(c, name=f'{name}_post_norm')(x) if c.post_norm else x
+
         attended, layer_cache = Attention(c, name='attention')(
-            RMSNorm(c.norm_eps, name='attention_norm')(x), rotary, reading, layer_cache
+            before(x, 'attention'), rotary, kinds, reading, layer_cache
         )
-        x = x + attended
-        x = x + GatedMLP(c, name='mlp')(RMSNorm(c.norm_eps, name='mlp_norm')(x))
-        return x, layer_cache
+        attended = after(attended, 'attention')
+        residual = x + attended
+        mlp = (MixtureOfExperts if c.experts else MLP)(c, name='mlp')
+        out = after(mlp(before(x if c.parallel else residual, 'mlp')), 'mlp')
+        return residual + out, layer_cache
 
 
 class Transformer(nn.Module):
@@ -131,20 +157,25 @@ class Transformer(nn.Module):
     config: ModelConfig
 
     def setup(self):
-        """Parameters: `embed`, `layers` (stacked on a leading axis), `final_norm`, and `head` where it is not tied."""
+        """Parameters: `embed`, `layers` (stacked on a leading axis), `final_norm`, `head` where it is not tied, and
+        `position_embed` where positions are learned.
+        """
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, dtype=c.dtype, embedding_init=nn.initializers.normal(0.02))
+        if c.learned_positions:
+            init = nn.initializers.normal(0.02)
+            self.position_embed = nn.Embed(c.max_length, c.width, dtype=c.dtype, embedding_init=init)
         block = Block
         if c.remat != 'none':
             block = nn.remat(Block, prevent_cse=False, policy=_REMAT_POLICIES[c.remat])
         self.layers = nn.scan(
             block,
-            variable_axes={'params': 0},
-            split_rngs={'params': True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            variable_axes={'params': 0, 'lora': 0},
+            split_rngs={'params': True, 'dropout': True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=c.layers,
         )(c)
-        self.final_norm = RMSNorm(c.norm_eps)
+        self.final_norm = Norm(c)
         if not c.tied:
             self.head = self.param('head', nn.initializers.normal(0.02), (c.width, c.vocab_size))
 
@@ -171,9 +202,10 @@ class Transformer(nn.Module):
         if cache is not None:
             key_segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, start, axis=1)
         reading = Reading(segment_ids, key_segments, start)
-        rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        rotary = rotary_tables(positions, self.config) if self.config.rotary_dim else None
         layer_caches = None if cache is None else (cache.key, cache.value)
-        hidden, layer_caches = self.layers(self.embed(tokens), layer_caches, rotary, reading)
+        embedded = self._embed(tokens, positions)
+        hidden, layer_caches = self.layers(embedded, layer_caches, layer_kinds(self.config), rotary, reading)
         if cache is not None:
             cache = KVCache(*layer_caches, segment_ids=key_segments, index=start + tokens.shape[1])
         return self.final_norm(hidden), cache
@@ -182,9 +214,21 @@ class Transformer(nn.Module):
         """The LM head, [D, V]."""
         return self.embed.embedding.T if self.config.tied else self.head
 
+    def unembed_soft_cap(self):
+        """What logits are soft-capped at, a float; None where they are not."""
+        return self.config.final_soft_cap
+
     def unembed(self, hidden):
         """Logits, float32[..., V], of hidden states [..., D]."""
-        return jnp.matmul(hidden, self.unembed_matrix().astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(hidden, self.unembed_matrix().astype(hidden.dtype), preferred_element_type=jnp.float32)
+        cap = self.unembed_soft_cap()
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _embed(self, tokens, positions):
+        x = self.embed(tokens)
+        if self.config.scaled_embedding:
+            x = x * jnp.asarray(self.config.width**0.5, x.dtype)
+        return x + self.position_embed(positions) if self.config.learned_positions else x
 
     def init_cache(self, batch_size, length):
         """An empty cache with `length` slots for `batch_size` rows."""
