@@ -70,10 +70,10 @@ def blockwise_attention(
     key, value = (_pad(x.transpose(0, 2, 1, 3), pad_k, 2) for x in (key, value))
     window = None if window is None else jnp.asarray(window, jnp.int32)
     places = _Places(
-        _pad(query_segments, pad_q, 1, -1),
-        _pad(query_positions, pad_q, 1),
-        _pad(key_segments, pad_k, 1, -2),
-        _pad(key_positions, pad_k, 1),
+        _pad(jnp.asarray(query_segments), pad_q, 1, -1),
+        _pad(jnp.asarray(query_positions), pad_q, 1),
+        _pad(jnp.asarray(key_segments), pad_k, 1, -2),
+        _pad(jnp.asarray(key_positions), pad_k, 1),
         None,
     )
 

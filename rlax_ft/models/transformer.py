@@ -21,6 +21,11 @@ from rlax_ft.models.rotary import apply_rotary, rotary_kinds, rotary_tables
 _REMAT_POLICIES = {'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}
 
 
+def _recomputed(function):
+    """`function`, whose backward pass makes what lies within again: for elementwise work, cheaper than keeping it."""
+    return jax.checkpoint(function, prevent_cse=False)
+
+
 class Norm(nn.Module):
     """RMSNorm, x / sqrt(mean(x^2) + eps) * scale (arXiv 1910.07467), or LayerNorm (arXiv 1607.06450), in float32."""
 
@@ -32,16 +37,19 @@ class Norm(nn.Module):
         c = self.config
         init = nn.initializers.zeros if c.norm == 'rms_plus_one' else nn.initializers.ones
         scale = self.param('scale', init, (x.shape[-1],)).astype(jnp.float32)
-        x32 = x.astype(jnp.float32)
+        bias = None
         if c.norm == 'layer':
-            x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
-        if c.norm == 'rms_plus_one':
-            scale = 1.0 + scale
-        normed = normed * scale
-        if c.norm == 'layer':
-            normed = normed + self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
-        return normed.astype(x.dtype)
+            bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+
+        def norm(x, scale, bias):
+            x32 = x.astype(jnp.float32)
+            if c.norm == 'layer':
+                x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+            normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
+            normed = normed * (1.0 + scale if c.norm == 'rms_plus_one' else scale)
+            return (normed if bias is None else normed + bias).astype(x.dtype)
+
+        return _recomputed(norm)(x, scale, bias)
 
 
 @struct.dataclass
@@ -151,7 +159,9 @@ class MLP(nn.Module):
         activation = ACTIVATIONS[c.activation]
         names = ('gate', 'up') if c.gated else ('up',)
         projected = _projections(self, x, dict.fromkeys(names, c.mlp_width), 'gate_up', c.mlp_bias)
-        hidden = activation(projected['gate']) * projected['up'] if c.gated else activation(projected['up'])
+        hidden = _recomputed(lambda up, gate=None: activation(up) if gate is None else activation(gate) * up)(
+            **projected
+        )
         return Linear(c.width, c.dtype, c.mlp_bias, 0.5 / c.layers, c.lora, name='down')(hidden)
 
 
