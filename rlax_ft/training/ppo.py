@@ -57,7 +57,7 @@ def end_scores(scores: jax.Array, ended: jax.Array, missing_eos_penalty: float) 
 
 
 def token_values(apply: Callable, params, tokens: TokenBatch | BranchBatch) -> jax.Array:
-    """V(prompt, y_<t) of each response token y_t, the critic read one position earlier; of the mask's shape, 0 there."""
+    """V(prompt, y_<t) of each response token y_t, the critic read one position earlier; of the mask's shape."""
     values = read(apply, {'params': params}, tokens)
     if isinstance(tokens, BranchBatch):
         values = before_each_token(values, tokens)

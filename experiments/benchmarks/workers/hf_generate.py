@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from alternate import serve
-from peers.trl_step import llama
+from trl_step import llama
 
 
 def main():
