@@ -135,7 +135,9 @@ def _backward(settings, saved, d_out):
             weights = jnp.exp(scores - z[..., None])
             d_scores = weights * (_matmul(d_o, v.T) - c[..., None])
             if settings.soft_cap is not None:
-                d_scores = d_scores * (1.0 - jnp.square(scores / settings.soft_cap))
+                # Masked scores lie far below -cap: their weight is 0, and 0 times their square would be NaN.
+                slope = 1.0 - jnp.square(jnp.maximum(scores / settings.soft_cap, -1.0))
+                d_scores = d_scores * slope
             d_scores = (d_scores * settings.scale).astype(q.dtype)
             d_k = _add_block(d_k, i, _matmul_transposed(d_scores, q))
             d_v = _add_block(d_v, i, _matmul_transposed(weights.astype(v.dtype), d_o))
