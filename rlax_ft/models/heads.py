@@ -3,6 +3,7 @@
 Leaves out losses, and what a score means.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -26,7 +27,9 @@ class ScalarModel(nn.Module):
     @nn.compact
     def __call__(self, tokens, positions=None, segment_ids=None):
         """int32[B, T] -> float32[B, T]."""
-        hidden, _ = Transformer(self.config, name='backbone')(tokens, positions, segment_ids)
+        # An LM head of its own would be parameters that nothing reads.
+        config = dataclasses.replace(self.config, tied=True)
+        hidden, _ = Transformer(config, name='backbone')(tokens, positions, segment_ids)
         return nn.Dense(1, use_bias=False, name='head')(hidden.astype(jnp.float32))[..., 0]
 
 
@@ -63,7 +66,8 @@ def sequence_scores(apply: Callable, params, rows: TokenBatch) -> jax.Array:
 
 def _copy(params):
     # The train step donates its state, so no two states may share a buffer.
-    return jax.tree.map(jnp.copy, params)
+    # An LM head stays behind.
+    return jax.tree.map(jnp.copy, {name: leaf for name, leaf in params.items() if name != 'head'})
 
 
 def _width(backbone):
