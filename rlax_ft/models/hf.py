@@ -50,7 +50,7 @@ def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple
             f'{folder}: its tokenizer has {len(tokenizer)} tokens, more than the {config.vocab_size} rows of '
             f'{FAMILIES[config.family].names["embed/embedding"]} that config.json says'
         )
-    shapes = _param_shapes(config, scalar)
+    shapes = param_shapes(config, scalar=scalar)
     return config, read_params(folder, config, shapes, mesh=mesh, dtype=dtype or jnp.float32), tokenizer
 
 
@@ -85,7 +85,8 @@ def _parse(path, raw):
         raise InputError(f'{path}: not a {raw["model_type"]} configuration ({" ".join(str(error).split())})') from error
 
 
-def _param_shapes(config, scalar):
+def param_shapes(config: ModelConfig, *, scalar: bool = False) -> Params:
+    """Shapes and dtypes of the parameters of a `Transformer`, or of a `ScalarModel`."""
     model = ScalarModel(config) if scalar else Transformer(config)
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))['params']
 

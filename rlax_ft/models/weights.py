@@ -222,19 +222,15 @@ def read_params(folder: Path, config: ModelConfig, shapes: Params, *, mesh, dtyp
     leaves = leaves_of(config, shapes)
     for leaf in leaves:
         _check_shape(weights, leaf)
-    if mesh is None:
-        whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: whole, shapes)
-    else:
-        shardings = tree_shardings(shapes, mesh)
+    # Without a mesh nothing is bound to a device: what follows may move it where it likes.
+    shardings = None if mesh is None else tree_shardings(shapes, mesh)
     params: dict = {}
     for leaf in leaves:
-        sharding = shardings
-        for part in leaf.path:
-            sharding = sharding[part]
-        at = params
+        at, sharding = params, shardings
         for part in leaf.path[:-1]:
             at = at.setdefault(part, {})
+        for part in leaf.path if shardings else ():
+            sharding = sharding[part]
         at[leaf.path[-1]] = _place(weights, leaf, sharding, dtype)
     return params
 
@@ -252,20 +248,21 @@ def _check_shape(weights, leaf):
 
 def _place(weights, leaf, sharding, dtype):
     """One parameter on its devices; the layers of a stack are written into it one after another, in place."""
+
+    def put(layer, shape, sharding):
+        read = lambda index: _read_part(weights, leaf, layer, index).astype(dtype)  # noqa: E731
+        if sharding is None:
+            return jnp.asarray(read((slice(None),) * len(shape)))
+        return jax.make_array_from_callback(shape, sharding, read)
+
     if leaf.layers is None:
-        return jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index: _read_part(weights, leaf, 0, index).astype(dtype)
-        )
-    one = sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        one = sharding.update(spec=jax.sharding.PartitionSpec(*sharding.spec[1:]))
+        return put(0, leaf.shape, sharding)
+    # The rules never split the axis of layers.
+    one = sharding and sharding.update(spec=jax.sharding.PartitionSpec(*sharding.spec[1:]))
     stack = jax.jit(lambda: jnp.zeros(leaf.shape, dtype), out_shardings=sharding)()
     write = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
     for layer in range(leaf.layers):
-        piece = jax.make_array_from_callback(
-            leaf.shape[1:], one, lambda index, layer=layer: _read_part(weights, leaf, layer, index).astype(dtype)
-        )
-        stack = write(stack, piece, layer, 0)
+        stack = write(stack, put(layer, leaf.shape[1:], one), layer, 0)
         # Without a wait, all layers would be on their way at once.
         stack.block_until_ready()
     return stack
