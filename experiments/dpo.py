@@ -12,14 +12,13 @@ rlax_ft.losses.preference, or a function `f(pair, *, beta) -> float[B]` of your 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from collect import FeedbackSettings, comparisons, texts
 from evaluation import Evaluator
+from learner import make_learner
 from reward_model import flatten
 from run import (
     announce_model,
-    export_model,
     load_loss,
     make_codec,
     model_folder,
@@ -37,10 +36,10 @@ from rlax_ft.data.loader import local_batch
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.models.scoring import sequence_logps
-from rlax_ft.models.transformer import Transformer
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
 from rlax_ft.sampling.text import map_rows
+from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import preference_objective, ranking_objective
 from rlax_ft.training.step import init_state
@@ -72,14 +71,14 @@ def train(settings: DPOSettings) -> dict:
         return run.summary
     rankings, held_out = comparisons(settings, run)
     codec = make_codec(settings, run, lambda: texts(rankings))
-    config, ref_params = starting_model(settings, codec)
-    announce_model(run, config, codec)
-    apply = Transformer(config).apply
+    learner = make_learner(settings, *starting_model(settings, codec))
+    announce_model(run, learner.config, codec)
+    apply = learner.apply
     task = task_of(settings)
-    evaluator = Evaluator(task, codec, config, ref_params) if task else None
+    evaluator = Evaluator(task, codec, apply, learner.reference) if task else None
     score = jax.jit(lambda params, rows: sequence_logps(apply, {'params': params}, rows))
     place = placement(settings)
-    reference = lambda rows: score(ref_params, place(rows))  # noqa: E731
+    reference = lambda rows: score(learner.reference, place(rows))  # noqa: E731
     by_rank = settings.loss == 'plackett_luce'
     if by_rank:
         objective = ranking_objective(apply, beta=settings.beta)
@@ -89,9 +88,10 @@ def train(settings: DPOSettings) -> dict:
         objective = preference_objective(apply, loss, beta=settings.beta)
         rows = with_reference(labelled_rows(settings, task, codec, rankings), reference)
     eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference)
-    optimizer, step = train_setup(settings, objective)
-    state = init_state(jax.tree.map(jnp.copy, ref_params), optimizer, jax.random.key(settings.seed))
+    optimizer, step = train_setup(settings, objective, learner.base)
+    state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
+    guard = ChangeGuard(state.params, start)
 
     show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='dpo', show=show) as writer:
@@ -99,18 +99,20 @@ def train(settings: DPOSettings) -> dict:
             batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
             state, metrics = step(state, (batch, np.float32(settings.batch_size)))
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
-                metrics |= evaluator.metrics(state.params, seed=settings.seed)
+                metrics |= evaluator.metrics(learner.whole(state.params), seed=settings.seed)
             writer.write(i + 1, metrics)
+            guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)
 
-    export_model(run, config, state.params, codec)
+    learner.export(run, state.params, codec)
+    trained = learner.whole(state.params)
     summary = {
         'steps': settings.max_steps,
-        **held_out_accuracy(lambda rows: score(state.params, place(rows)), eval_rows),
+        **held_out_accuracy(lambda rows: score(trained, place(rows)), eval_rows),
     }
     if evaluator:
-        summary |= evaluator.finish(state.params, run.folder / 'samples.jsonl', seed=settings.seed)
+        summary |= evaluator.finish(trained, run.folder / 'samples.jsonl', seed=settings.seed)
     return run.finish(summary)
 
 

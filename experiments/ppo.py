@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from evaluation import Evaluator
+from learner import make_learner
 from run import (
     announce_model,
-    export_model,
     find_function,
     load_loss,
     make_codec,
@@ -36,13 +36,12 @@ from rlax_ft.data.batches import prompt_arrays
 from rlax_ft.data.loader import local_batch
 from rlax_ft.data.records import read_prompts
 from rlax_ft.errors import InputError
-from rlax_ft.models.heads import ScalarModel, value_params
 from rlax_ft.models.scoring import rollout_batch
-from rlax_ft.models.transformer import Transformer
 from rlax_ft.ops.kl import adaptive_coef
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
 from rlax_ft.sampling.text import make_sampler, rollout_logps
+from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.ppo import end_scores, ended, estimate, mean_metrics, minibatch, ppo_objective
 from rlax_ft.training.step import init_state
@@ -85,10 +84,10 @@ def train(settings: PPOSettings) -> dict:
     task = task_of(settings)
     prompts = read_prompts(settings.data) if settings.data else task.sample_prompts(settings.prompts, settings.seed)
     codec = make_codec(settings, run, lambda: prompts)
-    config, ref_params = starting_model(settings, codec)
-    announce_model(run, config, codec)
-    apply, value_apply = Transformer(config).apply, ScalarModel(config).apply
-    evaluator = Evaluator(task, codec, config, ref_params) if task else None
+    learner = make_learner(settings, *starting_model(settings, codec))
+    announce_model(run, learner.config, codec)
+    apply, value_apply, ref_params = learner.apply, learner.scalar_apply, learner.reference
+    evaluator = Evaluator(task, codec, apply, ref_params) if task else None
     place = placement(settings)
     score = make_reward(settings, task, codec)
     sample = make_sampler(apply, codec, temperature=settings.temperature)
@@ -109,11 +108,12 @@ def train(settings: PPOSettings) -> dict:
         temperature=settings.temperature,
     )
     updates = settings.max_steps * settings.epochs * settings.minibatches
-    optimizer, step = train_setup(settings, objective, max_updates=updates, eps=1e-5)
-    params = {'policy': jax.tree.map(jnp.copy, ref_params), 'value': value_params(ref_params)}
+    optimizer, step = train_setup(settings, objective, learner.base, max_updates=updates, eps=1e-5)
+    params = {'policy': learner.start(), 'value': learner.start_value()}
     state = init_state(params, optimizer, jax.random.key(settings.seed))
     kl_coef = jnp.asarray(settings.beta, jnp.float32)
     (state, kl_coef), start = resume(settings, run, (state, kl_coef))
+    guard = ChangeGuard(state.params['policy'], start)
     rows = (*prompt_arrays(codec, prompts), np.arange(len(prompts)))
 
     show = ('objective/scores', 'objective/kl', 'eval/gold', 'eval/kl')
@@ -122,13 +122,14 @@ def train(settings: PPOSettings) -> dict:
             tokens, mask, index = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
             key, shuffle_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), i))
             # Collect.
-            rollout = sample(state.params['policy'], *place((tokens, mask)), key)
+            whole = learner.whole(state.params)
+            rollout = sample(whole['policy'], *place((tokens, mask)), key)
             batch = rollout_batch(rollout)
             finished = ended(rollout, codec.eos_ids)
             raw = score(rollout, batch, [prompts[j] for j in index])
             scores = end_scores(raw, finished, settings.missing_eos_penalty)
             # Estimate.
-            data, metrics = estimator(state.params, ref_params, batch, rollout_logps(rollout), scores, kl_coef)
+            data, metrics = estimator(whole, ref_params, batch, rollout_logps(rollout), scores, kl_coef)
             # Update.
             steps = []
             for epoch, part in itertools.product(range(settings.epochs), range(settings.minibatches)):
@@ -138,16 +139,18 @@ def train(settings: PPOSettings) -> dict:
                 kl_coef = adapt(kl_coef, metrics['objective/kl'])
             metrics |= {'val/num_eos_tokens': finished.sum(), **mean_metrics(steps)}
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
-                metrics |= evaluator.metrics(state.params['policy'], seed=settings.seed)
+                metrics |= evaluator.metrics(learner.whole(state.params['policy']), seed=settings.seed)
             writer.write(i + 1, metrics)
+            guard.check(i + 1, state.params['policy'])
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, (state, kl_coef))
 
-    policy = state.params['policy']
-    export_model(run, config, policy, codec)
+    learner.export(run, state.params['policy'], codec)
     summary = {'steps': settings.max_steps, 'kl_coef': float(kl_coef)}
     if evaluator:
-        summary |= evaluator.finish(policy, run.folder / 'samples.jsonl', seed=settings.seed)
+        summary |= evaluator.finish(
+            learner.whole(state.params['policy']), run.folder / 'samples.jsonl', seed=settings.seed
+        )
     return run.finish(summary)
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import jax
 import numpy as np
 from collect import FeedbackSettings, comparisons, texts
+from learner import make_learner
 from run import make_codec, open_run, resume, starting_model, train_setup
 from settings import flag, run_script
 
@@ -19,9 +20,9 @@ from rlax_ft.data.batches import preference_rows, ranking_rows
 from rlax_ft.data.loader import local_batch
 from rlax_ft.data.records import ranking_pairs
 from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline
-from rlax_ft.models.heads import ScalarModel, reward_params
 from rlax_ft.rewards.learned import RewardModel, save_reward_model
 from rlax_ft.sampling.text import map_rows
+from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import reward_objective, reward_ranking_objective
 from rlax_ft.training.step import init_state
@@ -50,15 +51,15 @@ def train(settings: RewardModelSettings) -> dict:
     pairs, eval_pairs = flatten(rankings), flatten(held_out)
     by_rank = settings.loss == 'plackett_luce'
     rows = ranking_rows(codec, rankings) if by_rank else preference_rows(codec, pairs)
-    config, backbone = starting_model(settings, codec)
-    apply = ScalarModel(config).apply
+    learner = make_learner(settings, *starting_model(settings, codec))
+    apply = learner.scalar_apply
     objective = (
         reward_ranking_objective(apply) if by_rank else reward_objective(apply, center_coef=settings.center_coef)
     )
-    optimizer, step = train_setup(settings, objective)
-    params = reward_params(backbone, jax.random.key(settings.seed))
-    state = init_state(params, optimizer, jax.random.key(settings.seed))
+    optimizer, step = train_setup(settings, objective, learner.base)
+    state = init_state(learner.start_reward(), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
+    guard = ChangeGuard(state.params, start)
 
     show = ('loss', 'rewards/accuracies')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='reward model', show=show) as writer:
@@ -66,10 +67,11 @@ def train(settings: RewardModelSettings) -> dict:
             batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
             state, metrics = step(state, (batch, np.float32(settings.batch_size)))
             writer.write(i + 1, metrics)
+            guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)
 
-    model = RewardModel(config, state.params)
+    model = RewardModel(learner.config, learner.merged(state.params))
     score = jax.jit(model.__call__)
     train_rows, eval_rows = preference_rows(codec, pairs), preference_rows(codec, eval_pairs)
     reference = [map_rows(score, side, batch_size=256) for side in (train_rows.chosen, train_rows.rejected)]

@@ -22,7 +22,8 @@ from rlax_ft.data.tasks import Task, get_task
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
-from rlax_ft.models.hf import load_pretrained, read_config, save_config, save_pretrained
+from rlax_ft.models.hf import load_pretrained, read_config, save_config
+from rlax_ft.models.lora import adapter_objective
 from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
 from rlax_ft.parallel.mesh import make_mesh, shard_batch, shard_state
@@ -161,7 +162,10 @@ def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]
     """
     config, params = _starting_model(settings, codec)
     params = place_state(settings, params)
-    return config, params
+    if settings.lora_rank:
+        # A frozen base need not be more exact than what it computes.
+        params = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), params)
+    return dataclasses.replace(config, dtype=settings.dtype, remat=settings.remat), params
 
 
 def _starting_model(settings, codec):
@@ -173,7 +177,9 @@ def _starting_model(settings, codec):
         config = read_config(source)
         params = checkpoint_params(settings.init_from)
     else:
-        config, params, _ = load_pretrained(source)
+        mesh = make_mesh(settings.mesh) if settings.backend == 'jit' else None
+        dtype = settings.dtype if settings.lora_rank else None
+        config, params, _ = load_pretrained(source, mesh=mesh, dtype=dtype)
     if 'backbone' in params:
         raise InputError(f'{source}: a reward model where a language model is needed')
     if len(codec.tokenizer) > config.vocab_size:
@@ -192,15 +198,22 @@ def checkpoint_params(path: str):
     state = Checkpoints(folder.parent).read(int(folder.name) if folder.name.isdigit() else -1)
     # PPO keeps the KL coefficient beside its state, and a value function beside its policy.
     params = (state[0] if isinstance(state, list) else state)['params']
-    return params.get('policy', params)
+    params = params.get('policy', params)
+    if 'lora' in params:
+        raise InputError(
+            f'--init_from={path}: a checkpoint of --lora_rank, which holds the adapter alone; '
+            'give the folder of the run once it has ended'
+        )
+    return params
 
 
-def train_setup(settings: Settings, objective, *, max_updates: int | None = None, eps: float = 1e-8):
+def train_setup(settings: Settings, objective, base=None, *, max_updates: int | None = None, eps: float = 1e-8):
     """(optimizer, compiled step) for an objective, as the flags say.
 
     Args:
       settings: of the script.
       objective: `loss_fn(params, batch, key)`.
+      base: what adapters in `params` share and no step changes; the objective then takes what `lora.attach` gives.
       max_updates: length of the learning rate's schedule; --max_steps when absent.
       eps: Adam's epsilon.
     """
@@ -213,12 +226,15 @@ def train_setup(settings: Settings, objective, *, max_updates: int | None = None
         eps=eps,
         weight_decay=settings.weight_decay,
     )
+    if base is not None:
+        objective = adapter_objective(objective, dropout=settings.lora_dropout > 0)
     pmap = settings.backend == 'pmap'
     step = make_train_step(
         objective, optimizer, micro_batches=settings.micro_batches, axis_name=PMAP_AXIS if pmap else None
     )
     mesh = None if pmap else make_mesh(settings.mesh)
-    return optimizer, compile_step(step, mesh=mesh, backend=settings.backend)
+    compiled = compile_step(step, mesh=mesh, backend=settings.backend)
+    return optimizer, compiled if base is None else lambda state, batch: compiled(state, batch, base)
 
 
 def place_state(settings: Settings, state):
@@ -294,11 +310,6 @@ def find_function(name: str, flag: str):
 def announce_model(run: Run, config, codec: Codec) -> None:
     """Writes all of model/ but weights, so that the run's checkpoints can be read before it has ended."""
     save_config(run.folder / 'model', config, codec.tokenizer)
-
-
-def export_model(run: Run, config, params, codec: Codec) -> None:
-    """Writes the run's model/ as a folder that transformers opens."""
-    save_pretrained(run.folder / 'model', config, params, codec.tokenizer)
 
 
 def write_text(path: Path, text: str) -> None:

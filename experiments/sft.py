@@ -10,15 +10,16 @@ import dataclasses
 
 import jax
 import numpy as np
-from run import announce_model, export_model, make_codec, open_run, resume, starting_model, task_of, train_setup
+from learner import make_learner
+from run import announce_model, make_codec, open_run, resume, starting_model, task_of, train_setup
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import token_rows
 from rlax_ft.data.loader import local_rows, split_rows, whole_batch
 from rlax_ft.data.records import read_demonstrations, write_records
 from rlax_ft.models.scoring import token_logps
-from rlax_ft.models.transformer import Transformer
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
+from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import sft_objective
 from rlax_ft.training.step import init_state
@@ -44,26 +45,29 @@ def train(settings: SFTSettings) -> dict:
     texts = [record['prompt'] + record['completion'] for record in records]
     codec = make_codec(settings, run, lambda: texts)
     rows, eval_rows = encode(codec, records), encode(codec, held_out)
-    config, params = starting_model(settings, codec)
-    announce_model(run, config, codec)
-    apply = Transformer(config).apply
-    optimizer, step = train_setup(settings, sft_objective(apply))
-    state = init_state(params, optimizer, jax.random.key(settings.seed))
+    learner = make_learner(settings, *starting_model(settings, codec))
+    announce_model(run, learner.config, codec)
+    apply = learner.apply
+    optimizer, step = train_setup(settings, sft_objective(apply), learner.base)
+    state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
+    guard = ChangeGuard(state.params, start)
 
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='sft') as writer:
         for i in range(start, settings.max_steps):
             batch = whole_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
             state, metrics = step(state, (local_rows(batch), batch.mask.sum()))
             writer.write(i + 1, metrics)
+            guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)
 
-    export_model(run, config, state.params, codec)
-    logps = map_rows(jax.jit(lambda b: token_logps(apply, {'params': state.params}, b)), eval_rows, batch_size=64)
+    learner.export(run, state.params, codec)
+    trained = learner.whole(state.params)
+    logps = map_rows(jax.jit(lambda b: token_logps(apply, {'params': trained}, b)), eval_rows, batch_size=64)
     prompts = [record['prompt'] for record in held_out[:16]]
     sample = make_sampler(apply, codec)
-    rollout = sample_prompts(sample, state.params, codec, prompts, jax.random.key(settings.seed + 1), batch_size=16)
+    rollout = sample_prompts(sample, trained, codec, prompts, jax.random.key(settings.seed + 1), batch_size=16)
     completions, _ = codec.decode(rollout)
     write_records(run.folder / 'samples.jsonl', [{'prompt': p, 'completion': c} for p, c in zip(prompts, completions)])
     nll = float(-logps.sum() / eval_rows.mask.sum())

@@ -3,6 +3,7 @@
 Leaves out losses, and what a score means.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -27,7 +28,9 @@ class ScalarModel(nn.Module):
     @nn.compact
     def __call__(self, tokens, positions=None, segment_ids=None, branches=None):
         """int32[B, T] -> float32[B, T]; `branches` as in `Transformer`."""
-        hidden, _ = Transformer(self.config, name='backbone')(tokens, positions, segment_ids, branches=branches)
+        # An LM head of its own would be parameters that nothing reads.
+        config = dataclasses.replace(self.config, tied=True)
+        hidden, _ = Transformer(config, name='backbone')(tokens, positions, segment_ids, branches=branches)
         return nn.Dense(1, use_bias=False, name='head')(hidden.astype(jnp.float32))[..., 0]
 
 
@@ -71,7 +74,8 @@ def candidate_scores(apply: Callable, params, candidates: TokenBatch | BranchBat
 
 def _copy(params):
     # The train step donates its state, so no two states may share a buffer.
-    return jax.tree.map(jnp.copy, params)
+    # An LM head stays behind.
+    return jax.tree.map(jnp.copy, {name: leaf for name, leaf in params.items() if name != 'head'})
 
 
 def _width(backbone):
