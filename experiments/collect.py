@@ -10,7 +10,8 @@ import dataclasses
 
 import jax
 import numpy as np
-from run import Run, make_codec, open_run, starting_model, task_of
+from model_setup import make_codec, starting_model, task_of
+from run import Run, open_run
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import Codec

@@ -16,20 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from collect import FeedbackSettings, comparisons, texts
 from evaluation import Evaluator
+from model_setup import announce_model, export_model, make_codec, model_folder, starting_model, task_of
 from reward_model import flatten
-from run import (
-    announce_model,
-    export_model,
-    load_loss,
-    make_codec,
-    model_folder,
-    open_run,
-    placement,
-    resume,
-    starting_model,
-    task_of,
-    train_setup,
-)
+from run import load_loss, open_run, placement, resume, train_setup
 from settings import flag, run_script
 
 from rlax_ft.data.batches import preference_rows, ranking_rows

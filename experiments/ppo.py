@@ -16,20 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from evaluation import Evaluator
-from run import (
-    announce_model,
-    export_model,
-    find_function,
-    load_loss,
-    make_codec,
-    model_folder,
-    open_run,
-    placement,
-    resume,
-    starting_model,
-    task_of,
-    train_setup,
-)
+from model_setup import announce_model, export_model, make_codec, model_folder, starting_model, task_of
+from run import find_function, load_loss, open_run, placement, resume, train_setup
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import prompt_arrays

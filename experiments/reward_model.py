@@ -12,7 +12,8 @@ import dataclasses
 import jax
 import numpy as np
 from collect import FeedbackSettings, comparisons, texts
-from run import make_codec, open_run, resume, starting_model, train_setup
+from model_setup import make_codec, starting_model
+from run import open_run, resume, train_setup
 from settings import flag, run_script
 
 from rlax_ft.data.batches import preference_rows, ranking_rows

@@ -10,7 +10,8 @@ import dataclasses
 
 import jax
 import numpy as np
-from run import announce_model, export_model, make_codec, open_run, resume, starting_model, task_of, train_setup
+from model_setup import announce_model, export_model, make_codec, starting_model, task_of
+from run import open_run, resume, train_setup
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import token_rows
