@@ -145,14 +145,14 @@ def _by_kind(of_texts, of_messages, prompts, *others):
     return encoded
 
 
-def fitting(codec: Codec, records: list[dict]) -> list[dict]:
+def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dict]:
     """The records whose responses fit; how many do not is logged.
 
     A comparison needs both its responses; a ranking loses the candidates that are too long, and needs two. Where
     `codec.truncate` is off all records stay, and what does not fit is an error when it becomes rows.
 
     Raises:
-      InputError: none fits.
+      InputError: fewer than `at_least` fit.
     """
     if not codec.truncate:
         return records
@@ -172,7 +172,7 @@ def fitting(codec: Codec, records: list[dict]) -> list[dict]:
         elif 'ranks' in record and sum(fits) > 1:
             pick = lambda values, fits=fits: [value for value, fit in zip(values, fits) if fit]  # noqa: E731
             kept.append({**record, 'completions': pick(record['completions']), 'ranks': pick(record['ranks'])})
-    if not kept:
+    if len(kept) < at_least:
         raise InputError(
             f'--max_new_tokens={codec.max_new_tokens}: all {len(records)} records have longer responses; raise it'
         )

@@ -30,16 +30,16 @@ def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     sizes = np.asarray(sizes).reshape(len(sizes), -1)
     if sizes.max(initial=0) > capacity:
         raise InputError(f'a row of {sizes.max()} tokens does not fit into packed rows of {capacity}')
-    bins, room, by_room = [], [], []  # by_room: (all the room that is left, bin), sorted.
-    smallest = sizes.sum(axis=1).min(initial=0)
+    bins, room, by_room = [], [], []  # by_room: (room in the fullest part, bin), sorted.
+    smallest = sizes.min(axis=0, initial=capacity)
     for item in np.argsort(-sizes.sum(axis=1), kind='stable').tolist():
         need = sizes[item].tolist()
-        start = bisect.bisect_left(by_room, (sum(need), -1))
-        # In one part the first that has the room fits; of several parts one may be short.
-        place = next(
-            (i for i in range(start, len(by_room)) if all(n <= r for n, r in zip(need, room[by_room[i][1]]))), None
-        )
-        if place is None:
+        # In one part, the first bin with the room is the best. Of several parts another may be short: a few bins are
+        # tried, then the first in which each part has room for the largest need.
+        start, sure = (bisect.bisect_left(by_room, (least, -1)) for least in (min(need), max(need)))
+        near = range(start, min(start + 64, sure))
+        place = next((i for i in near if all(n <= r for n, r in zip(need, room[by_room[i][1]]))), sure)
+        if place == len(by_room):
             chosen = len(bins)
             bins.append([])
             room.append([capacity] * sizes.shape[1])
@@ -47,8 +47,8 @@ def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
             chosen = by_room.pop(place)[1]
         bins[chosen].append(item)
         room[chosen] = [r - n for r, n in zip(room[chosen], need)]
-        if sum(room[chosen]) >= smallest:
-            bisect.insort(by_room, (sum(room[chosen]), chosen))
+        if (room[chosen] >= smallest).all():
+            bisect.insort(by_room, (min(room[chosen]), chosen))
     return sorted((sorted(items) for items in bins), key=lambda items: items[0])
 
 
