@@ -14,15 +14,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from collect import FeedbackSettings, comparisons, texts
+from collect import FeedbackSettings, check_packing, comparisons, pair_batches
 from evaluation import Evaluator
 from model_setup import announce_model, export_model, make_codec, model_folder, starting_model, task_of
 from reward_model import flatten
 from run import load_loss, open_run, placement, resume, train_setup
 from settings import flag, run_script
 
-from rlax_ft.data.batches import preference_rows, ranking_rows
-from rlax_ft.data.loader import local_batch
+from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
+from rlax_ft.data.packing import pack_pairs
+from rlax_ft.data.records import record_texts
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.models.scoring import sequence_logps
@@ -32,6 +33,7 @@ from rlax_ft.rewards.rules import rule_scores
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import preference_objective, ranking_objective
+from rlax_ft.training.packed import packed_preference_objective
 from rlax_ft.training.step import init_state
 
 
@@ -60,7 +62,8 @@ def train(settings: DPOSettings) -> dict:
     if run.summary:
         return run.summary
     rankings, held_out = comparisons(settings, run)
-    codec = make_codec(settings, run, lambda: texts(rankings))
+    codec = make_codec(settings, run, lambda: record_texts(rankings))
+    rankings, held_out = fitting(codec, rankings), fitting(codec, held_out)
     config, ref_params = starting_model(settings, codec)
     announce_model(run, config, codec)
     apply = Transformer(config).apply
@@ -70,23 +73,28 @@ def train(settings: DPOSettings) -> dict:
     place = placement(settings)
     reference = lambda rows: score(ref_params, place(rows))  # noqa: E731
     by_rank = settings.loss == 'plackett_luce'
+    check_packing(settings)
     if by_rank:
         objective = ranking_objective(apply, beta=settings.beta)
         rows = with_reference_rankings(ranking_rows(codec, rankings), reference)
     else:
         loss = load_loss(settings, settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
-        objective = preference_objective(apply, loss, beta=settings.beta)
         rows = with_reference(labelled_rows(settings, task, codec, rankings), reference)
+        if settings.packing:
+            rows, objective = pack_pairs(rows, codec.max_length), packed_preference_objective
+        else:
+            objective = preference_objective
+        objective = objective(apply, loss, beta=settings.beta)
     eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference)
     optimizer, step = train_setup(settings, objective)
     state = init_state(jax.tree.map(jnp.copy, ref_params), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
 
-    show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold')
+    show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold', 'padding_share')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='dpo', show=show) as writer:
-        for i in range(start, settings.max_steps):
-            batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
-            state, metrics = step(state, (batch, np.float32(settings.batch_size)))
+        for i, batch, padding in pair_batches(settings, rows, range(start, settings.max_steps)):
+            state, metrics = step(state, batch)
+            metrics |= padding
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(state.params, seed=settings.seed)
             writer.write(i + 1, metrics)

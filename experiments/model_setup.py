@@ -11,6 +11,7 @@ from settings import Settings
 
 from rlax_ft.data.batches import Codec
 from rlax_ft.data.tasks import Task, get_task
+from rlax_ft.data.templates import set_chat_template, template_tokens
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
@@ -49,8 +50,11 @@ def make_codec(settings: Settings, run: Run, texts) -> Codec:
     else:
         folder = run.folder / 'tokenizer'
         if not (folder / 'tokenizer.json').exists():
-            train_tokenizer(settings.tokenizer, texts()).save_pretrained(folder)
+            special = template_tokens(settings.chat_template)
+            train_tokenizer(settings.tokenizer, texts(), special).save_pretrained(folder)
         tokenizer = load_pretrained_tokenizer(folder)
+    if settings.chat_template:
+        set_chat_template(tokenizer, settings.chat_template)
     return Codec(tokenizer, **limits)
 
 

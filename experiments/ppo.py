@@ -22,7 +22,7 @@ from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import prompt_arrays
 from rlax_ft.data.loader import local_batch
-from rlax_ft.data.records import read_prompts
+from rlax_ft.data.records import plain_text, read_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.models.heads import ScalarModel, value_params
 from rlax_ft.models.scoring import rollout_batch
@@ -72,7 +72,7 @@ def train(settings: PPOSettings) -> dict:
         raise InputError(f'--minibatches={settings.minibatches}: does not divide --batch_size={settings.batch_size}')
     task = task_of(settings)
     prompts = read_prompts(settings.data) if settings.data else task.sample_prompts(settings.prompts, settings.seed)
-    codec = make_codec(settings, run, lambda: prompts)
+    codec = make_codec(settings, run, lambda: map(plain_text, prompts))
     config, ref_params = starting_model(settings, codec)
     announce_model(run, config, codec)
     apply, value_apply = Transformer(config).apply, ScalarModel(config).apply

@@ -11,20 +11,21 @@ import dataclasses
 
 import jax
 import numpy as np
-from collect import FeedbackSettings, comparisons, texts
+from collect import FeedbackSettings, check_packing, comparisons, pair_batches
 from model_setup import make_codec, starting_model
 from run import open_run, resume, train_setup
 from settings import flag, run_script
 
-from rlax_ft.data.batches import preference_rows, ranking_rows
-from rlax_ft.data.loader import local_batch
-from rlax_ft.data.records import ranking_pairs
+from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
+from rlax_ft.data.packing import pack_pairs
+from rlax_ft.data.records import ranking_pairs, record_texts
 from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline
 from rlax_ft.models.heads import ScalarModel, reward_params
 from rlax_ft.rewards.learned import RewardModel, save_reward_model
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import reward_objective, reward_ranking_objective
+from rlax_ft.training.packed import packed_reward_objective
 from rlax_ft.training.step import init_state
 
 
@@ -47,26 +48,28 @@ def train(settings: RewardModelSettings) -> dict:
     if run.summary:
         return run.summary
     rankings, held_out = comparisons(settings, run)
-    codec = make_codec(settings, run, lambda: texts(rankings))
+    codec = make_codec(settings, run, lambda: record_texts(rankings))
+    rankings, held_out = fitting(codec, rankings), fitting(codec, held_out)
     pairs, eval_pairs = flatten(rankings), flatten(held_out)
     by_rank = settings.loss == 'plackett_luce'
+    check_packing(settings)
     rows = ranking_rows(codec, rankings) if by_rank else preference_rows(codec, pairs)
+    if settings.packing:
+        rows = pack_pairs(rows, codec.max_length)
     config, backbone = starting_model(settings, codec)
     apply = ScalarModel(config).apply
-    objective = (
-        reward_ranking_objective(apply) if by_rank else reward_objective(apply, center_coef=settings.center_coef)
-    )
+    on_pairs = packed_reward_objective if settings.packing else reward_objective
+    objective = reward_ranking_objective(apply) if by_rank else on_pairs(apply, center_coef=settings.center_coef)
     optimizer, step = train_setup(settings, objective)
     params = reward_params(backbone, jax.random.key(settings.seed))
     state = init_state(params, optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
 
-    show = ('loss', 'rewards/accuracies')
+    show = ('loss', 'rewards/accuracies', 'padding_share')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='reward model', show=show) as writer:
-        for i in range(start, settings.max_steps):
-            batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
-            state, metrics = step(state, (batch, np.float32(settings.batch_size)))
-            writer.write(i + 1, metrics)
+        for i, batch, padding in pair_batches(settings, rows, range(start, settings.max_steps)):
+            state, metrics = step(state, batch)
+            writer.write(i + 1, metrics | padding)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rlax_ft.errors import InputError
-from rlax_ft.types import PreferenceBatch, TokenBatch
+from rlax_ft.types import PreferenceBatch, RankingBatch, TokenBatch
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
@@ -27,7 +27,8 @@ def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     Raises:
       InputError: an item is larger than a bin.
     """
-    sizes = np.asarray(sizes).reshape(len(sizes), -1)
+    sizes = np.asarray(sizes, int)
+    sizes = sizes[:, None] if sizes.ndim == 1 else sizes
     if sizes.max(initial=0) > capacity:
         raise InputError(f'a row of {sizes.max()} tokens does not fit into packed rows of {capacity}')
     bins, room, by_room = [], [], []  # by_room: (room in the fullest part, bin), sorted.
@@ -106,11 +107,11 @@ def padding_share(batch) -> float:
     return 1.0 - sum(row_lengths(part).sum() for part in parts) / sum(part.tokens.size for part in parts)
 
 
-def count_pairs(pairs: PreferenceBatch) -> np.float32:
-    """How many pairs a batch has, packed or not: what the mean over pairs divides by."""
-    if np.ndim(pairs.label) == 1:
-        return np.float32(len(pairs.label))
-    return np.float32(np.asarray(pairs.chosen.segment_ids).max(axis=1).sum())
+def count_examples(batch: PreferenceBatch | RankingBatch) -> np.float32:
+    """How many pairs, packed or not, or rankings a batch has: what the mean over them divides by."""
+    if isinstance(batch, PreferenceBatch) and np.ndim(batch.label) == 2:
+        return np.float32(np.asarray(batch.chosen.segment_ids).max(axis=1).sum())
+    return np.float32(jax.tree.leaves(batch)[0].shape[0])
 
 
 def _fill(rows, bins, length):

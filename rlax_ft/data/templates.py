@@ -63,16 +63,20 @@ def set_chat_template(tokenizer, name: str) -> None:
     if not name:
         tokenizer.chat_template = tokenizer.chat_template or TEMPLATES['plain']
         return
-    if name not in TEMPLATES and not Path(name).is_file():
-        raise InputError(
-            f'--chat_template={name}: no such template or file; use {", ".join(TEMPLATES)}, a Jinja file, or nothing '
-            "for the tokenizer's own"
-        )
-    tokenizer.chat_template = TEMPLATES[name] if name in TEMPLATES else Path(name).read_text()
+    tokenizer.chat_template = _source(name)
     try:
         _render(tokenizer, [list(_PROBE)])
     except InputError as error:
         raise InputError(f'--chat_template={name}: {error}') from error
+
+
+def template_tokens(name: str) -> tuple[str, ...]:
+    """What looks like a special token, <|so|>, in the template of that name or file: a new tokenizer should have it.
+
+    Raises:
+      InputError: there is no such template.
+    """
+    return tuple(sorted(set(re.findall(r'<\|\w+\|>', _source(name))))) if name else ()
 
 
 @functools.lru_cache(maxsize=16)
@@ -120,6 +124,15 @@ def encode_dialogues(tokenizer, prompts: list[list[dict]], answers: list[list[di
         ids, learned = _close(ids, learned, ends)
         rows.append(Dialogue(start, ids[len(start) :], learned[len(start) :]))
     return rows
+
+
+def _source(name):
+    if name not in TEMPLATES and not Path(name).is_file():
+        raise InputError(
+            f'--chat_template={name}: no such template or file; use {", ".join(TEMPLATES)}, a Jinja file, or nothing '
+            "for the tokenizer's own"
+        )
+    return TEMPLATES[name] if name in TEMPLATES else Path(name).read_text()
 
 
 def _mask_by_prefixes(tokenizer, ids, prompt, answer):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlax_ft.data.batches import Codec, preference_rows, take_rows, token_rows
-from rlax_ft.data.packing import best_fit, count_pairs, pack_pairs, pack_rows, padding_share
+from rlax_ft.data.packing import best_fit, count_examples, pack_pairs, pack_rows, padding_share
 from rlax_ft.data.tokenizers import train_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.losses.preference import dpo_loss, ipo_loss
@@ -115,7 +115,7 @@ def test_pair_losses_packed_and_not(pairs, params, loss):
     pairs = pairs.replace(ref_chosen=reference(pairs.chosen), ref_rejected=reference(pairs.rejected))
     pairs = jax.tree.map(np.asarray, pairs)
     packed = pack_pairs(pairs, LENGTH)
-    assert packed.label.shape[1] > 1 and count_pairs(packed) == count_pairs(pairs) == 24
+    assert packed.label.shape[1] > 1 and count_examples(packed) == count_examples(pairs) == 24
     bound = lambda pair: loss(pair, beta=0.1)  # noqa: E731
     ours = packed_preference_objective(apply, bound, beta=0.1)
     theirs = preference_objective(apply, bound, beta=0.1)
