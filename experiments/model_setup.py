@@ -19,6 +19,9 @@ from rlax_ft.models.hf import load_pretrained, read_config, save_config, save_pr
 from rlax_ft.models.transformer import init_params
 from rlax_ft.training.checkpoint import Checkpoints
 
+# Tokens of a prompt, and of a response, where neither flags nor a shorter context say otherwise.
+LONGEST = 512
+
 
 def task_of(settings: Settings) -> Task | None:
     """The embedded task, or None where --data alone says what to learn."""
@@ -34,13 +37,8 @@ def make_codec(settings: Settings, run: Run, texts) -> Codec:
       texts: called for the data's texts where a tokenizer must be trained.
     """
     task = task_of(settings)
-    limits = {
-        'max_prompt': settings.max_prompt_tokens or (task.max_prompt_tokens if task else 128),
-        'max_new_tokens': settings.max_new_tokens or (task.max_new_tokens if task else 128),
-        'ends': task.ends if task else True,
-        'truncate': settings.truncate,
-    }
     source = model_source(settings)
+    max_prompt, max_new_tokens = _lengths(settings, task, source)
     if source:
         tokenizer = load_pretrained_tokenizer(source)
         if task and len(tokenizer) != len(word_tokenizer(task.words)):
@@ -55,7 +53,17 @@ def make_codec(settings: Settings, run: Run, texts) -> Codec:
         tokenizer = load_pretrained_tokenizer(folder)
     if settings.chat_template:
         set_chat_template(tokenizer, settings.chat_template)
-    return Codec(tokenizer, **limits)
+    return Codec(tokenizer, max_prompt, max_new_tokens, ends=task.ends if task else True, truncate=settings.truncate)
+
+
+def _lengths(settings, task, source):
+    """(longest prompt, longest response): what the flags say, or the task, or an even share of the context."""
+    prompt, new = settings.max_prompt_tokens, settings.max_new_tokens
+    if task:
+        return prompt or task.max_prompt_tokens, new or task.max_new_tokens
+    context = read_config(source).max_length if source and Path(source).is_dir() else 2 * LONGEST
+    rest = lambda other: max(1, min(LONGEST, context - (other or context // 2)))  # noqa: E731
+    return prompt or rest(new), new or rest(prompt)
 
 
 def model_source(settings: Settings) -> str:

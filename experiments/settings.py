@@ -38,8 +38,10 @@ class Settings:
     init_from: str = flag('', 'Run folder, or its checkpoints/STEP, whose model to start from, in place of --model.')
     tokenizer: str = flag('bpe:2048', 'For a new model on --data: bytes, or bpe:SIZE trained on the data.')
     chat_template: str = flag('', "For message lists: plain, chatml or a file; empty: the tokenizer's own, or plain.")
-    max_prompt_tokens: int = flag(0, 'Longest prompt in tokens; 0 takes what the task needs, or 128 with --data.')
-    max_new_tokens: int = flag(0, 'Longest response in tokens; 0 takes what the task needs, or 128 with --data.')
+    max_prompt_tokens: int = flag(
+        0, 'Longest prompt in tokens; 0: what the task needs; with --data 512, or half of a shorter context.'
+    )
+    max_new_tokens: int = flag(0, 'Longest response in tokens, EOS included; 0: the same.')
     truncate: bool = flag(True, 'Cut long prompts at the front and leave out records with long responses; else refuse.')
     max_steps: int = flag(1000, 'Number of training steps; 0 saves the starting model.')
     batch_size: int = flag(64, 'Rows (pairs, rankings, prompts) in a step, over all devices together.')

@@ -59,7 +59,11 @@ class Codec:
         Raises:
           InputError: a prompt is longer than `max_prompt`, and `truncate` is off.
         """
-        return self._cut(_by_kind(self._text_prompts, self._message_prompts, prompts))
+        return self._cut(self._prompts(prompts))
+
+    def count_too_long(self, prompts: list[Text]) -> int:
+        """How many of the prompts are longer than `max_prompt`."""
+        return sum(len(ids) > self.max_prompt for ids in self._prompts(prompts))
 
     def encode(self, prompts: list[Text], responses: list[Text]) -> list[Dialogue]:
         """Prompts and responses as token ids, with what is learned of the responses.
@@ -95,12 +99,17 @@ class Codec:
         if too_long and not self.truncate:
             raise self.too_long('prompt', too_long[0], limit, '--max_prompt_tokens')
         if too_long:
-            logging.warning('%d of %d prompts cut at %d tokens', len(too_long), len(encoded), limit)
+            logging.warning(
+                '%d of %d rows have their prompt cut to its last %d tokens', len(too_long), len(encoded), limit
+            )
         kept = [int(ids[0] == self.tokenizer.bos_token_id) for ids in encoded]
         return [
             ids if len(ids) <= limit else ids[:start] + ids[len(ids) - limit + start :]
             for ids, start in zip(encoded, kept)
         ]
+
+    def _prompts(self, prompts):
+        return _by_kind(self._text_prompts, self._message_prompts, prompts)
 
     def _encode(self, prompts, responses):
         return _by_kind(self._text_rows, self._message_rows, prompts, responses)
