@@ -99,9 +99,7 @@ class Codec:
         if too_long and not self.truncate:
             raise self.too_long('prompt', too_long[0], limit, '--max_prompt_tokens')
         if too_long:
-            logging.warning(
-                '%d of %d rows have their prompt cut to its last %d tokens', len(too_long), len(encoded), limit
-            )
+            logging.warning('%d of %d rows: prompt cut to its last %d tokens', len(too_long), len(encoded), limit)
         kept = [int(ids[0] == self.tokenizer.bos_token_id) for ids in encoded]
         return [
             ids if len(ids) <= limit else ids[:start] + ids[len(ids) - limit + start :]
