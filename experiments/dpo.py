@@ -76,16 +76,16 @@ def train(settings: DPOSettings) -> dict:
     check_packing(settings)
     if by_rank:
         objective = ranking_objective(apply, beta=settings.beta)
-        rows = with_reference_rankings(ranking_rows(codec, rankings), reference)
+        rows = with_reference_rankings(ranking_rows(codec, rankings), reference, settings.batch_size)
     else:
         loss = load_loss(settings, settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
-        rows = with_reference(labelled_rows(settings, task, codec, rankings), reference)
+        rows = with_reference(labelled_rows(settings, task, codec, rankings), reference, settings.batch_size)
         if settings.packing:
             rows, objective = pack_pairs(rows, codec.max_length), packed_preference_objective
         else:
             objective = preference_objective
         objective = objective(apply, loss, beta=settings.beta)
-    eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference)
+    eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference, settings.batch_size)
     optimizer, step = train_setup(settings, objective)
     state = init_state(jax.tree.map(jnp.copy, ref_params), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
@@ -104,7 +104,7 @@ def train(settings: DPOSettings) -> dict:
     export_model(run, config, state.params, codec)
     summary = {
         'steps': settings.max_steps,
-        **held_out_accuracy(lambda rows: score(state.params, place(rows)), eval_rows),
+        **held_out_accuracy(lambda rows: score(state.params, place(rows)), eval_rows, settings.batch_size),
     }
     if evaluator:
         summary |= evaluator.finish(state.params, run.folder / 'samples.jsonl', seed=settings.seed)
@@ -129,26 +129,26 @@ def labelled_rows(settings: DPOSettings, task, codec, rankings):
             raise InputError('--labels=preference_model: give the run folder of the reward model as --reward')
         model, _ = load_reward_model(model_folder(settings.reward, 'reward'))
         score = jax.jit(model.__call__)
-        scores = [map_rows(score, side, batch_size=256) for side in (rows.chosen, rows.rejected)]
+        scores = [map_rows(score, side, batch_size=settings.batch_size) for side in (rows.chosen, rows.rejected)]
     return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
 
 
-def with_reference(rows, reference):
+def with_reference(rows, reference, batch_size):
     """The rows with the reference's log-probabilities."""
-    chosen, rejected = (map_rows(reference, side, batch_size=256) for side in (rows.chosen, rows.rejected))
+    chosen, rejected = (map_rows(reference, side, batch_size=batch_size) for side in (rows.chosen, rows.rejected))
     return rows.replace(ref_chosen=chosen, ref_rejected=rejected)
 
 
-def with_reference_rankings(rows, reference):
+def with_reference_rankings(rows, reference, batch_size):
     """The same for rankings."""
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), rows.candidates)
-    return rows.replace(ref_logps=map_rows(reference, flat, batch_size=256).reshape(rows.ranks.shape))
+    return rows.replace(ref_logps=map_rows(reference, flat, batch_size=batch_size).reshape(rows.ranks.shape))
 
 
-def held_out_accuracy(policy, rows) -> dict[str, float]:
+def held_out_accuracy(policy, rows, batch_size) -> dict[str, float]:
     """How often the policy, against the reference, moved towards the chosen response of held-out pairs."""
-    chosen = map_rows(policy, rows.chosen, batch_size=256) - rows.ref_chosen
-    rejected = map_rows(policy, rows.rejected, batch_size=256) - rows.ref_rejected
+    chosen = map_rows(policy, rows.chosen, batch_size=batch_size) - rows.ref_chosen
+    rejected = map_rows(policy, rows.rejected, batch_size=batch_size) - rows.ref_rejected
     right = ((1 + np.sign(chosen - rejected)) / 2).sum()
     accuracy, low, high = accuracy_interval(right, len(chosen))
     return {

@@ -20,7 +20,7 @@ from rlax_ft.models.transformer import init_params
 from rlax_ft.training.checkpoint import Checkpoints
 
 # Tokens of a prompt, and of a response, where neither flags nor a shorter context say otherwise.
-LONGEST = 512
+LONGEST = 256
 
 
 def task_of(settings: Settings) -> Task | None:

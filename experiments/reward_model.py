@@ -76,10 +76,14 @@ def train(settings: RewardModelSettings) -> dict:
     model = RewardModel(config, state.params)
     score = jax.jit(model.__call__)
     train_rows, eval_rows = preference_rows(codec, pairs), preference_rows(codec, eval_pairs)
-    reference = [map_rows(score, side, batch_size=256) for side in (train_rows.chosen, train_rows.rejected)]
+    reference = [
+        map_rows(score, side, batch_size=settings.batch_size) for side in (train_rows.chosen, train_rows.rejected)
+    ]
     model = model.normalized(np.concatenate(reference), scale=settings.scale_rewards)
     save_reward_model(run.folder / 'model', model, codec.tokenizer)
-    chosen, rejected = (map_rows(score, side, batch_size=256) for side in (eval_rows.chosen, eval_rows.rejected))
+    chosen, rejected = (
+        map_rows(score, side, batch_size=settings.batch_size) for side in (eval_rows.chosen, eval_rows.rejected)
+    )
     accuracy, low, high = accuracy_interval(((1 + np.sign(chosen - rejected)) / 2).sum(), len(eval_pairs))
     lengths = [side.mask.sum(axis=1) for r in (train_rows, eval_rows) for side in (r.chosen, r.rejected)]
     return run.finish(

@@ -39,7 +39,7 @@ class Settings:
     tokenizer: str = flag('bpe:2048', 'For a new model on --data: bytes, or bpe:SIZE trained on the data.')
     chat_template: str = flag('', "For message lists: plain, chatml or a file; empty: the tokenizer's own, or plain.")
     max_prompt_tokens: int = flag(
-        0, 'Longest prompt in tokens; 0: as the task needs; with --data 512, or half of a shorter context.'
+        0, 'Longest prompt in tokens; 0: as the task needs, 256, or half of a shorter context.'
     )
     max_new_tokens: int = flag(0, 'Longest response in tokens, EOS included; 0: the same.')
     truncate: bool = flag(True, 'Cut long prompts at the front and leave out records with long responses; else refuse.')

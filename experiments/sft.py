@@ -76,7 +76,11 @@ def train(settings: SFTSettings) -> dict:
 
     batches.close()
     export_model(run, config, state.params, codec)
-    logps = map_rows(jax.jit(lambda b: token_logps(apply, {'params': state.params}, b)), eval_rows, batch_size=64)
+    logps = map_rows(
+        jax.jit(lambda b: token_logps(apply, {'params': state.params}, b)),
+        eval_rows,
+        batch_size=min(64, settings.batch_size),
+    )
     prompts = [record['prompt'] for record in held_out[:16]]
     sample = make_sampler(apply, codec)
     rollout = sample_prompts(sample, state.params, codec, prompts, jax.random.key(settings.seed + 1), batch_size=16)

@@ -19,7 +19,7 @@ from rlax_ft.training.metrics import MetricsWriter, read_records
 
 SHARED = Path(__file__).parents[2].parent / 'shared'
 TINY = {'model': 'tiny', 'max_steps': 3, 'save_every': 2, 'batch_size': 8, 'tokenizer': 'bytes'}
-LENGTHS = {'max_prompt_tokens': 40, 'max_new_tokens': 24}
+LENGTHS = {'max_prompt_tokens': 64, 'max_new_tokens': 64}
 
 
 def talk(i, answer):
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data')
     pairs = [{'chosen': talk(i, f'It is {i}.'), 'rejected': talk(i, 'No idea.')} for i in range(60)]
     write_records(folder / 'pairs.jsonl', pairs)
-    write_records(folder / 'talks.jsonl', [{'messages': talk(i, f'It is {i}.')} for i in range(60)])
+    write_records(folder / 'talks.jsonl', [{'messages': talk(i, 'so ' * (i % 15) + 'much')} for i in range(60)])
     write_records(folder / 'prompts.jsonl', [{'messages': talk(i, '')[:1]} for i in range(20)])
     start = {**TINY, **LENGTHS, 'data': f'{folder}/talks.jsonl', 'out': f'{folder}/sft', 'chat_template': 'chatml'}
     sft.train(sft.SFTSettings(**start))
