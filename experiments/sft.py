@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from learner import make_learner
 from model_setup import announce_model, make_codec, starting_model, task_of
-from run import open_run, placement, resume, train_setup
+from run import open_metrics, open_run, placement, resume, train_setup
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import fitting, token_rows
@@ -28,7 +28,6 @@ from rlax_ft.errors import InputError
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.training.guard import ChangeGuard
-from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import sft_objective
 from rlax_ft.training.step import init_state
 
@@ -66,13 +65,11 @@ def train(settings: SFTSettings) -> dict:
     guard = ChangeGuard(state.params, start)
 
     batches = prefetch(make_batches(settings, codec, rows, start, run.checkpoints.record()))
-    with MetricsWriter(
-        run.folder, start=start, total=settings.max_steps, title='sft', show=('loss', 'padding_share')
-    ) as writer:
+    with open_metrics(settings, run, learner.config, start, title='sft', show=('loss', 'padding_share')) as writer:
         for i in range(start, settings.max_steps):
             batch, padding, position = next(batches)
             state, metrics = step(state, batch)
-            writer.write(i + 1, metrics | padding)
+            writer.write(i + 1, metrics | padding, batch)
             guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state, position)
