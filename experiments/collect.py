@@ -10,11 +10,13 @@ import dataclasses
 
 import jax
 import numpy as np
-from run import Run, make_codec, open_run, starting_model, task_of
+from model_setup import make_codec, starting_model, task_of
+from run import Run, open_run, placement
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import Codec
-from rlax_ft.data.loader import split_rows
+from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
+from rlax_ft.data.packing import count_examples, padding_share
 from rlax_ft.data.records import ranking_pairs, read_rankings, write_records
 from rlax_ft.errors import InputError
 from rlax_ft.feedback.annotator import rank_completions
@@ -29,6 +31,7 @@ class FeedbackSettings(Settings):
 
     comparisons: int = flag(1024, 'With --task: how many prompts to have judged.')
     candidates: int = flag(4, 'With --task: completions of each prompt that the annotator ranks.')
+    packing: bool = flag(False, 'Several pairs in a row of full length; --batch_size then counts such rows.')
     annotator_noise: float = flag(1.0, 'With --task: temperature of the simulated annotator; 0 never errs.')
 
 
@@ -74,9 +77,25 @@ def comparisons(settings: FeedbackSettings, run: Run) -> tuple[list[dict], list[
     return split_rows(records, seed=settings.seed)
 
 
-def texts(rankings: list[dict]) -> list[str]:
-    """Everything that a tokenizer would have to read."""
-    return [r['prompt'] + completion for r in rankings for completion in r['completions']]
+def check_packing(settings: FeedbackSettings) -> None:
+    """Refuses what packed rows cannot do.
+
+    Raises:
+      InputError: the loss compares more than the two sides of a pair.
+    """
+    if settings.packing and settings.loss in ('plackett_luce', 'aot', 'aot_unpaired'):
+        raise InputError(f'--packing: --loss={settings.loss} does not look at each pair alone; leave --packing out')
+
+
+def pair_batches(settings: FeedbackSettings, rows, steps):
+    """(step, batch with its number of examples, padding share) of each step, made ahead in the background."""
+    place = placement(settings)
+
+    def make(i):
+        whole = whole_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
+        return i, place((local_rows(whole), count_examples(whole))), {'padding_share': padding_share(whole)}
+
+    return prefetch(map(make, steps))
 
 
 if __name__ == '__main__':

@@ -13,35 +13,29 @@ import dataclasses
 
 import jax
 import numpy as np
-from collect import FeedbackSettings, comparisons, texts
+from collect import FeedbackSettings, check_packing, comparisons, pair_batches
 from evaluation import Evaluator
 from learner import make_learner
+from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
+from reference import with_reference
 from reward_model import flatten
-from run import (
-    announce_model,
-    load_loss,
-    make_codec,
-    model_folder,
-    open_run,
-    placement,
-    resume,
-    starting_model,
-    task_of,
-    train_setup,
-)
+from run import load_loss, open_run, placement, resume, train_setup
 from settings import flag, run_script
 
-from rlax_ft.data.batches import preference_rows, ranking_rows
-from rlax_ft.data.loader import local_batch
+from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
+from rlax_ft.data.branches import share_prompts
+from rlax_ft.data.packing import pack_pairs
+from rlax_ft.data.records import record_texts
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
-from rlax_ft.models.scoring import sequence_logps
+from rlax_ft.models.scoring import candidate_logps
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import preference_objective, ranking_objective
+from rlax_ft.training.packed import packed_preference_objective
 from rlax_ft.training.step import init_state
 
 
@@ -70,34 +64,41 @@ def train(settings: DPOSettings) -> dict:
     if run.summary:
         return run.summary
     rankings, held_out = comparisons(settings, run)
-    codec = make_codec(settings, run, lambda: texts(rankings))
+    codec = make_codec(settings, run, lambda: record_texts(rankings))
+    rankings, held_out = fitting(codec, rankings), fitting(codec, held_out)
     learner = make_learner(settings, *starting_model(settings, codec))
     announce_model(run, learner.config, codec)
     apply = learner.apply
     task = task_of(settings)
     evaluator = Evaluator(task, codec, apply, learner.reference) if task else None
-    score = jax.jit(lambda params, rows: sequence_logps(apply, {'params': params}, rows))
+    score = jax.jit(lambda params, candidates: candidate_logps(apply, {'params': params}, candidates))
     place = placement(settings)
-    reference = lambda rows: score(learner.reference, place(rows))  # noqa: E731
+    reference = lambda candidates: score(learner.reference, place(candidates))  # noqa: E731
+    refer = lambda rows: with_reference(run, reference, learner.reference, rows, settings.batch_size)  # noqa: E731
     by_rank = settings.loss == 'plackett_luce'
+    check_packing(settings)
     if by_rank:
         objective = ranking_objective(apply, beta=settings.beta)
-        rows = with_reference_rankings(ranking_rows(codec, rankings), reference)
+        rows = refer(share_prompts(ranking_rows(codec, rankings)))
     else:
         loss = load_loss(settings, settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
-        objective = preference_objective(apply, loss, beta=settings.beta)
-        rows = with_reference(labelled_rows(settings, task, codec, rankings), reference)
-    eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference)
+        rows = labelled_rows(settings, task, codec, rankings)
+        if settings.packing:
+            rows, objective = pack_pairs(refer(rows), codec.max_length), packed_preference_objective
+        else:
+            rows, objective = refer(share_prompts(rows)), preference_objective
+        objective = objective(apply, loss, beta=settings.beta)
+    eval_rows = refer(share_prompts(preference_rows(codec, flatten(held_out))))
     optimizer, step = train_setup(settings, objective, learner.base)
     state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
     guard = ChangeGuard(state.params, start)
 
-    show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold')
+    show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold', 'padding_share')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='dpo', show=show) as writer:
-        for i in range(start, settings.max_steps):
-            batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
-            state, metrics = step(state, (batch, np.float32(settings.batch_size)))
+        for i, batch, padding in pair_batches(settings, rows, range(start, settings.max_steps)):
+            state, metrics = step(state, batch)
+            metrics |= padding
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(learner.whole(state.params), seed=settings.seed)
             writer.write(i + 1, metrics)
@@ -109,7 +110,7 @@ def train(settings: DPOSettings) -> dict:
     trained = learner.whole(state.params)
     summary = {
         'steps': settings.max_steps,
-        **held_out_accuracy(lambda rows: score(trained, place(rows)), eval_rows),
+        **held_out_accuracy(lambda rows: score(trained, place(rows)), eval_rows, settings.batch_size),
     }
     if evaluator:
         summary |= evaluator.finish(trained, run.folder / 'samples.jsonl', seed=settings.seed)
@@ -133,31 +134,19 @@ def labelled_rows(settings: DPOSettings, task, codec, rankings):
         if not settings.reward:
             raise InputError('--labels=preference_model: give the run folder of the reward model as --reward')
         model, _ = load_reward_model(model_folder(settings.reward, 'reward'))
-        score = jax.jit(model.__call__)
-        scores = [map_rows(score, side, batch_size=256) for side in (rows.chosen, rows.rejected)]
+        candidates = share_prompts(rows).candidates
+        scores = map_rows(jax.jit(model.candidates), candidates, batch_size=settings.batch_size).T
     return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
 
 
-def with_reference(rows, reference):
-    """The rows with the reference's log-probabilities."""
-    chosen, rejected = (map_rows(reference, side, batch_size=256) for side in (rows.chosen, rows.rejected))
-    return rows.replace(ref_chosen=chosen, ref_rejected=rejected)
-
-
-def with_reference_rankings(rows, reference):
-    """The same for rankings."""
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), rows.candidates)
-    return rows.replace(ref_logps=map_rows(reference, flat, batch_size=256).reshape(rows.ranks.shape))
-
-
-def held_out_accuracy(policy, rows) -> dict[str, float]:
+def held_out_accuracy(policy, rows, batch_size) -> dict[str, float]:
     """How often the policy, against the reference, moved towards the chosen response of held-out pairs."""
-    chosen = map_rows(policy, rows.chosen, batch_size=256) - rows.ref_chosen
-    rejected = map_rows(policy, rows.rejected, batch_size=256) - rows.ref_rejected
-    right = ((1 + np.sign(chosen - rejected)) / 2).sum()
-    accuracy, low, high = accuracy_interval(right, len(chosen))
+    chosen, rejected = map_rows(policy, rows.candidates, batch_size=batch_size).T
+    moved = (chosen - rows.ref_chosen) - (rejected - rows.ref_rejected)
+    right = ((1 + np.sign(moved)) / 2).sum()
+    accuracy, low, high = accuracy_interval(right, len(moved))
     return {
-        'eval_pairs': len(chosen),
+        'eval_pairs': len(moved),
         'eval_accuracy': accuracy,
         'eval_accuracy_low': low,
         'eval_accuracy_high': high,

@@ -8,7 +8,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from run import Run, model_source
+from model_setup import model_source
+from run import Run
 from settings import Settings
 
 from rlax_ft.data.batches import Codec

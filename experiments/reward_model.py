@@ -8,23 +8,27 @@ what the rewards are used for (ppo.py, dpo.py).
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
-from collect import FeedbackSettings, comparisons, texts
+from collect import FeedbackSettings, check_packing, comparisons, pair_batches
 from learner import make_learner
-from run import make_codec, open_run, resume, starting_model, train_setup
+from model_setup import make_codec, starting_model
+from run import open_run, resume, train_setup
 from settings import flag, run_script
 
-from rlax_ft.data.batches import preference_rows, ranking_rows
-from rlax_ft.data.loader import local_batch
-from rlax_ft.data.records import ranking_pairs
+from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
+from rlax_ft.data.branches import share_prompts
+from rlax_ft.data.packing import pack_pairs
+from rlax_ft.data.records import ranking_pairs, record_texts
 from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline
 from rlax_ft.rewards.learned import RewardModel, save_reward_model
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import reward_objective, reward_ranking_objective
+from rlax_ft.training.packed import packed_reward_objective
 from rlax_ft.training.step import init_state
 
 
@@ -47,38 +51,44 @@ def train(settings: RewardModelSettings) -> dict:
     if run.summary:
         return run.summary
     rankings, held_out = comparisons(settings, run)
-    codec = make_codec(settings, run, lambda: texts(rankings))
+    codec = make_codec(settings, run, lambda: record_texts(rankings))
+    rankings, held_out = fitting(codec, rankings), fitting(codec, held_out)
     pairs, eval_pairs = flatten(rankings), flatten(held_out)
     by_rank = settings.loss == 'plackett_luce'
-    rows = ranking_rows(codec, rankings) if by_rank else preference_rows(codec, pairs)
+    check_packing(settings)
+    train_rows, eval_rows = preference_rows(codec, pairs), preference_rows(codec, eval_pairs)
+    if settings.packing:
+        rows = pack_pairs(train_rows, codec.max_length)
+    else:
+        rows = share_prompts(ranking_rows(codec, rankings) if by_rank else train_rows)
     learner = make_learner(settings, *starting_model(settings, codec))
     apply = learner.scalar_apply
-    objective = (
-        reward_ranking_objective(apply) if by_rank else reward_objective(apply, center_coef=settings.center_coef)
-    )
+    on_pairs = packed_reward_objective if settings.packing else reward_objective
+    objective = reward_ranking_objective(apply) if by_rank else on_pairs(apply, center_coef=settings.center_coef)
     optimizer, step = train_setup(settings, objective, learner.base)
     state = init_state(learner.start_reward(), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
     guard = ChangeGuard(state.params, start)
 
-    show = ('loss', 'rewards/accuracies')
+    show = ('loss', 'rewards/accuracies', 'padding_share')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='reward model', show=show) as writer:
-        for i in range(start, settings.max_steps):
-            batch = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
-            state, metrics = step(state, (batch, np.float32(settings.batch_size)))
-            writer.write(i + 1, metrics)
+        for i, batch, padding in pair_batches(settings, rows, range(start, settings.max_steps)):
+            state, metrics = step(state, batch)
+            writer.write(i + 1, metrics | padding)
             guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)
 
     model = RewardModel(learner.config, learner.merged(state.params))
-    score = jax.jit(model.__call__)
-    train_rows, eval_rows = preference_rows(codec, pairs), preference_rows(codec, eval_pairs)
-    reference = [map_rows(score, side, batch_size=256) for side in (train_rows.chosen, train_rows.rejected)]
-    model = model.normalized(np.concatenate(reference), scale=settings.scale_rewards)
+    score = jax.jit(lambda model, candidates: model.candidates(candidates))
+    reference, held = (
+        map_rows(partial(score, model), share_prompts(r).candidates, batch_size=settings.batch_size)
+        for r in (train_rows, eval_rows)
+    )
+    model = model.normalized(reference, scale=settings.scale_rewards)
     save_reward_model(run.folder / 'model', model, codec.tokenizer)
-    chosen, rejected = (map_rows(score, side, batch_size=256) for side in (eval_rows.chosen, eval_rows.rejected))
-    accuracy, low, high = accuracy_interval(((1 + np.sign(chosen - rejected)) / 2).sum(), len(eval_pairs))
+    right = ((1 + np.sign(held[:, 0] - held[:, 1])) / 2).sum()
+    accuracy, low, high = accuracy_interval(right, len(eval_pairs))
     lengths = [side.mask.sum(axis=1) for r in (train_rows, eval_rows) for side in (r.chosen, r.rejected)]
     return run.finish(
         {

@@ -19,7 +19,8 @@ import ppo
 import reward_model
 import sft
 from evaluation import Evaluator
-from run import make_codec, open_run, starting_model, task_of, write_text
+from model_setup import make_codec, starting_model, task_of
+from run import open_run, write_text
 from settings import Settings, flag, run_script
 
 from rlax_ft.evaluate.frontier import best_of_n, best_of_n_kl, effective_samples, optimum

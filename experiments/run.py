@@ -1,6 +1,6 @@
-"""What every script sets up before its loop: the run folder, the codec, the model, the compiled step.
+"""What every script sets up before its loop: the run folder, the compiled step, the loss, where arrays go.
 
-Leaves out the loops.
+Leaves out the loops, and the codec and model (model_setup.py).
 """
 
 import dataclasses
@@ -13,18 +13,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import jax
 import settings as flags_of
 from settings import Settings
 
-from rlax_ft.data.batches import Codec
-from rlax_ft.data.tasks import Task, get_task
-from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
-from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
-from rlax_ft.models.hf import load_pretrained, read_config, save_config
 from rlax_ft.models.lora import adapter_objective
-from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
 from rlax_ft.parallel.mesh import make_mesh, shard_batch, shard_state
 from rlax_ft.training.checkpoint import Checkpoints
@@ -81,130 +74,6 @@ def open_run(settings: Settings, name: str) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(flags_file, '\n'.join(flags_of.flag_lines(settings)) + '\n')
     return Run(folder, checkpoints, summary)
-
-
-def task_of(settings: Settings) -> Task | None:
-    """The embedded task, or None where --data alone says what to learn."""
-    return get_task(settings.task or 'reviews') if settings.task or not settings.data else None
-
-
-def make_codec(settings: Settings, run: Run, texts) -> Codec:
-    """Tokenizer and lengths: those of the starting model if it brings a tokenizer, of the task, or trained on `texts`.
-
-    Args:
-      settings: of the script.
-      run: its folder; a tokenizer trained before is read from there.
-      texts: called for the data's texts where a tokenizer must be trained.
-    """
-    task = task_of(settings)
-    limits = {
-        'max_prompt': settings.max_prompt_tokens or (task.max_prompt_tokens if task else 128),
-        'max_new_tokens': settings.max_new_tokens or (task.max_new_tokens if task else 128),
-        'ends': task.ends if task else True,
-        'truncate': settings.truncate,
-    }
-    source = model_source(settings)
-    if source:
-        tokenizer = load_pretrained_tokenizer(source)
-        if task and len(tokenizer) != len(word_tokenizer(task.words)):
-            raise InputError(f'--task={task.name}: the model in {source} was made for another vocabulary')
-    elif task:
-        tokenizer = word_tokenizer(task.words)
-    else:
-        folder = run.folder / 'tokenizer'
-        if not (folder / 'tokenizer.json').exists():
-            train_tokenizer(settings.tokenizer, texts()).save_pretrained(folder)
-        tokenizer = load_pretrained_tokenizer(folder)
-    return Codec(tokenizer, **limits)
-
-
-def model_source(settings: Settings) -> str:
-    """The folder or hub id that the model comes from; empty for a new model."""
-    if settings.init_from:
-        return str(model_folder(settings.init_from))
-    if settings.model in SIZES:
-        return ''
-    if settings.model.count('/') != 1 and not Path(settings.model).is_dir():
-        raise InputError(f'--model={settings.model}: no such folder, size ({", ".join(SIZES)}) or hub id (OWNER/NAME)')
-    return settings.model
-
-
-def model_folder(path: str, flag: str = 'init_from') -> Path:
-    """Where a run folder, or one of its checkpoints, or a model folder, keeps config.json."""
-    for folder in (Path(path) / 'model', Path(path), Path(path).parent.parent / 'model'):
-        if (folder / 'config.json').exists():
-            return folder
-    raise InputError(f'--{flag}={path}: holds no model; give a run folder, its checkpoints/STEP, or a model folder')
-
-
-def load_pretrained_tokenizer(folder):
-    """The tokenizer of a model folder.
-
-    Raises:
-      InputError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f'{folder}: no tokenizer that transformers can read ({str(error).splitlines()[0]})') from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]:
-    """Configuration and parameters to start from.
-
-    Raises:
-      InputError: the model has too small a vocabulary or context for the data.
-    """
-    config, params = _starting_model(settings, codec)
-    params = place_state(settings, params)
-    if settings.lora_rank:
-        # A frozen base need not be more exact than what it computes.
-        params = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), params)
-    return dataclasses.replace(config, dtype=settings.dtype, remat=settings.remat), params
-
-
-def _starting_model(settings, codec):
-    source = model_source(settings)
-    if not source:
-        config = embedded_config(settings.model, vocab_size=len(codec.tokenizer), max_length=codec.max_length)
-        return config, init_params(config, jax.random.key(settings.seed))
-    if Path(settings.init_from).parent.name == 'checkpoints':
-        config = read_config(source)
-        params = checkpoint_params(settings.init_from)
-    else:
-        mesh = make_mesh(settings.mesh) if settings.backend == 'jit' else None
-        dtype = settings.dtype if settings.lora_rank else None
-        config, params, _ = load_pretrained(source, mesh=mesh, dtype=dtype)
-    if 'backbone' in params:
-        raise InputError(f'{source}: a reward model where a language model is needed')
-    if len(codec.tokenizer) > config.vocab_size:
-        raise InputError(f'{source}: the tokenizer has {len(codec.tokenizer)} tokens, the model {config.vocab_size}')
-    if codec.max_length > config.max_length:
-        raise InputError(
-            f'--max_prompt_tokens={codec.max_prompt} --max_new_tokens={codec.max_new_tokens}: together more than the '
-            f'{config.max_length} tokens that the model in {source} reads'
-        )
-    return config, params
-
-
-def checkpoint_params(path: str):
-    """The policy's parameters in checkpoints/STEP of a run folder."""
-    folder = Path(path)
-    state = Checkpoints(folder.parent).read(int(folder.name) if folder.name.isdigit() else -1)
-    # PPO keeps the KL coefficient beside its state, and a value function beside its policy.
-    params = (state[0] if isinstance(state, list) else state)['params']
-    params = params.get('policy', params)
-    if 'lora' in params:
-        raise InputError(
-            f'--init_from={path}: a checkpoint of --lora_rank, which holds the adapter alone; '
-            'give the folder of the run once it has ended'
-        )
-    return params
 
 
 def train_setup(settings: Settings, objective, base=None, *, max_updates: int | None = None, eps: float = 1e-8):
@@ -305,11 +174,6 @@ def find_function(name: str, flag: str):
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f'--{flag}={name}: {error}; give MODULE:FUNCTION') from error
-
-
-def announce_model(run: Run, config, codec: Codec) -> None:
-    """Writes all of model/ but weights, so that the run's checkpoints can be read before it has ended."""
-    save_config(run.folder / 'model', config, codec.tokenizer)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ import jax
 from absl import app, flags, logging
 
 from rlax_ft.errors import InputError
+from rlax_ft.models.attention import KERNELS
 
 
 def flag(default, help_text: str, choices: tuple[str, ...] = ()):
@@ -31,11 +32,16 @@ class Settings:
     resume: bool = flag(True, 'Go on with the run in --out. False starts again; the old folder is moved aside.')
     seed: int = flag(0, 'Seed of everything random: the same seed gives the same run.')
     task: str = flag('', 'Embedded task: reviews, exact or sort; reviews when there is no --data either.')
-    data: str = flag('', "JSONL file (or .jsonl.gz) of records to learn from; with --task, in place of the task's own.")
-    eval_data: str = flag('', 'JSONL file to measure on; when empty, a tenth of --data is held out.')
+    data: str = flag(
+        '',
+        'Records to learn from: a .jsonl, .json (both also .gz) or .parquet file, or OWNER/NAME[:[CONFIG:]SPLIT] of '
+        "the hub; with --task, in place of the task's own.",
+    )
+    eval_data: str = flag('', 'The same, to measure on; when empty, a tenth of --data is held out.')
     model: str = flag('small', 'tiny, small, medium or large for a new model, or a Hugging Face folder or hub id.')
     init_from: str = flag('', 'Run folder, or its checkpoints/STEP, whose model to start from, in place of --model.')
     dtype: str = flag('float32', 'Of activations, and of a frozen base; what is trained stays float32.', _DTYPES)
+    attention: str = flag('auto', 'What computes attention; auto is what suits the platform.', KERNELS)
     remat: str = flag('none', 'What the backward pass computes again, to save memory.', ('none', 'dots', 'full'))
     lora_rank: int = flag(0, 'Train a low-rank adapter of this rank beside the frozen model; 0 trains all of it.')
     lora_alpha: float = flag(16.0, "The adapter's output is scaled by alpha / rank.")
@@ -43,9 +49,12 @@ class Settings:
     lora_targets: str = flag('attention|mlp', 'Regular expression on what is adapted: attention/query ... mlp/down.')
     rslora: bool = flag(False, 'Scale the adapter by alpha / sqrt(rank) instead.')
     tokenizer: str = flag('bpe:2048', 'For a new model on --data: bytes, or bpe:SIZE trained on the data.')
-    max_prompt_tokens: int = flag(0, 'Longest prompt in tokens; 0 takes what the task needs, or 128 with --data.')
-    max_new_tokens: int = flag(0, 'Longest response in tokens; 0 takes what the task needs, or 128 with --data.')
-    truncate: bool = flag(False, 'Cut prompts (at the front) and responses (at the end) that are too long.')
+    chat_template: str = flag('', "For message lists: plain, chatml or a file; empty: the tokenizer's own, or plain.")
+    max_prompt_tokens: int = flag(
+        0, 'Longest prompt in tokens; 0: as the task needs, 256, or half of a shorter context.'
+    )
+    max_new_tokens: int = flag(0, 'Longest response in tokens, EOS included; 0: the same.')
+    truncate: bool = flag(True, 'Cut long prompts at the front and leave out records with long responses; else refuse.')
     max_steps: int = flag(1000, 'Number of training steps; 0 saves the starting model.')
     batch_size: int = flag(64, 'Rows (pairs, rankings, prompts) in a step, over all devices together.')
     micro_batches: int = flag(1, 'Parts in which a step goes through its batch, to save memory; never changes results.')
@@ -61,7 +70,18 @@ class Settings:
 
 
 # A resumed run may go on longer, on other devices, and save more or less often; nothing else of it may change.
-_MAY_CHANGE = {'out', 'resume', 'max_steps', 'mesh', 'backend', 'micro_batches', 'save_every', 'eval_every', 'remat'}
+_MAY_CHANGE = {
+    'out',
+    'resume',
+    'max_steps',
+    'mesh',
+    'backend',
+    'micro_batches',
+    'save_every',
+    'eval_every',
+    'remat',
+    'attention',
+}
 
 
 def flag_lines(settings: Settings) -> list[str]:

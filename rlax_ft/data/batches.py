@@ -1,7 +1,7 @@
 """Text to arrays: whole data sets as padded numpy structs, whose rows the loader picks.
 
-A training row is BOS, prompt, response, EOS and padding on the right; a prompt for the sampler is padded on the left.
-Leaves out packing.
+A training row is the prompt (with the tokenizer's BOS), the response, its end, and padding on the right; a prompt for
+the sampler is padded on the left. Leaves out packing (packing.py).
 """
 
 import dataclasses
@@ -10,21 +10,26 @@ import logging
 import jax
 import numpy as np
 
+from rlax_ft.data import templates
+from rlax_ft.data.templates import Dialogue
+from rlax_ft.data.tokenizers import encode_continuations, encode_texts, start_ids
 from rlax_ft.errors import InputError
 from rlax_ft.types import PreferenceBatch, RankingBatch, Rollout, TokenBatch
+
+Text = str | list[dict]  # A text, or a list of messages.
 
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """How text becomes tokens in one run.
+    """How text becomes tokens in one run; message lists go through the tokenizer's chat template.
 
     Attributes:
-      tokenizer: a transformers tokenizer with PAD, BOS and EOS.
+      tokenizer: a transformers tokenizer with PAD and EOS.
       max_prompt: longest prompt in tokens, BOS included.
       max_new_tokens: longest response in tokens, EOS included.
       ends: responses end with EOS.
-      truncate: a longer prompt loses its beginning and a longer response its end (with its EOS), and how many is
-        logged; otherwise they are an error.
+      truncate: a longer prompt loses its beginning, but not its BOS, and how many is logged; `fitting` leaves out
+        records with a longer response. Otherwise they are an error.
     """
 
     tokenizer: object
@@ -40,34 +45,37 @@ class Codec:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """What ends a sampled row."""
-        return (self.tokenizer.eos_token_id,) if self.ends else ()
+        """What ends a sampled row: EOS, and what the chat template writes after an answer."""
+        return templates.turn_ends(self.tokenizer, self.tokenizer.chat_template) if self.ends else ()
 
     @property
     def pad_id(self) -> int:
         """What fills a row."""
         return self.tokenizer.pad_token_id
 
-    def encode_prompts(self, prompts: list[str]) -> list[list[int]]:
-        """Token ids with one BOS in front.
+    def encode_prompts(self, prompts: list[Text]) -> list[list[int]]:
+        """Token ids of prompts, none empty and none too long.
 
         Raises:
           InputError: a prompt is longer than `max_prompt`, and `truncate` is off.
         """
-        encoded = [[self.tokenizer.bos_token_id, *ids] for ids in self._encode(prompts)]
-        self._check_lengths(encoded, self.max_prompt, 'prompt', '--max_prompt_tokens')
-        return [ids[-self.max_prompt :] for ids in encoded]
+        return self._cut(self._prompts(prompts))
 
-    def encode_responses(self, responses: list[str]) -> list[list[int]]:
-        """Token ids with EOS behind; a response that fills all its room is one that was cut off, and gets none.
+    def count_too_long(self, prompts: list[Text]) -> int:
+        """How many of the prompts are longer than `max_prompt`."""
+        return sum(len(ids) > self.max_prompt for ids in self._prompts(prompts))
+
+    def encode(self, prompts: list[Text], responses: list[Text]) -> list[Dialogue]:
+        """Prompts and responses as token ids, with what is learned of the responses.
+
+        Of a text all is learned, with EOS behind; a text that fills all its room is one that was cut off, and gets
+        none. Of messages all that the assistant says is learned, with the end of each turn.
 
         Raises:
-          InputError: a response is longer than `max_new_tokens`, and `truncate` is off.
+          InputError: a prompt is longer than `max_prompt`, and `truncate` is off.
         """
-        eos = [self.tokenizer.eos_token_id] if self.ends else []
-        encoded = self._encode(responses)
-        self._check_lengths(encoded, self.max_new_tokens, 'response', '--max_new_tokens')
-        return [[*ids, *eos][: self.max_new_tokens] for ids in encoded]
+        rows = self._encode(prompts, responses)
+        return [row._replace(prompt=prompt) for row, prompt in zip(rows, self._cut([row.prompt for row in rows]))]
 
     def decode(self, rollout: Rollout) -> tuple[list[str], list[bool]]:
         """The text of each completion up to its end, and whether it did end (always, where `ends` is False)."""
@@ -76,22 +84,120 @@ class Codec:
         rows = [row[m].tolist() for row, m in zip(tokens, mask)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True), ended
 
-    def _check_lengths(self, encoded, limit, name, flag):
+    def too_long(self, name: str, ids: list[int], limit: int, flag: str) -> InputError:
+        """What to raise about a prompt or response of too many tokens."""
+        start = self.tokenizer.decode(ids[:20], skip_special_tokens=True)
+        return InputError(
+            f'the {name} {start!r}... has {len(ids)} tokens and the context has room for {limit}; '
+            f'raise {flag}, or pass --truncate to cut long prompts and leave out long responses'
+        )
+
+    def _cut(self, encoded):
+        """Prompts that keep their end, and their BOS."""
+        limit = self.max_prompt
         too_long = [ids for ids in encoded if len(ids) > limit]
         if too_long and not self.truncate:
-            start = self.tokenizer.decode(too_long[0][:20], skip_special_tokens=True)
-            raise InputError(
-                f'the {name} {start!r}... has {len(too_long[0])} tokens and the context has room for {limit}; '
-                f'raise {flag}, or pass --truncate to cut such records'
-            )
+            raise self.too_long('prompt', too_long[0], limit, '--max_prompt_tokens')
         if too_long:
-            logging.warning('%d of %d %ss cut at %d tokens', len(too_long), len(encoded), name, limit)
+            logging.warning('%d of %d rows: prompt cut to its last %d tokens', len(too_long), len(encoded), limit)
+        kept = [int(ids[0] == self.tokenizer.bos_token_id) for ids in encoded]
+        return [
+            ids if len(ids) <= limit else ids[:start] + ids[len(ids) - limit + start :]
+            for ids, start in zip(encoded, kept)
+        ]
 
-    def _encode(self, texts):
-        return self.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+    def _prompts(self, prompts):
+        return _by_kind(self._text_prompts, self._message_prompts, prompts)
+
+    def _encode(self, prompts, responses):
+        return _by_kind(self._text_rows, self._message_rows, prompts, responses)
+
+    def _text_prompts(self, prompts):
+        start = start_ids(self.tokenizer)
+        # The first token of a response is predicted from something.
+        blank = start or [self.tokenizer.bos_token_id or self.tokenizer.eos_token_id]
+        return [[*start, *ids] if ids else blank for ids in encode_texts(self.tokenizer, prompts)]
+
+    def _text_rows(self, prompts, responses):
+        eos = [self.tokenizer.eos_token_id] if self.ends else []
+        rows = []
+        for prompt, ids in zip(self._text_prompts(prompts), encode_continuations(self.tokenizer, responses)):
+            response = [*ids, *eos] if len(ids) < self.max_new_tokens else ids
+            rows.append(Dialogue(prompt, response, [True] * len(response)))
+        return rows
+
+    def _message_prompts(self, prompts):
+        self._use_template()
+        return templates.encode_prompts(self.tokenizer, prompts)
+
+    def _message_rows(self, prompts, responses):
+        self._use_template()
+        return templates.encode_dialogues(self.tokenizer, prompts, responses)
+
+    def _use_template(self):
+        if not self.tokenizer.chat_template:
+            logging.warning('the tokenizer has no chat template: `plain` is used; --chat_template names another')
+            templates.set_chat_template(self.tokenizer, '')
 
 
-def prompt_arrays(codec: Codec, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _by_kind(of_texts, of_messages, prompts, *others):
+    """Rows in their order, texts encoded by one function and message lists by the other."""
+    encoded = [None] * len(prompts)
+    for function, wanted in ((of_texts, str), (of_messages, list)):
+        index = [i for i, prompt in enumerate(prompts) if isinstance(prompt, wanted)]
+        if index:
+            columns = ([column[i] for i in index] for column in (prompts, *others))
+            for i, row in zip(index, function(*columns)):
+                encoded[i] = row
+    return encoded
+
+
+def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dict]:
+    """The records whose responses fit; how many do not is logged.
+
+    A comparison needs both its responses; a ranking loses the candidates that are too long, and needs two. Where
+    `codec.truncate` is off all records stay, and what does not fit is an error when it becomes rows.
+
+    Raises:
+      InputError: fewer than `at_least` fit.
+    """
+    if not codec.truncate:
+        return records
+    answers = [_responses(record) for record in records]
+    lengths = iter(
+        len(row.response)
+        for row in codec._encode(
+            [record['prompt'] for record, some in zip(records, answers) for _ in some],
+            [answer for some in answers for answer in some],
+        )
+    )
+    kept = []
+    for record, some in zip(records, answers):
+        fits = [next(lengths) <= codec.max_new_tokens for _ in some]
+        if all(fits):
+            kept.append(record)
+        elif 'ranks' in record and sum(fits) > 1:
+            pick = lambda values, fits=fits: [value for value, fit in zip(values, fits) if fit]  # noqa: E731
+            kept.append({**record, 'completions': pick(record['completions']), 'ranks': pick(record['ranks'])})
+    if len(kept) < at_least:
+        raise InputError(
+            f'--max_new_tokens={codec.max_new_tokens}: all {len(records)} records have longer responses; raise it'
+        )
+    if len(kept) < len(records):
+        logging.warning(
+            '%d of %d records left out: a response has more than %d tokens; raise --max_new_tokens to keep them',
+            len(records) - len(kept),
+            len(records),
+            codec.max_new_tokens,
+        )
+    return kept
+
+
+def _responses(record):
+    return record.get('completions') or [record[k] for k in ('completion', 'chosen', 'rejected') if k in record]
+
+
+def prompt_arrays(codec: Codec, prompts: list[Text]) -> tuple[np.ndarray, np.ndarray]:
     """Left-padded prompts int32[N, max_prompt] and their mask bool[N, max_prompt]."""
     tokens = np.full((len(prompts), codec.max_prompt), codec.pad_id, np.int32)
     mask = np.zeros(tokens.shape, bool)
@@ -101,30 +207,32 @@ def prompt_arrays(codec: Codec, prompts: list[str]) -> tuple[np.ndarray, np.ndar
     return tokens, mask
 
 
-def token_rows(codec: Codec, prompts: list[str], responses: list[str], length: int | None = None) -> TokenBatch:
+def token_rows(codec: Codec, prompts: list[Text], responses: list[Text], length: int | None = None) -> TokenBatch:
     """Prompts with their responses as a TokenBatch [N, T] of numpy arrays.
 
     Args:
       codec: how text becomes tokens.
-      prompts: N texts.
-      responses: N texts.
+      prompts: N texts or message lists.
+      responses: N texts or message lists, each of its prompt's kind.
       length: T; the longest row, rounded up to 8, when absent.
 
     Raises:
-      InputError: prompt and response leave no token to learn from.
+      InputError: a prompt or response is too long, or there is no token to learn from.
     """
-    rows = list(zip(codec.encode_prompts(prompts), codec.encode_responses(responses)))
-    empty = next((i for i, (_, response) in enumerate(rows) if not response), None)
-    if empty is not None:
-        raise InputError(f'record {empty + 1}: the response is empty; each needs at least one token')
-    length = length or -(-max(len(p) + len(r) for p, r in rows) // 8) * 8
+    rows = codec.encode(prompts, responses)
+    for number, row in enumerate(rows, 1):
+        if not any(row.learned):
+            raise InputError(f'record {number}: the response is empty; each needs at least one token')
+        if len(row.response) > codec.max_new_tokens:
+            raise codec.too_long('response', row.response, codec.max_new_tokens, '--max_new_tokens')
+    length = length or -(-max(len(row.prompt) + len(row.response) for row in rows) // 8) * 8
     tokens = np.full((len(rows), length), codec.pad_id, np.int32)
     mask = np.zeros(tokens.shape, np.float32)
     segment_ids = np.zeros(tokens.shape, np.int32)
-    for i, (prompt, response) in enumerate(rows):
-        end = len(prompt) + len(response)
-        tokens[i, :end] = prompt + response
-        mask[i, len(prompt) : end] = 1.0
+    for i, row in enumerate(rows):
+        end = len(row.prompt) + len(row.response)
+        tokens[i, :end] = row.prompt + row.response
+        mask[i, len(row.prompt) : end] = row.learned
         segment_ids[i, :end] = 1
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
     return TokenBatch(tokens=tokens, mask=mask, positions=positions, segment_ids=segment_ids)

@@ -1,9 +1,13 @@
 """Which rows make up batch number s: a pure function of seed and s, so that a resumed run needs no saved position.
 
-Leaves out streaming: the data set is in memory.
+Batches are made ahead of the device by a thread of their own. The data set is in memory; what is larger is read by
+stream.py.
 """
 
+import collections
+import concurrent.futures
 import functools
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -40,6 +44,25 @@ def local_rows(batch):
 def local_batch(dataset, step: int, *, batch_size: int, seed: int):
     """`local_rows` of `whole_batch`, for losses whose denominator is the batch size."""
     return local_rows(whole_batch(dataset, step, batch_size=batch_size, seed=seed))
+
+
+def prefetch(items: Iterable, *, depth: int = 2) -> Iterator:
+    """The same items, each made up to `depth` ahead of its use by a background thread.
+
+    Args:
+      items: whose making takes time, such as batches that are picked, split over hosts and sent to the devices.
+      depth: how many are made before they are asked for.
+    """
+    source, end = iter(items), object()
+    pool = concurrent.futures.ThreadPoolExecutor(1, 'prefetch')
+    try:
+        pending = collections.deque(pool.submit(next, source, end) for _ in range(depth + 1))
+        # An error of the thread is raised here, where its item would have been used.
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, source, end))
+            yield item
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,85 +1,116 @@
-"""Records from files: JSONL, plain or gzipped, checked line by line.
+"""Records of every form as the few that training knows, checked one by one.
 
-The forms are TRL's, and one of ours for rankings:
+The forms are TRL's, and one of ours for rankings; forms.py turns others into them:
 
     {"prompt", "completion"}                    a demonstration
+    {"prompt", "completion", "label"}           a judged completion, true for a good one
     {"prompt", "chosen", "rejected"}            a comparison; the prompt may be implicit, the common beginning
     {"prompt", "completions": [..], "ranks": [..]}   a ranking, rank 0 is best, equal ranks are ties
     {"prompt"}                                  a prompt
 
-A form with more can stand in for one with less. Leaves out tokens, and message lists.
+Prompts and answers are texts, or lists of messages {"role", "content"}, both of one kind within a record. A form with
+more can stand in for one with less. Leaves out files (sources.py) and tokens (batches.py).
 """
 
-import gzip
 import itertools
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from rlax_ft.data.forms import convert, found, message_list, text
+from rlax_ft.data.sources import kind, read_raw
 from rlax_ft.errors import InputError
 
 # In dialogues such as hh-rlhf's, the response is what follows the last turn marker that both texts share.
 _TURN = '\n\nAssistant:'
 
 
-def read_demonstrations(path: str | Path) -> list[dict]:
-    """Records as {"prompt", "completion"}; of a comparison the chosen text, of a ranking the best is demonstrated.
+def read_demonstrations(source: str | Path) -> list[dict]:
+    """Records as {"prompt", "completion"}.
+
+    Of a comparison the chosen answer, and of a ranking the best, is demonstrated; of judged completions the good ones.
+
+    Args:
+      source: a file, or the id of a data set on the hub; see sources.py.
 
     Raises:
       InputError: naming file and line, here as in every reader below.
     """
-
-    def convert(record, where):
-        if 'completion' in record:
-            return {'prompt': _text(record, 'prompt', where), 'completion': _text(record, 'completion', where)}
-        if 'completions' in record:
-            ranking = _ranking(record, where)
-            best = min(range(len(ranking['ranks'])), key=ranking['ranks'].__getitem__)
-            return {'prompt': ranking['prompt'], 'completion': ranking['completions'][best]}
-        pair = _pair(record, where, 'a demonstration {"prompt", "completion"}')
-        return {'prompt': pair['prompt'], 'completion': pair['chosen']}
-
-    return _read(path, convert)
+    records = _read(source, demonstration)
+    kept = [record for record in records if record is not None]
+    if not kept:
+        raise InputError(f'{source}: every completion has the label false; nothing is demonstrated')
+    if len(kept) < len(records):
+        logging.warning('%s: %d completions with the label false left out', source, len(records) - len(kept))
+    return kept
 
 
-def read_pairs(path: str | Path) -> list[dict]:
+def demonstration(record: dict, where: str) -> dict | None:
+    """One converted record as {"prompt", "completion"}; None where its completion is judged bad."""
+    if 'completions' in record:
+        ranking = _ranking(record, where)
+        best = min(range(len(ranking['ranks'])), key=ranking['ranks'].__getitem__)
+        return {'prompt': ranking['prompt'], 'completion': ranking['completions'][best]}
+    if 'completion' in record:
+        if 'label' in record and not _judged(record, where)['label']:
+            return None
+        return _answers(record, ('completion',), where)
+    pair = _pair(record, where, 'a demonstration {"prompt", "completion"}')
+    return {'prompt': pair['prompt'], 'completion': pair['chosen']}
+
+
+def read_judged(source: str | Path) -> list[dict]:
+    """Records as {"prompt", "completion", "label"}; a comparison gives a good and a bad completion."""
+
+    def convert_record(record, where):
+        if 'chosen' in record or 'rejected' in record:
+            pair = _pair(record, where, '')
+            return [
+                {'prompt': pair['prompt'], 'completion': pair[side], 'label': side == 'chosen'}
+                for side in ('chosen', 'rejected')
+            ]
+        return [_judged(record, where)]
+
+    return list(itertools.chain.from_iterable(_read(source, convert_record)))
+
+
+def read_pairs(source: str | Path) -> list[dict]:
     """Records as {"prompt", "chosen", "rejected"}; a ranking gives all its pairs of unequal rank."""
 
-    def convert(record, where):
+    def convert_record(record, where):
         if 'completions' in record:
             return ranking_pairs(_ranking(record, where))
-        return _pair(record, where, 'a comparison {"prompt", "chosen", "rejected"}')
+        return [_pair(record, where, 'a comparison {"prompt", "chosen", "rejected"}')]
 
-    flat = []
-    for converted in _read(path, convert):
-        flat += converted if isinstance(converted, list) else [converted]
-    if not flat:
-        raise InputError(f'{path}: every ranking is one tie; give at least one record that prefers something')
-    return flat
+    pairs = list(itertools.chain.from_iterable(_read(source, convert_record)))
+    if not pairs:
+        raise InputError(f'{source}: every ranking is one tie; give at least one record that prefers something')
+    return pairs
 
 
-def read_rankings(path: str | Path) -> list[dict]:
+def read_rankings(source: str | Path) -> list[dict]:
     """Records as {"prompt", "completions", "ranks"}; a comparison is a ranking of two."""
 
-    def convert(record, where):
+    def convert_record(record, where):
         if 'completions' in record:
             return _ranking(record, where)
         pair = _pair(record, where, 'a ranking {"prompt", "completions", "ranks"}')
         return {'prompt': pair['prompt'], 'completions': [pair['chosen'], pair['rejected']], 'ranks': [0, 1]}
 
-    return _read(path, convert)
+    return _read(source, convert_record)
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of records of any form."""
+def read_prompts(source: str | Path) -> list:
+    """The prompts of records of any form, texts or message lists."""
 
-    def convert(record, where):
+    def convert_record(record, where):
         if 'prompt' not in record and 'chosen' in record:
             return _pair(record, where, 'a prompt {"prompt"}')['prompt']
-        return _text(record, 'prompt', where)
+        return _value(record, 'prompt', where)
 
-    return _read(path, convert)
+    return _read(source, convert_record)
 
 
 def ranking_pairs(ranking: dict) -> list[dict]:
@@ -92,6 +123,20 @@ def ranking_pairs(ranking: dict) -> list[dict]:
     ]
 
 
+def plain_text(value) -> str:
+    """A text as it is; of messages what they say, a paragraph each."""
+    return value if isinstance(value, str) else '\n\n'.join(message.get('content') or '' for message in value)
+
+
+def record_texts(records: Iterable[dict]) -> list[str]:
+    """All that the records say, for who must count or learn words."""
+    texts = []
+    for record in records:
+        answers = record.get('completions') or [record[k] for k in ('completion', 'chosen', 'rejected') if k in record]
+        texts += [plain_text(record['prompt']) + plain_text(answer) for answer in answers]
+    return texts
+
+
 def write_records(path: str | Path, records: list[dict]) -> None:
     """Writes a JSONL file whole or not at all."""
     path = Path(path)
@@ -100,58 +145,72 @@ def write_records(path: str | Path, records: list[dict]) -> None:
     os.replace(temporary, path)
 
 
-def _read(path: str | Path, convert: Callable) -> list:
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f'{path}: no such file; give a JSONL file, plain or .gz')
-    records = []
-    try:
-        with gzip.open(path, 'rt', encoding='utf-8') if path.suffix == '.gz' else open(path, encoding='utf-8') as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    where = f'{path}, line {number}'
-                    records.append(convert(_parse(line, where), where))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f'{path}: cannot be read as UTF-8 JSONL ({error})') from error
+def _read(source, convert_record: Callable) -> list:
+    records = [convert_record(convert(raw, where), where) for raw, where in read_raw(source)]
     if not records:
-        raise InputError(f'{path}: the file holds no record; give at least one JSON object on a line of its own')
+        raise InputError(f'{source}: the file holds no record; give at least one JSON object on a line of its own')
     return records
 
 
-def _parse(line, where):
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f'{where}: not JSON ({error.msg} at column {error.colno}); one object a line') from error
-    if not isinstance(record, dict):
-        raise InputError(f'{where}: found {_kind(record)} where an object {{"prompt": ...}} was expected')
-    return record
+def _value(record, field, where):
+    """A text, or a list of messages."""
+    if isinstance(record.get(field), list):
+        return message_list(record[field], where, field)
+    return text(record, field, where)
 
 
-def _text(record, field, where):
-    if field not in record:
-        raise InputError(f'{where}: no field "{field}"; found {", ".join(map(repr, record)) or "an empty object"}')
-    value = record[field]
-    if not isinstance(value, str):
-        raise InputError(f'{where}: field "{field}" is {_kind(value)}; a text was expected')
-    return value
+def _answers(record, fields, where):
+    """The prompt and the answers in `fields`, texts all, or message lists all."""
+    values = {field: _value(record, field, where) for field in ('prompt', *fields)}
+    if any(isinstance(value, list) for value in values.values()):
+        for field in fields:
+            values[field] = _as_messages(values[field], 'assistant')
+            if not any(message['role'] == 'assistant' for message in values[field]):
+                raise InputError(f'{where}: field "{field}" has no message of the role assistant; nothing to learn')
+        values['prompt'] = _as_messages(values['prompt'], 'user')
+    return values
+
+
+def _as_messages(value, role):
+    return [{'role': role, 'content': value}] if isinstance(value, str) else value
+
+
+def _judged(record, where):
+    if not isinstance(record.get('label'), bool):
+        state = f'is {kind(record["label"])}' if 'label' in record else f'is missing; found {found(record)}'
+        raise InputError(f'{where}: field "label" {state}; true (good) or false (bad) was expected')
+    return {**_answers(record, ('completion',), where), 'label': record['label']}
 
 
 def _pair(record, where, expected):
     if not record.keys() & {'chosen', 'rejected'}:
-        raise InputError(f'{where}: expected {expected}; found {", ".join(map(repr, record)) or "an empty object"}')
-    chosen, rejected = _text(record, 'chosen', where), _text(record, 'rejected', where)
+        raise InputError(f'{where}: expected {expected}; found {found(record)}')
+    chosen, rejected = (record.get(side) for side in ('chosen', 'rejected'))
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        chosen, rejected = (message_list(record[side], where, side) for side in ('chosen', 'rejected'))
+    else:
+        chosen, rejected = text(record, 'chosen', where), text(record, 'rejected', where)
     if chosen == rejected:
         raise InputError(f'{where}: "chosen" equals "rejected"; a comparison needs two different texts')
-    if 'prompt' in record:
-        return {'prompt': _text(record, 'prompt', where), 'chosen': chosen, 'rejected': rejected}
-    start = _implicit_prompt(chosen, rejected)
-    return {'prompt': chosen[:start], 'chosen': chosen[start:], 'rejected': rejected[start:]}
+    whole = isinstance(chosen, list) and chosen[0]['role'] != 'assistant' and chosen[0] == rejected[0]
+    if 'prompt' in record and not whole:
+        return _answers(record, ('chosen', 'rejected'), where)
+    # Two whole conversations name their prompt themselves, whatever stands beside them.
+    split = _implicit_messages if isinstance(chosen, list) else _implicit_prompt
+    start = split(chosen, rejected)
+    if isinstance(chosen, list) and not start:
+        raise InputError(f'{where}: "chosen" and "rejected" share no first message; give their "prompt"')
+    pair = {'prompt': chosen[:start], 'chosen': chosen[start:], 'rejected': rejected[start:]}
+    return _answers(pair, ('chosen', 'rejected'), where)
+
+
+def _common(chosen, rejected):
+    return next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
 
 
 def _implicit_prompt(chosen, rejected):
     """Length of the prompt that two whole texts share."""
-    common = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
+    common = _common(chosen, rejected)
     turn = chosen.rfind(_TURN, 0, common)
     if turn >= 0:
         return turn + len(_TURN)
@@ -159,17 +218,22 @@ def _implicit_prompt(chosen, rejected):
     return max(chosen.rfind(' ', 0, common), chosen.rfind('\n', 0, common), 0)
 
 
+def _implicit_messages(chosen, rejected):
+    """How many messages the prompt of two whole conversations has: up to the answer in which they part."""
+    common = _common(chosen, rejected)
+    while common and not all(rest[common:] and rest[common]['role'] == 'assistant' for rest in (chosen, rejected)):
+        common -= 1
+    return common
+
+
 def _ranking(record, where):
     completions, ranks = record['completions'], record.get('ranks')
-    if not isinstance(completions, list) or not all(isinstance(c, str) for c in completions):
+    if not isinstance(completions, list) or not all(isinstance(c, str | list) for c in completions):
         raise InputError(f'{where}: field "completions" must be a list of texts')
     if not isinstance(ranks, list) or not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
         raise InputError(f'{where}: field "ranks" must be a list of whole numbers, 0 for the best')
     if len(completions) != len(ranks) or len(ranks) < 2:
         raise InputError(f'{where}: {len(completions)} completions and {len(ranks)} ranks; give two or more of each')
-    return {'prompt': _text(record, 'prompt', where), 'completions': completions, 'ranks': ranks}
-
-
-def _kind(value):
-    names = {dict: 'an object', list: 'a list', str: 'a text', bool: 'true or false', type(None): 'null'}
-    return names.get(type(value), 'a number')
+    numbered = {f'completions[{i}]': completion for i, completion in enumerate(completions)}
+    values = _answers({**record, **numbered}, tuple(numbered), where)
+    return {'prompt': values['prompt'], 'completions': [values[name] for name in numbered], 'ranks': ranks}

@@ -50,6 +50,7 @@ class ModelConfig:
       tied: the LM head is the transposed embedding.
       dtype: name of the dtype of activations; parameters keep the dtype that they have.
       remat: what the backward pass recomputes: `none`, `dots` (keep matrix products only) or `full`.
+      kernel: what computes attention, one of attention.KERNELS.
       family: which of families.FAMILIES the model is written as.
       norm: `rms`, `rms_plus_one` (the scale is 1 + its parameter) or `layer` (layer norm with a bias).
       pre_norm: attention and MLP read a norm of the residual stream.
@@ -92,6 +93,7 @@ class ModelConfig:
     tied: bool = True
     dtype: str = 'float32'
     remat: str = 'none'
+    kernel: str = 'auto'
     family: str = 'llama'
     norm: str = 'rms'
     pre_norm: bool = True

@@ -4,19 +4,26 @@ The module returns hidden states; the LM head is a method of its own, so that no
 reads. Leaves out heads other than the LM head (heads.py) and everything about text.
 """
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from rlax_ft.models.attention import KVCache, Reading, attend
+from rlax_ft.models.attention import Reading, attend, empty_cache
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.experts import ACTIVATIONS, MixtureOfExperts
 from rlax_ft.models.linear import Linear
 from rlax_ft.models.rotary import apply_rotary, rotary_kinds, rotary_tables
 
 _REMAT_POLICIES = {'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}
+
+
+def _recomputed(function):
+    """`function`, whose backward pass makes what lies within again: for elementwise work, cheaper than keeping it."""
+    return jax.checkpoint(function, prevent_cse=False)
 
 
 class Norm(nn.Module):
@@ -30,16 +37,19 @@ class Norm(nn.Module):
         c = self.config
         init = nn.initializers.zeros if c.norm == 'rms_plus_one' else nn.initializers.ones
         scale = self.param('scale', init, (x.shape[-1],)).astype(jnp.float32)
-        x32 = x.astype(jnp.float32)
+        bias = None
         if c.norm == 'layer':
-            x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
-        if c.norm == 'rms_plus_one':
-            scale = 1.0 + scale
-        normed = normed * scale
-        if c.norm == 'layer':
-            normed = normed + self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
-        return normed.astype(x.dtype)
+            bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+
+        def norm(x, scale, bias):
+            x32 = x.astype(jnp.float32)
+            if c.norm == 'layer':
+                x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+            normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
+            normed = normed * (1.0 + scale if c.norm == 'rms_plus_one' else scale)
+            return (normed if bias is None else normed + bias).astype(x.dtype)
+
+        return _recomputed(norm)(x, scale, bias)
 
 
 @struct.dataclass
@@ -66,18 +76,49 @@ def layer_kinds(config: ModelConfig) -> LayerKinds:
     return kinds
 
 
+def _projections(module, x, widths, fused, use_bias):
+    """Linear maps of one input, by name as in `widths`; one product where `fuse_projections` has joined them."""
+    c = module.config
+
+    def linear(width, name):
+        return Linear(width, c.dtype, use_bias, lora=c.lora, name=name)(x)
+
+    if module.has_variable('params', fused):
+        ends = list(itertools.accumulate(widths.values()))
+        return dict(zip(widths, jnp.split(linear(ends[-1], fused), ends[:-1], axis=-1)))
+    return {name: linear(width, name) for name, width in widths.items()}
+
+
+def fuse_projections(params):
+    """The same transformer with query, key and value in one matrix, gate and up in another: fewer and larger products.
+
+    Worth it where the same parameters are read many times, as in decoding; a copy of these matrices is made. Such
+    parameters are not for training, and a LoRA adapter does not fit them.
+    """
+    layers = dict(params['layers'])
+    for module, parts, fused in (('attention', ('query', 'key', 'value'), 'qkv'), ('mlp', ('gate', 'up'), 'gate_up')):
+        inner = dict(layers[module])
+        if all('kernel' in inner.get(part, {}) for part in parts):
+            joined = [inner.pop(part) for part in parts]
+            inner[fused] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *joined)
+            layers[module] = inner
+    return {**params, 'layers': layers}
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotary, kinds, reading, layer_cache):
-        """[B, T, D] -> ([B, T, D], this layer's keys and values, or None without a cache)."""
+    def __call__(self, x, rotary, kinds, reading, cache, layer):
+        """[B, T, D] -> ([B, T, D], the cache with this layer's keys and values, or None without a cache)."""
         c = self.config
+        widths = {'query': c.heads * c.head_dim, 'key': c.kv_heads * c.head_dim, 'value': c.kv_heads * c.head_dim}
+        projected = _projections(self, x, widths, 'qkv', c.qkv_bias)
 
         def heads(count, name):
-            y = Linear(count * c.head_dim, c.dtype, c.qkv_bias, lora=c.lora, name=name)(x)
+            y = projected[name]
             if name != 'value' and c.qk_norm == 'full':
                 y = Norm(c, name=f'{name}_norm')(y)
             y = y.reshape(*x.shape[:2], count, c.head_dim)
@@ -89,19 +130,21 @@ class Attention(nn.Module):
             cos, sin = (table[kind] for table in rotary)
             query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         window = c.window if kinds.window is None else kinds.window
-        out, layer_cache = attend(
+        out, cache = attend(
             query,
             key,
             value,
             reading,
-            layer_cache,
+            cache,
+            layer,
             scale=c.attention_scale,
             soft_cap=c.attention_soft_cap,
             window=window,
+            kernel=c.kernel,
         )
         # What writes to the residual stream starts smaller, so that the variance does not grow with depth.
         out = Linear(c.width, c.dtype, c.out_bias, 0.5 / c.layers, c.lora, name='out')(out.reshape(*x.shape[:2], -1))
-        return out, layer_cache
+        return out, cache
 
 
 class MLP(nn.Module):
@@ -114,11 +157,11 @@ class MLP(nn.Module):
         """[B, T, D] -> [B, T, D]."""
         c = self.config
         activation = ACTIVATIONS[c.activation]
-        hidden = Linear(c.mlp_width, c.dtype, c.mlp_bias, lora=c.lora, name='up')(x)
-        if c.gated:
-            hidden = activation(Linear(c.mlp_width, c.dtype, c.mlp_bias, lora=c.lora, name='gate')(x)) * hidden
-        else:
-            hidden = activation(hidden)
+        names = ('gate', 'up') if c.gated else ('up',)
+        projected = _projections(self, x, dict.fromkeys(names, c.mlp_width), 'gate_up', c.mlp_bias)
+        hidden = _recomputed(lambda up, gate=None: activation(up) if gate is None else activation(gate) * up)(
+            **projected
+        )
         return Linear(c.width, c.dtype, c.mlp_bias, 0.5 / c.layers, c.lora, name='down')(hidden)
 
 
@@ -128,9 +171,10 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, layer_cache, kinds, rotary, reading):
-        """A scan's body: carries the residual stream, maps over the layers' caches and kinds."""
+    def __call__(self, carry, kinds, layer, rotary, reading):
+        """A scan's body: carries the residual stream and the cache of all layers, maps over the layers' kinds."""
         c = self.config
+        x, cache = carry
 
         def before(x, name):
             return Norm(c, name=f'{name}_norm')(x) if c.pre_norm else x
@@ -138,14 +182,12 @@ class Block(nn.Module):
         def after(x, name):
             return Norm(c, name=f'{name}_post_norm')(x) if c.post_norm else x
 
-        attended, layer_cache = Attention(c, name='attention')(
-            before(x, 'attention'), rotary, kinds, reading, layer_cache
-        )
+        attended, cache = Attention(c, name='attention')(before(x, 'attention'), rotary, kinds, reading, cache, layer)
         attended = after(attended, 'attention')
         residual = x + attended
         mlp = (MixtureOfExperts if c.experts else MLP)(c, name='mlp')
         out = after(mlp(before(x if c.parallel else residual, 'mlp')), 'mlp')
-        return residual + out, layer_cache
+        return (residual + out, cache), None
 
 
 class Transformer(nn.Module):
@@ -179,7 +221,7 @@ class Transformer(nn.Module):
         if not c.tied:
             self.head = self.param('head', nn.initializers.normal(0.02), (c.width, c.vocab_size))
 
-    def __call__(self, tokens, positions=None, segment_ids=None, cache=None):
+    def __call__(self, tokens, positions=None, segment_ids=None, cache=None, branches=None):
         """Reads `tokens`, after what the cache holds if one is given.
 
         Args:
@@ -187,27 +229,29 @@ class Transformer(nn.Module):
           positions: int32[B, T]; 0..T-1 when absent (continued from the cache's index when there is one).
           segment_ids: int32[B, T], 0 for padding; all one segment when absent.
           cache: KVCache with room for T more tokens, or None.
+          branches: (P, K): the first P columns are a prompt, left-padded, and the rest K responses of equal width, each
+            of which sees the prompt and itself; None for plain rows.
 
         Returns:
           hidden [B, T, D], after the final norm, and the cache with these tokens (None without one).
         """
         chex.assert_rank(tokens, 2, custom_message='tokens')
         chex.assert_type(tokens, int)
-        start = 0 if cache is None else cache.index
         if positions is None:
+            start = 0 if cache is None else cache.index
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
-        key_segments = segment_ids
+        prompt, count = branches or (None, 1)
+        reading = Reading(segment_ids, positions, prompt=prompt, branches=count)
         if cache is not None:
-            key_segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, start, axis=1)
-        reading = Reading(segment_ids, key_segments, start)
+            reading = cache.reading(segment_ids, positions)
         rotary = rotary_tables(positions, self.config) if self.config.rotary_dim else None
-        layer_caches = None if cache is None else (cache.key, cache.value)
-        embedded = self._embed(tokens, positions)
-        hidden, layer_caches = self.layers(embedded, layer_caches, layer_kinds(self.config), rotary, reading)
+        kinds, layers = layer_kinds(self.config), jnp.arange(self.config.layers)
+        slots = None if cache is None else (cache.key, cache.value)
+        (hidden, slots), _ = self.layers((self._embed(tokens, positions), slots), kinds, layers, rotary, reading)
         if cache is not None:
-            cache = KVCache(*layer_caches, segment_ids=key_segments, index=start + tokens.shape[1])
+            cache = cache.filled(slots, reading)
         return self.final_norm(hidden), cache
 
     def unembed_matrix(self):
@@ -233,9 +277,7 @@ class Transformer(nn.Module):
     def init_cache(self, batch_size, length):
         """An empty cache with `length` slots for `batch_size` rows."""
         c = self.config
-        shape = (c.layers, batch_size, length, c.kv_heads, c.head_dim)
-        zeros = jnp.zeros(shape, c.dtype)
-        return KVCache(zeros, zeros, jnp.zeros((batch_size, length), jnp.int32), jnp.zeros((), jnp.int32))
+        return empty_cache((c.layers, batch_size, c.kv_heads, length, c.head_dim), c.dtype)
 
 
 def init_params(config: ModelConfig, key: jax.Array):

@@ -77,6 +77,8 @@ def shard_batch(batch, mesh: Mesh):
                 f'a batch of {leaf.shape[0]} rows does not divide over {ways} devices; change --batch_size'
             )
         sharding = batch_sharding(mesh, leaf)
+        if getattr(leaf, 'sharding', None) == sharding:
+            return leaf  # It was placed ahead of its step.
         if jax.process_count() == 1:
             return jax.device_put(leaf, sharding)
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))

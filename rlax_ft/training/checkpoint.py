@@ -68,6 +68,13 @@ class Checkpoints:
             raise InputError(f'{self.folder}: no checkpoint of that step; there are: {steps}')
         return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
 
+    def record(self) -> dict:
+        """The record beside the newest checkpoint; empty where there is none."""
+        step = self.latest_step()
+        if step is None:
+            return {}
+        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.wait_until_finished()

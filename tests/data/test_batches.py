@@ -42,9 +42,11 @@ def test_too_long_is_an_error_or_is_cut():
     # Four words fill the room of four tokens: a response that was cut off, without EOS.
     assert token_rows(CODEC, ['a'], ['b b b b']).tokens[0, :6].tolist() == [BOS, 3, 4, 4, 4, 4]
     cut = Codec(CODEC.tokenizer, 4, 4, truncate=True)
-    rows = token_rows(cut, ['a b c d'], ['a b c d e'])
-    assert rows.tokens.tolist() == [[3, 4, 5, 6, 3, 4, 5, 6]]  # the prompt's end and the response's beginning
-    assert rows.mask.tolist() == [[0] * 4 + [1] * 4]
+    rows = token_rows(cut, ['a b c d'], ['a b'])
+    assert rows.tokens.tolist() == [[BOS, 4, 5, 6, 3, 4, EOS, 0]]  # BOS, the prompt's end, the whole response
+    assert rows.mask.tolist() == [[0] * 4 + [1] * 3 + [0]]
+    with pytest.raises(InputError, match='the response'):
+        token_rows(cut, ['a'], ['a b c d e'])  # never cut: `fitting` leaves such records out
 
 
 def test_an_empty_response_is_an_error_only_without_eos():
@@ -73,7 +75,8 @@ def test_trained_tokenizers_lose_nothing():
     text = 'naïve café\n\nHuman: 3 < 5?'
     for kind in ('bytes', 'bpe:300'):
         tokenizer = train_tokenizer(kind, [text] * 20)
-        assert tokenizer.decode(tokenizer(text).input_ids) == text
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+        assert tokenizer(text).input_ids.count(BOS) == 1  # for whoever opens the saved tokenizer elsewhere
     assert len(train_tokenizer('bytes', [text])) == 259
     with pytest.raises(InputError, match=r'--tokenizer=bpe:10: use bytes, or bpe:SIZE'):
         train_tokenizer('bpe:10', [text])

@@ -66,7 +66,15 @@ def data(tmp_path, *records):
 def test_data(base, tmp_path):
     pair = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}
     out = str(tmp_path / 'x')
-    on = lambda message, *records: refused(dpo.train, dpo.DPOSettings, message, out=out, data=data(tmp_path, *records))  # noqa: E731
+    on = lambda message, *records: refused(  # noqa: E731
+        dpo.train,
+        dpo.DPOSettings,
+        message,
+        out=out,
+        data=data(tmp_path, *records),
+        truncate=False,
+        max_prompt_tokens=128,
+    )
     on(r'data.jsonl, line 7: not JSON', *[pair] * 6, '{"prompt"')
     on(r'line 2: no field "rejected"', pair, {'prompt': 'a', 'chosen': 'b'})
     on(r'line 1: "chosen" equals "rejected"', {**pair, 'chosen': 'c'})

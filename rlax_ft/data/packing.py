@@ -1,0 +1,135 @@
+"""Packing: several short rows in one of full length, told apart by segment ids, positions from 0 in each.
+
+Best-fit decreasing: the longest first, each into the row that it leaves the least room in. A token attends within its
+own segment, so a packed row's log-probabilities are those of its rows one by one. Leaves out the sums by segment that
+a loss on packed pairs needs (ops/segments.py).
+"""
+
+import bisect
+
+import jax
+import numpy as np
+
+from rlax_ft.errors import InputError
+from rlax_ft.types import PreferenceBatch, RankingBatch, TokenBatch
+
+
+def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
+    """Which items share a bin, by best-fit decreasing (11/9 of the optimal number of bins and at most one more).
+
+    Args:
+      sizes: int[N], or int[N, D] for items that need room in each of D parts of their bin.
+      capacity: of a bin, or of each of its parts.
+
+    Returns:
+      Lists of item numbers, in the order of the first of each.
+
+    Raises:
+      InputError: an item is larger than a bin.
+    """
+    sizes = np.asarray(sizes, int)
+    sizes = sizes[:, None] if sizes.ndim == 1 else sizes
+    if sizes.max(initial=0) > capacity:
+        raise InputError(f'a row of {sizes.max()} tokens does not fit into packed rows of {capacity}')
+    bins, room, by_room = [], [], []  # by_room: (room in the fullest part, bin), sorted.
+    smallest = sizes.min(axis=0, initial=capacity)
+    for item in np.argsort(-sizes.sum(axis=1), kind='stable').tolist():
+        need = sizes[item].tolist()
+        # In one part, the first bin with the room is the best. Of several parts another may be short: a few bins are
+        # tried, then the first in which each part has room for the largest need.
+        start, sure = (bisect.bisect_left(by_room, (least, -1)) for least in (min(need), max(need)))
+        near = range(start, min(start + 64, sure))
+        place = next((i for i in near if all(n <= r for n, r in zip(need, room[by_room[i][1]]))), sure)
+        if place == len(by_room):
+            chosen = len(bins)
+            bins.append([])
+            room.append([capacity] * sizes.shape[1])
+        else:
+            chosen = by_room.pop(place)[1]
+        bins[chosen].append(item)
+        room[chosen] = [r - n for r, n in zip(room[chosen], need)]
+        if (room[chosen] >= smallest).all():
+            bisect.insort(by_room, (min(room[chosen]), chosen))
+    return sorted((sorted(items) for items in bins), key=lambda items: items[0])
+
+
+def pack_rows(rows: TokenBatch, length: int) -> TokenBatch:
+    """Rows [N, T] with one segment each, packed into as few rows [R, length] as best-fit finds.
+
+    Args:
+      rows: what `batches.token_rows` gives.
+      length: T of the packed rows.
+
+    Raises:
+      InputError: a row is longer than `length`.
+    """
+    return _fill(rows, best_fit(row_lengths(rows), length), length)
+
+
+def pack_pairs(pairs: PreferenceBatch, length: int) -> PreferenceBatch:
+    """Pairs [N] packed into R rows of up to S pairs: segment s + 1 of both sides of a row is its pair s.
+
+    Args:
+      pairs: what `batches.preference_rows` gives.
+      length: T of the packed rows, on either side.
+
+    Returns:
+      A PreferenceBatch whose sides are [R, length] and whose `label`, and `ref_*` where there, are [R, S]; 0 where a
+      row has fewer pairs, see `pair_exists`.
+
+    Raises:
+      InputError: a side is longer than `length`.
+    """
+    bins = best_fit(np.stack([row_lengths(pairs.chosen), row_lengths(pairs.rejected)], axis=1), length)
+    by_segment = np.zeros((len(bins), max(map(len, bins))), int)
+    exists = np.zeros(by_segment.shape, bool)
+    for row, items in enumerate(bins):
+        by_segment[row, : len(items)], exists[row, : len(items)] = items, True
+    spread = lambda values: None if values is None else np.where(exists, values[by_segment], 0).astype(np.float32)  # noqa: E731
+    return PreferenceBatch(
+        chosen=_fill(pairs.chosen, bins, length),
+        rejected=_fill(pairs.rejected, bins, length),
+        label=spread(pairs.label),
+        ref_chosen=spread(pairs.ref_chosen),
+        ref_rejected=spread(pairs.ref_rejected),
+    )
+
+
+def row_lengths(rows: TokenBatch) -> np.ndarray:
+    """How many tokens each row has, int[N], padding left out."""
+    return (np.asarray(rows.segment_ids) > 0).sum(axis=-1)
+
+
+def padding_share(batch) -> float:
+    """The share of a batch's positions that are padding, of all TokenBatches in it."""
+    is_tokens = lambda leaf: isinstance(leaf, TokenBatch)  # noqa: E731
+    parts = [part for part in jax.tree.leaves(batch, is_leaf=is_tokens) if is_tokens(part)]
+    return 1.0 - sum(row_lengths(part).sum() for part in parts) / sum(part.tokens.size for part in parts)
+
+
+def count_examples(batch: PreferenceBatch | RankingBatch) -> np.float32:
+    """How many pairs, packed or not, or rankings a batch has: what the mean over them divides by."""
+    if isinstance(batch, PreferenceBatch) and np.ndim(batch.label) == 2:
+        return np.float32(np.asarray(batch.chosen.segment_ids).max(axis=1).sum())
+    return np.float32(jax.tree.leaves(batch)[0].shape[0])
+
+
+def _fill(rows, bins, length):
+    shape = (len(bins), length)
+    padding = rows.tokens[rows.segment_ids == 0]
+    packed = TokenBatch(
+        tokens=np.full(shape, padding[0] if padding.size else 0, np.int32),
+        mask=np.zeros(shape, np.float32),
+        positions=np.zeros(shape, np.int32),
+        segment_ids=np.zeros(shape, np.int32),
+    )
+    lengths = row_lengths(rows)
+    for row, items in enumerate(bins):
+        end = 0
+        for segment, item in enumerate(items, 1):
+            start, end = end, end + lengths[item]
+            packed.tokens[row, start:end] = rows.tokens[item, : end - start]
+            packed.mask[row, start:end] = rows.mask[item, : end - start]
+            packed.positions[row, start:end] = np.arange(end - start)
+            packed.segment_ids[row, start:end] = segment
+    return packed

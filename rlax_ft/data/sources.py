@@ -1,0 +1,141 @@
+"""Where raw records come from: JSONL, JSON arrays, Parquet, and data sets of the hub, one object after the other.
+
+    data.jsonl   data.jsonl.gz          one object a line
+    data.json    data.json.gz           one array of objects
+    data.parquet                        one object a row
+    FOLDER, OWNER/NAME[:[CONFIG:]SPLIT] what `datasets.load_dataset` makes of it; the split is train when left out
+
+Leaves out what the objects mean (forms.py, records.py).
+"""
+
+import gzip
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlax_ft.errors import InputError
+
+_HUB = re.compile(r'(?P<name>[\w.-]+/[\w.-]+)(?::(?:(?P<config>[\w.-]+):)?(?P<split>[^:].*))?')
+_FILE_ENDINGS = ('.jsonl', '.json', '.gz', '.parquet', '.txt', '.csv')
+
+
+def read_raw(source: str | Path, *, start: int = 0) -> Iterator[tuple[dict, str]]:
+    """Yields (object, where it stands, in words) for every record of a file or data set, in its order.
+
+    Args:
+      source: a path, or the id of a data set on the hub.
+      start: how many records to skip.
+
+    Raises:
+      InputError: naming the file and the line or record, here as in all that reads data.
+    """
+    path = Path(source)
+    if path.is_dir() or is_hub_id(source):
+        rows = load_hub(source, streaming=False)
+        yield from ((rows[i], f'{source}, record {i + 1}') for i in range(start, len(rows)))
+        return
+    if not path.is_file():
+        raise InputError(f'{path}: no such file; give a .jsonl, .json (both also .gz) or .parquet file, or OWNER/NAME')
+    if path.suffix == '.parquet':
+        records = _parquet(path)
+    elif path.name.removesuffix('.gz').endswith('.json'):
+        records = _json_array(path)
+    else:
+        records = _json_lines(path)
+    yield from itertools.islice(records, start, None)
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether `source` names a data set of the hub, not a file."""
+    text = str(source)
+    return not Path(text).exists() and not text.endswith(_FILE_ENDINGS) and _HUB.fullmatch(text) is not None
+
+
+def load_hub(source: str | Path, *, streaming: bool):
+    """A data set of the hub (or a folder of one) as `datasets` gives it.
+
+    Raises:
+      InputError: `datasets` is not installed, or finds no such data set.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f'{source}: data sets of the hub need `datasets`; pip install "rlax_ft[data]"') from error
+    match = None if Path(source).is_dir() else _HUB.fullmatch(str(source))
+    name, config, split = match.group('name', 'config', 'split') if match else (str(source), None, None)
+    try:
+        return datasets.load_dataset(name, config, split=split or 'train', streaming=streaming)
+    except Exception as error:  # `datasets` raises whatever its readers and its network raise.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f'{source}: `datasets` cannot load it ({reason}); give OWNER/NAME[:[CONFIG:]SPLIT]') from error
+
+
+def _json_lines(path):
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    where = f'{path}, line {number}'
+                    yield _object(_parse(line, where, 'one object a line'), where), where
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f'{path}: cannot be read as UTF-8 JSONL after line {number} ({error})') from error
+
+
+def _json_array(path):
+    try:
+        with _open(path) as file:
+            text = file.read()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f'{path}: cannot be read as UTF-8 JSON ({error})') from error
+    if text.lstrip()[:1] == '{' and '\n{' in text.strip():
+        yield from _json_lines(path)  # JSONL under the wrong name.
+        return
+    values = _parse(text, path, 'an array of objects') if text.strip() else []
+    for number, value in enumerate(values if isinstance(values, list) else [values], 1):
+        where = f'{path}, record {number}'
+        yield _object(value, where), where
+
+
+def _parquet(path):
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f'{path}: Parquet files need `pyarrow`; pip install "rlax_ft[data]"') from error
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+            for record in batch.to_pylist():
+                number += 1
+                yield record, f'{path}, record {number}'
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f'{path}: cannot be read as Parquet after record {number} ({reason})') from error
+
+
+def _open(path):
+    if path.suffix == '.gz':
+        return gzip.open(path, 'rt', encoding='utf-8')
+    return open(path, encoding='utf-8')
+
+
+def _parse(text, where, expected):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f'column {error.colno}' if error.lineno == 1 else f'line {error.lineno}, column {error.colno}'
+        raise InputError(f'{where}: not JSON ({error.msg} at {place}); {expected} was expected') from error
+
+
+def _object(value, where):
+    if not isinstance(value, dict):
+        raise InputError(f'{where}: found {kind(value)} where an object {{"prompt": ...}} was expected')
+    return value
+
+
+def kind(value) -> str:
+    """What sort of JSON value this is, in words."""
+    names = {dict: 'an object', list: 'a list', str: 'a text', bool: 'true or false', type(None): 'null'}
+    return names.get(type(value), 'a number')
