@@ -59,7 +59,7 @@ class PPOSettings(Settings):
     value_coef: float = flag(0.1, 'Weight of the value loss.')
     value_clip: float = flag(0.2, 'How far a value may move from its old one in an update; 0 does not clip.')
     entropy_coef: float = flag(0.0, 'Weight of the entropy bonus.')
-    missing_eos_penalty: float = flag(-3.0, 'Score of a completion that did not end.')
+    missing_eos_penalty: float = flag(-3.0, 'Score of a completion that did not end; nan scores it like the others.')
     prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.')
 
 
@@ -124,7 +124,8 @@ def train(settings: PPOSettings) -> dict:
             batch = rollout_branches(rollout, group)
             finished = ended(rollout, codec.eos_ids)
             raw = score(rollout, batch, [prompts[j] for j in index])
-            scores = end_scores(raw, finished, settings.missing_eos_penalty)
+            penalized = not np.isnan(settings.missing_eos_penalty)
+            scores = end_scores(raw, finished, settings.missing_eos_penalty) if penalized else raw
             # Estimate.
             data, metrics = estimator(whole, ref_params, batch, rollout.logps, scores, kl_coef)
             # Update.

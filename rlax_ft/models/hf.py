@@ -20,6 +20,8 @@ from rlax_ft.models.transformer import Transformer
 from rlax_ft.models.weights import read_params, write_params
 from rlax_ft.types import Params
 
+# Other formats of the same weights, in folders below or under other names, stay on the hub.
+_DOWNLOADED = ['*.json', 'model*.safetensors', 'tokenizer*', '*.model', 'merges.txt', '*.jinja']
 _IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 
@@ -174,7 +176,7 @@ def _folder(path_or_repo):
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(text, allow_patterns=['*.json', '*.safetensors', 'tokenizer*', '*.model']))
+        return Path(snapshot_download(text, allow_patterns=_DOWNLOADED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f'{text}: no such folder, and the hub did not give it ({first})') from error

@@ -4,6 +4,7 @@ Centring keeps the meaning of the KL coefficient from one reward model to the ne
 training (experiments/reward_model.py).
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from flax import struct
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.heads import ScalarModel, sequence_scores
-from rlax_ft.models.hf import load_pretrained, read_json, save_pretrained
+from rlax_ft.models.hf import load_pretrained, save_pretrained
 from rlax_ft.models.scoring import candidate_count, candidate_rows
 from rlax_ft.types import BranchBatch, Params, TokenBatch
 
@@ -55,14 +56,19 @@ def save_reward_model(path: str | Path, model: RewardModel, tokenizer) -> None:
     save_pretrained(path, model.config, model.params, tokenizer, extra)
 
 
-def load_reward_model(path: str | Path) -> tuple[RewardModel, object]:
-    """Reads (reward model, tokenizer) from such a folder.
+def load_reward_model(path: str | Path, *, mesh=None, dtype=None) -> tuple[RewardModel, object]:
+    """Reads (reward model, tokenizer) from such a folder, or from any sequence classifier with one label.
+
+    Args:
+      path: the folder, or the id of a repository on the hub.
+      mesh: as in `load_pretrained`.
+      dtype: as in `load_pretrained`.
 
     Raises:
       InputError: the folder holds no reward model.
     """
-    config, params, tokenizer = load_pretrained(path)
+    config, params, tokenizer = load_pretrained(path, mesh=mesh, dtype=dtype)
     if 'backbone' not in params:
         raise InputError(f'{path}: a language model, not a reward model; give what reward_model.py wrote')
-    raw = read_json(Path(path) / 'config.json')
+    raw = json.loads(config.notes)['config']
     return RewardModel(config, params, raw.get('reward_mean', 0.0), raw.get('reward_scale', 1.0)), tokenizer

@@ -1,5 +1,6 @@
-"""Hugging Face folders: a round trip, transformers' own torch model where torch is installed, and broken folders."""
+"""Hugging Face folders: round trips, shards, placing on a mesh, and broken folders; test_parity.py has the numbers."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from rlax_ft.data.tokenizers import word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.heads import ScalarModel, reward_params
-from rlax_ft.models.hf import load_pretrained, save_pretrained
+from rlax_ft.models.hf import load_pretrained, save_config, save_pretrained
 from rlax_ft.models.transformer import Transformer, init_params
+from rlax_ft.models.weights import write_params
+from rlax_ft.parallel.mesh import make_mesh, tree_shardings
 from rlax_ft.sampling.sampler import generate
 
 STORIES = Path(__file__).parents[2].parent / 'shared/weights/stories260K'
@@ -88,15 +92,116 @@ def test_mistakes_name_file_and_tensor(folder, tmp_path):
     with pytest.raises(InputError, match=r'not a hub id'):
         load_pretrained('./nowhere')
     edit(folder, model_type='mamba')
-    with pytest.raises(InputError, match=r"model_type 'mamba'; known are llama"):
+    with pytest.raises(InputError, match=r"model_type 'mamba'; known are llama, mistral, .*, mixtral$"):
         load_pretrained(folder)
     edit(folder, model_type='llama', hidden_size=64)
-    with pytest.raises(InputError, match=r'where config.json says'):
+    with pytest.raises(InputError, match=r'model.embed_tokens.weight is \(8, 32\) where config.json says \(8, 64\)'):
         load_pretrained(folder)
     edit(folder, hidden_size=32, num_hidden_layers=3)
     with pytest.raises(InputError, match=r'no tensor model.layers.2.self_attn.k_proj.weight'):
         load_pretrained(folder)
-    weights = folder / 'model.safetensors'
-    weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(InputError, match=r'model.safetensors: a broken safetensors file'):
+    edit(folder, num_hidden_layers=2, rope_parameters={'rope_type': 'dynamic', 'factor': 2.0})
+    with pytest.raises(InputError, match=r"config.json: rope_type 'dynamic' is not supported"):
         load_pretrained(folder)
+    edit(folder, rope_parameters=None, num_attention_heads='four')
+    with pytest.raises(InputError, match=r'config.json: not a llama configuration \(.*num_attention_heads'):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    'length, found', [(-100, r'it ends at byte .*, within model.norm.weight'), (5, 'ends within its header')]
+)
+def test_a_cut_off_file_names_the_tensor_that_it_breaks_off_in(folder, length, found):
+    weights = folder / 'model.safetensors'
+    with safe_open(weights, framework='numpy') as file:
+        assert 'model.norm.weight' in file.keys()  # noqa: SIM118
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(InputError, match=rf'model.safetensors: a broken safetensors file \(.*{found}'):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_named(tmp_path, value):
+    params = init_params(CONFIG, jax.random.key(0))
+    params['layers']['mlp']['up']['kernel'] = params['layers']['mlp']['up']['kernel'].at[1, 3, 5].set(value)
+    save_pretrained(tmp_path, CONFIG, params)
+    with pytest.raises(
+        InputError, match=r'model.safetensors: model.layers.1.mlp.up_proj.weight holds 1 numbers that are'
+    ):
+        load_pretrained(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    save_pretrained(tmp_path, CONFIG, init_params(CONFIG, jax.random.key(0)), word_tokenizer('abcdefg'))
+    with pytest.raises(
+        InputError, match=r'its tokenizer has 10 tokens, more than the 8 rows of model.embed_tokens.weight'
+    ):
+        load_pretrained(tmp_path)
+
+
+def test_shards_and_a_missing_one(tmp_path):
+    params = init_params(CONFIG, jax.random.key(0))
+    save_config(tmp_path, CONFIG)
+    write_params(tmp_path, CONFIG, params, shard_bytes=30_000)
+    shards = sorted(tmp_path.glob('model-*-of-*.safetensors'))
+    assert len(shards) > 2 and all(shard.stat().st_size < 31_000 for shard in shards)
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(tmp_path)[1], params)
+    shards[1].unlink()
+    with pytest.raises(
+        InputError, match=rf'{shards[1].name}: no such file, though .*index.json says that it holds model'
+    ):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize('spec', ['fsdp=8', 'data=2,fsdp=2,tensor=2'])
+def test_loading_places_every_shard(tmp_path, spec):
+    params = init_params(CONFIG, jax.random.key(0))
+    save_pretrained(tmp_path, CONFIG, params)
+    mesh = make_mesh(spec)
+    _, placed, _ = load_pretrained(tmp_path, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, placed, params)
+    wanted = tree_shardings(params, mesh)
+    assert jax.tree.all(jax.tree.map(lambda x, w: x.sharding.is_equivalent_to(w, x.ndim), placed, wanted))
+    assert placed['layers']['mlp']['up']['kernel'].addressable_shards[0].data.size * 4 <= 2 * 32 * 96
+
+
+def test_dtype_on_load_and_on_saving(tmp_path):
+    params = init_params(CONFIG, jax.random.key(0))
+    save_pretrained(tmp_path, CONFIG, params)
+    _, half, _ = load_pretrained(tmp_path, dtype='bfloat16')
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype('bfloat16')), half, params)
+    save_pretrained(tmp_path / 'half', CONFIG, half)
+    assert json.loads((tmp_path / 'half/config.json').read_text())['dtype'] == 'bfloat16'
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(tmp_path / 'half', dtype='bfloat16')[1], half)
+
+
+def test_what_a_folder_says_besides_is_written_back(folder, tmp_path):
+    edit(folder, attention_dropout=0.125, eos_token_id=[2, 4])
+    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': [2, 4], 'top_p': 0.9}))
+    config, params, tokenizer = load_pretrained(folder)
+    save_pretrained(tmp_path / 'again', config, params, tokenizer)
+    written = json.loads((tmp_path / 'again/config.json').read_text())
+    assert written['attention_dropout'] == 0.125 and written['eos_token_id'] == [2, 4]
+    generation = json.loads((tmp_path / 'again/generation_config.json').read_text())
+    assert generation['eos_token_id'] == [2, 4] and generation['top_p'] == 0.9 and generation['pad_token_id'] == 0
+
+
+def test_what_a_family_cannot_say_is_refused(tmp_path):
+    config = dataclasses.replace(CONFIG, attention_soft_cap=50.0)
+    with pytest.raises(InputError, match=r'config.json: a llama model has no way to say attention_soft_cap=50.0'):
+        save_pretrained(tmp_path, config, init_params(config, jax.random.key(0)))
+    config = dataclasses.replace(CONFIG, qk_norm='head', family='gpt2')
+    with pytest.raises(InputError):
+        save_pretrained(tmp_path, config, init_params(config, jax.random.key(0)))
+
+
+def test_untied_reward_models_carry_no_head_of_the_language_model(tmp_path):
+    config = dataclasses.replace(CONFIG, tied=False)
+    params = reward_params(init_params(config, jax.random.key(0)), jax.random.key(1))
+    assert 'head' not in params['backbone']
+    save_pretrained(tmp_path, config, params)
+    again, loaded, _ = load_pretrained(tmp_path)
+    tokens = jnp.asarray([[1, 3, 4, 2]])
+    np.testing.assert_array_equal(
+        ScalarModel(again).apply({'params': loaded}, tokens), ScalarModel(config).apply({'params': params}, tokens)
+    )

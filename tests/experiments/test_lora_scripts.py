@@ -1,0 +1,93 @@
+"""The language scripts with --lora_rank, --dtype and --remat: what they leave, and what stops them."""
+
+import json
+
+import dpo
+import jax
+import numpy as np
+import ppo
+import pytest
+import reward_model
+import sft
+
+from rlax_ft.errors import InputError
+from rlax_ft.models.hf import load_pretrained
+from rlax_ft.models.lora import merge
+from rlax_ft.models.peft import load_adapter
+from rlax_ft.rewards.learned import load_reward_model
+from rlax_ft.training.metrics import read_records
+
+TINY = {'max_steps': 4, 'save_every': 2, 'batch_size': 16, 'task': 'reviews'}
+LORA = {'lora_rank': 2, 'learning_rate': 1e-2}
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+    """A run folder with a tiny model."""
+    folder = tmp_path_factory.mktemp('start')
+    sft.train(sft.SFTSettings(out=str(folder), model='tiny', demonstrations=200, **{**TINY, 'max_steps': 20}))
+    return folder
+
+
+def run(start, script, out, **given):
+    classes = {
+        sft: sft.SFTSettings,
+        dpo: dpo.DPOSettings,
+        ppo: ppo.PPOSettings,
+        reward_model: reward_model.RewardModelSettings,
+    }
+    more = {dpo: {'comparisons': 40}, reward_model: {'comparisons': 40}, sft: {'demonstrations': 200}}
+    more[ppo] = {'prompts': 32, 'minibatches': 2, 'epochs': 1}
+    settings = {**TINY, **LORA, 'out': str(out), 'init_from': str(start), **more[script], **given}
+    return script.train(classes[script](**settings))
+
+
+@pytest.mark.parametrize('script', [sft, dpo, ppo], ids=lambda script: script.__name__)
+def test_a_run_leaves_the_adapter_and_the_merged_model(start, tmp_path, script):
+    run(start, script, tmp_path, dtype='bfloat16' if script is dpo else 'float32', remat='full')
+    dtype = 'bfloat16' if script is dpo else 'float32'
+    config, base, _ = load_pretrained(start / 'model', dtype=dtype)
+    _, merged, _ = load_pretrained(tmp_path / 'model', dtype=dtype)
+    config, adapter = load_adapter(tmp_path / 'adapter', config)
+    assert config.lora.rank == 2
+    assert np.abs(adapter['layers']['mlp']['down']['B']).max() > 0
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x.astype(float), y.astype(float), atol=1e-6),
+        merge(base, adapter, config.lora),
+        merged,
+    )
+    said = json.loads((tmp_path / 'adapter/adapter_config.json').read_text())
+    assert said['base_model_name_or_path'] == str(start / 'model')
+
+
+def test_a_reward_model_learns_by_an_adapter(start, tmp_path):
+    summary = run(start, reward_model, tmp_path, max_steps=30)
+    accuracies = [record['rewards/accuracies'] for record in read_records(tmp_path / 'metrics.jsonl')]
+    assert np.mean(accuracies[-5:]) > np.mean(accuracies[:3]) and summary['eval_pairs'] > 0
+    model, _ = load_reward_model(tmp_path / 'model')
+    assert set(model.params) == {'backbone', 'head'}
+
+
+def test_a_run_of_an_adapter_resumes(start, tmp_path):
+    run(start, dpo, tmp_path / 'whole')
+    run(start, dpo, tmp_path / 'parts', max_steps=2)
+    run(start, dpo, tmp_path / 'parts', max_steps=4)
+    whole, parts = (read_records(tmp_path / name / 'metrics.jsonl') for name in ('whole', 'parts'))
+    assert [r['step'] for r in parts] == [1, 2, 3, 4]
+    with pytest.raises(InputError, match=r'a checkpoint of --lora_rank, which holds the adapter alone'):
+        run(tmp_path / 'whole/checkpoints/4', dpo, tmp_path / 'from')
+    assert whole[0]['loss'] == pytest.approx(np.log(2.0), abs=1e-6)
+
+
+def test_pmap_trains_the_same_adapter(start, tmp_path):
+    run(start, sft, tmp_path / 'jit')
+    run(start, sft, tmp_path / 'pmap', backend='pmap')
+    losses = [[r['loss'] for r in read_records(tmp_path / name / 'metrics.jsonl')] for name in ('jit', 'pmap')]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+def test_a_run_in_which_nothing_trains_is_stopped(start, tmp_path):
+    with pytest.raises(InputError, match=r'after 3 steps none of the 14 trainable arrays has changed'):
+        run(start, sft, tmp_path, learning_rate=0.0)
+    with pytest.raises(InputError, match=r'--lora_targets=q_proj: matches none of attention/key'):
+        run(start, sft, tmp_path / 'targets', lora_targets='q_proj')
