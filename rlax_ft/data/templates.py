@@ -187,5 +187,8 @@ def _render(tokenizer, conversations, *, answer_next=False, with_masks=False):
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f'the chat template, line {error.lineno}: {error.message}') from error
     except (jinja2.TemplateError, TypeError, KeyError) as error:
-        raise InputError(f'the chat template refuses a conversation: {error}') from error
+        for conversation in conversations if len(conversations) > 1 else ():
+            _render(tokenizer, [conversation], answer_next=answer_next)  # Raises at the one that is refused.
+        start = str(conversations[0][0].get('content'))[:60]
+        raise InputError(f'the chat template refuses a conversation: {error}; it begins {start!r}') from error
     return out['input_ids'], out['assistant_masks'] if with_masks else None

@@ -174,6 +174,16 @@ def test_bad_templates_are_one_line(tmp_path, text, message):
         set_chat_template(bytes_tokenizer(None), str(tmp_path / 'x.jinja'))
 
 
+def test_the_conversation_that_a_template_refuses_is_named():
+    refuses = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
+    )
+    tokenizer = bytes_tokenizer(refuses)
+    message = "the chat template refuses a conversation: no system; it begins 'be kind'"
+    with pytest.raises(InputError, match=message):
+        encode_dialogues(tokenizer, [TALK[1:2], TALK[:2]], [TALK[2:3]] * 2)
+
+
 def test_a_new_tokenizer_has_the_templates_tokens():
     tokenizer = train_tokenizer('bytes', ['abc'], template_tokens('chatml'))
     set_chat_template(tokenizer, 'chatml')
