@@ -12,25 +12,27 @@ rlax_ft.losses.preference, or a function `f(pair, *, beta) -> float[B]` of your 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from collect import FeedbackSettings, check_packing, comparisons, pair_batches
 from evaluation import Evaluator
-from model_setup import announce_model, export_model, make_codec, model_folder, starting_model, task_of
+from learner import make_learner
+from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
+from reference import with_reference
 from reward_model import flatten
 from run import load_loss, open_run, placement, resume, train_setup
 from settings import flag, run_script
 
 from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
+from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.packing import pack_pairs
 from rlax_ft.data.records import record_texts
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
-from rlax_ft.models.scoring import sequence_logps
-from rlax_ft.models.transformer import Transformer
+from rlax_ft.models.scoring import candidate_logps
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
 from rlax_ft.sampling.text import map_rows
+from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import preference_objective, ranking_objective
 from rlax_ft.training.packed import packed_preference_objective
@@ -64,31 +66,33 @@ def train(settings: DPOSettings) -> dict:
     rankings, held_out = comparisons(settings, run)
     codec = make_codec(settings, run, lambda: record_texts(rankings))
     rankings, held_out = fitting(codec, rankings), fitting(codec, held_out)
-    config, ref_params = starting_model(settings, codec)
-    announce_model(run, config, codec)
-    apply = Transformer(config).apply
+    learner = make_learner(settings, *starting_model(settings, codec))
+    announce_model(run, learner.config, codec)
+    apply = learner.apply
     task = task_of(settings)
-    evaluator = Evaluator(task, codec, config, ref_params) if task else None
-    score = jax.jit(lambda params, rows: sequence_logps(apply, {'params': params}, rows))
+    evaluator = Evaluator(task, codec, apply, learner.reference) if task else None
+    score = jax.jit(lambda params, candidates: candidate_logps(apply, {'params': params}, candidates))
     place = placement(settings)
-    reference = lambda rows: score(ref_params, place(rows))  # noqa: E731
+    reference = lambda candidates: score(learner.reference, place(candidates))  # noqa: E731
+    refer = lambda rows: with_reference(run, reference, learner.reference, rows, settings.batch_size)  # noqa: E731
     by_rank = settings.loss == 'plackett_luce'
     check_packing(settings)
     if by_rank:
         objective = ranking_objective(apply, beta=settings.beta)
-        rows = with_reference_rankings(ranking_rows(codec, rankings), reference, settings.batch_size)
+        rows = refer(share_prompts(ranking_rows(codec, rankings)))
     else:
         loss = load_loss(settings, settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
-        rows = with_reference(labelled_rows(settings, task, codec, rankings), reference, settings.batch_size)
+        rows = labelled_rows(settings, task, codec, rankings)
         if settings.packing:
-            rows, objective = pack_pairs(rows, codec.max_length), packed_preference_objective
+            rows, objective = pack_pairs(refer(rows), codec.max_length), packed_preference_objective
         else:
-            objective = preference_objective
+            rows, objective = refer(share_prompts(rows)), preference_objective
         objective = objective(apply, loss, beta=settings.beta)
-    eval_rows = with_reference(preference_rows(codec, flatten(held_out)), reference, settings.batch_size)
-    optimizer, step = train_setup(settings, objective)
-    state = init_state(jax.tree.map(jnp.copy, ref_params), optimizer, jax.random.key(settings.seed))
+    eval_rows = refer(share_prompts(preference_rows(codec, flatten(held_out))))
+    optimizer, step = train_setup(settings, objective, learner.base)
+    state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
+    guard = ChangeGuard(state.params, start)
 
     show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold', 'padding_share')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='dpo', show=show) as writer:
@@ -96,18 +100,20 @@ def train(settings: DPOSettings) -> dict:
             state, metrics = step(state, batch)
             metrics |= padding
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
-                metrics |= evaluator.metrics(state.params, seed=settings.seed)
+                metrics |= evaluator.metrics(learner.whole(state.params), seed=settings.seed)
             writer.write(i + 1, metrics)
+            guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)
 
-    export_model(run, config, state.params, codec)
+    learner.export(run, state.params, codec)
+    trained = learner.whole(state.params)
     summary = {
         'steps': settings.max_steps,
-        **held_out_accuracy(lambda rows: score(state.params, place(rows)), eval_rows, settings.batch_size),
+        **held_out_accuracy(lambda rows: score(trained, place(rows)), eval_rows, settings.batch_size),
     }
     if evaluator:
-        summary |= evaluator.finish(state.params, run.folder / 'samples.jsonl', seed=settings.seed)
+        summary |= evaluator.finish(trained, run.folder / 'samples.jsonl', seed=settings.seed)
     return run.finish(summary)
 
 
@@ -128,31 +134,19 @@ def labelled_rows(settings: DPOSettings, task, codec, rankings):
         if not settings.reward:
             raise InputError('--labels=preference_model: give the run folder of the reward model as --reward')
         model, _ = load_reward_model(model_folder(settings.reward, 'reward'))
-        score = jax.jit(model.__call__)
-        scores = [map_rows(score, side, batch_size=settings.batch_size) for side in (rows.chosen, rows.rejected)]
+        candidates = share_prompts(rows).candidates
+        scores = map_rows(jax.jit(model.candidates), candidates, batch_size=settings.batch_size).T
     return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
-
-
-def with_reference(rows, reference, batch_size):
-    """The rows with the reference's log-probabilities."""
-    chosen, rejected = (map_rows(reference, side, batch_size=batch_size) for side in (rows.chosen, rows.rejected))
-    return rows.replace(ref_chosen=chosen, ref_rejected=rejected)
-
-
-def with_reference_rankings(rows, reference, batch_size):
-    """The same for rankings."""
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), rows.candidates)
-    return rows.replace(ref_logps=map_rows(reference, flat, batch_size=batch_size).reshape(rows.ranks.shape))
 
 
 def held_out_accuracy(policy, rows, batch_size) -> dict[str, float]:
     """How often the policy, against the reference, moved towards the chosen response of held-out pairs."""
-    chosen = map_rows(policy, rows.chosen, batch_size=batch_size) - rows.ref_chosen
-    rejected = map_rows(policy, rows.rejected, batch_size=batch_size) - rows.ref_rejected
-    right = ((1 + np.sign(chosen - rejected)) / 2).sum()
-    accuracy, low, high = accuracy_interval(right, len(chosen))
+    chosen, rejected = map_rows(policy, rows.candidates, batch_size=batch_size).T
+    moved = (chosen - rows.ref_chosen) - (rejected - rows.ref_rejected)
+    right = ((1 + np.sign(moved)) / 2).sum()
+    accuracy, low, high = accuracy_interval(right, len(moved))
     return {
-        'eval_pairs': len(chosen),
+        'eval_pairs': len(moved),
         'eval_accuracy': accuracy,
         'eval_accuracy_low': low,
         'eval_accuracy_high': high,

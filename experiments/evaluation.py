@@ -14,7 +14,6 @@ from rlax_ft.data.records import write_records
 from rlax_ft.data.tasks.task import Task
 from rlax_ft.evaluate.policy import Measured, measure
 from rlax_ft.models.scoring import rollout_batch, sequence_logps
-from rlax_ft.models.transformer import Transformer
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.types import TokenBatch
 
@@ -25,21 +24,19 @@ PROMPTS = 512
 class Evaluator:
     """Samples on fixed prompts and says what they are worth; compiled once, used for every policy of one shape."""
 
-    def __init__(self, task: Task, codec: Codec, config, ref_params, *, batch_size: int = 512):
+    def __init__(self, task: Task, codec: Codec, apply, ref_params, *, batch_size: int = 512):
         """Takes what all measurements share.
 
         Args:
           task: gives prompts and gold reward.
           codec: how text becomes tokens.
-          config: of policy and reference.
-          ref_params: of the reference.
+          apply: of policy and reference.
+          ref_params: of the reference; no train step may donate them.
           batch_size: rows sampled at once.
         """
-        apply = Transformer(config).apply
         self.task, self.codec, self.batch_size = task, codec, batch_size
         self._sample = make_sampler(apply, codec)
-        # A copy: the reference often is the model that the training state donates.
-        self._ref_params = jax.tree.map(np.asarray, ref_params)
+        self._ref_params = ref_params
         self._logps = jax.jit(lambda params, rows: sequence_logps(apply, {'params': params}, rows))
 
     def rollout(self, params, prompts: list[str], key: jax.Array) -> tuple[Measured, TokenBatch]:

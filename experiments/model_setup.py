@@ -3,6 +3,7 @@
 Leaves out the run folder and the training step (run.py).
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -15,8 +16,9 @@ from rlax_ft.data.templates import set_chat_template, template_tokens
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
-from rlax_ft.models.hf import load_pretrained, read_config, save_config, save_pretrained
+from rlax_ft.models.hf import load_pretrained, read_config, save_config
 from rlax_ft.models.transformer import init_params
+from rlax_ft.parallel.mesh import make_mesh
 from rlax_ft.training.checkpoint import Checkpoints
 
 # Tokens of a prompt, and of a response, where neither flags nor a shorter context say otherwise.
@@ -110,7 +112,10 @@ def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]
     """
     config, params = _starting_model(settings, codec)
     params = place_state(settings, params)
-    return config, params
+    if settings.lora_rank:
+        # A frozen base need not be more exact than what it computes.
+        params = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), params)
+    return dataclasses.replace(config, dtype=settings.dtype, remat=settings.remat, kernel=settings.attention), params
 
 
 def _starting_model(settings, codec):
@@ -122,7 +127,9 @@ def _starting_model(settings, codec):
         config = read_config(source)
         params = checkpoint_params(settings.init_from)
     else:
-        config, params, _ = load_pretrained(source)
+        mesh = make_mesh(settings.mesh) if settings.backend == 'jit' else None
+        dtype = settings.dtype if settings.lora_rank else None
+        config, params, _ = load_pretrained(source, mesh=mesh, dtype=dtype)
     if 'backbone' in params:
         raise InputError(f'{source}: a reward model where a language model is needed')
     if len(codec.tokenizer) > config.vocab_size:
@@ -141,14 +148,15 @@ def checkpoint_params(path: str):
     state = Checkpoints(folder.parent).read(int(folder.name) if folder.name.isdigit() else -1)
     # PPO keeps the KL coefficient beside its state, and a value function beside its policy.
     params = (state[0] if isinstance(state, list) else state)['params']
-    return params.get('policy', params)
+    params = params.get('policy', params)
+    if 'lora' in params:
+        raise InputError(
+            f'--init_from={path}: a checkpoint of --lora_rank, which holds the adapter alone; '
+            'give the folder of the run once it has ended'
+        )
+    return params
 
 
 def announce_model(run: Run, config, codec: Codec) -> None:
     """Writes all of model/ but weights, so that the run's checkpoints can be read before it has ended."""
     save_config(run.folder / 'model', config, codec.tokenizer)
-
-
-def export_model(run: Run, config, params, codec: Codec) -> None:
-    """Writes the run's model/ as a folder that transformers opens."""
-    save_pretrained(run.folder / 'model', config, params, codec.tokenizer)

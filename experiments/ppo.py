@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from evaluation import Evaluator
-from model_setup import announce_model, export_model, make_codec, model_folder, starting_model, task_of
+from learner import make_learner
+from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
 from run import find_function, load_loss, open_run, placement, resume, train_setup
 from settings import Settings, flag, run_script
 
@@ -24,13 +25,12 @@ from rlax_ft.data.batches import prompt_arrays
 from rlax_ft.data.loader import local_batch
 from rlax_ft.data.records import plain_text, read_prompts
 from rlax_ft.errors import InputError
-from rlax_ft.models.heads import ScalarModel, value_params
-from rlax_ft.models.scoring import rollout_batch
-from rlax_ft.models.transformer import Transformer
+from rlax_ft.models.scoring import rollout_branches
 from rlax_ft.ops.kl import adaptive_coef
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
-from rlax_ft.sampling.text import make_sampler, rollout_logps
+from rlax_ft.sampling.text import make_sampler
+from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.ppo import end_scores, ended, estimate, mean_metrics, minibatch, ppo_objective
 from rlax_ft.training.step import init_state
@@ -49,7 +49,8 @@ class PPOSettings(Settings):
     target_kl: float = flag(0.0, 'Adapt beta so that the KL of a completion, in nats, goes here; 0 keeps beta fixed.')
     kl_horizon: float = flag(10_000.0, 'Episodes over which beta adapts.')
     max_steps: int = flag(100, 'Number of updates, each on fresh samples.')
-    batch_size: int = flag(256, 'Prompts sampled in an update, over all devices together.')
+    batch_size: int = flag(256, 'Completions sampled in an update, over all devices together.')
+    group_size: int = flag(1, 'Completions of each prompt in an update; they share one reading of it.')
     epochs: int = flag(4, 'Passes over the samples of an update.')
     minibatches: int = flag(4, 'Minibatches in a pass; each is one optimiser step.')
     learning_rate: float = flag(1e-3, 'Peak learning rate of AdamW.')
@@ -68,15 +69,20 @@ def train(settings: PPOSettings) -> dict:
     run = open_run(settings, 'ppo')
     if run.summary:
         return run.summary
-    if settings.batch_size % settings.minibatches:
-        raise InputError(f'--minibatches={settings.minibatches}: does not divide --batch_size={settings.batch_size}')
+    group = settings.group_size
+    for name, parts in (('group_size', group), ('minibatches', settings.minibatches * group)):
+        if parts < 1 or settings.batch_size % parts:
+            raise InputError(
+                f'--{name}={getattr(settings, name)}: does not divide --batch_size={settings.batch_size} '
+                f'in groups of {max(group, 1)}'
+            )
     task = task_of(settings)
     prompts = read_prompts(settings.data) if settings.data else task.sample_prompts(settings.prompts, settings.seed)
     codec = make_codec(settings, run, lambda: map(plain_text, prompts))
-    config, ref_params = starting_model(settings, codec)
-    announce_model(run, config, codec)
-    apply, value_apply = Transformer(config).apply, ScalarModel(config).apply
-    evaluator = Evaluator(task, codec, config, ref_params) if task else None
+    learner = make_learner(settings, *starting_model(settings, codec))
+    announce_model(run, learner.config, codec)
+    apply, value_apply, ref_params = learner.apply, learner.scalar_apply, learner.reference
+    evaluator = Evaluator(task, codec, apply, ref_params) if task else None
     place = placement(settings)
     score = make_reward(settings, task, codec)
     sample = make_sampler(apply, codec, temperature=settings.temperature)
@@ -97,26 +103,29 @@ def train(settings: PPOSettings) -> dict:
         temperature=settings.temperature,
     )
     updates = settings.max_steps * settings.epochs * settings.minibatches
-    optimizer, step = train_setup(settings, objective, max_updates=updates, eps=1e-5)
-    params = {'policy': jax.tree.map(jnp.copy, ref_params), 'value': value_params(ref_params)}
+    optimizer, step = train_setup(settings, objective, learner.base, max_updates=updates, eps=1e-5)
+    params = {'policy': learner.start(), 'value': learner.start_value()}
     state = init_state(params, optimizer, jax.random.key(settings.seed))
     kl_coef = jnp.asarray(settings.beta, jnp.float32)
     (state, kl_coef), start = resume(settings, run, (state, kl_coef))
+    guard = ChangeGuard(state.params['policy'], start)
     rows = (*prompt_arrays(codec, prompts), np.arange(len(prompts)))
 
     show = ('objective/scores', 'objective/kl', 'eval/gold', 'eval/kl')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='ppo', show=show) as writer:
         for i in range(start, settings.max_steps):
-            tokens, mask, index = local_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
+            drawn = local_batch(rows, i, batch_size=settings.batch_size // group, seed=settings.seed)
+            tokens, mask, index = (np.repeat(x, group, axis=0) for x in drawn)
             key, shuffle_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), i))
             # Collect.
-            rollout = sample(state.params['policy'], *place((tokens, mask)), key)
-            batch = rollout_batch(rollout)
+            whole = learner.whole(state.params)
+            rollout = sample(whole['policy'], *place((tokens, mask)), key)
+            batch = rollout_branches(rollout, group)
             finished = ended(rollout, codec.eos_ids)
             raw = score(rollout, batch, [prompts[j] for j in index])
             scores = end_scores(raw, finished, settings.missing_eos_penalty)
             # Estimate.
-            data, metrics = estimator(state.params, ref_params, batch, rollout_logps(rollout), scores, kl_coef)
+            data, metrics = estimator(whole, ref_params, batch, rollout.logps, scores, kl_coef)
             # Update.
             steps = []
             for epoch, part in itertools.product(range(settings.epochs), range(settings.minibatches)):
@@ -126,16 +135,18 @@ def train(settings: PPOSettings) -> dict:
                 kl_coef = adapt(kl_coef, metrics['objective/kl'])
             metrics |= {'val/num_eos_tokens': finished.sum(), **mean_metrics(steps)}
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
-                metrics |= evaluator.metrics(state.params['policy'], seed=settings.seed)
+                metrics |= evaluator.metrics(learner.whole(state.params['policy']), seed=settings.seed)
             writer.write(i + 1, metrics)
+            guard.check(i + 1, state.params['policy'])
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, (state, kl_coef))
 
-    policy = state.params['policy']
-    export_model(run, config, policy, codec)
+    learner.export(run, state.params['policy'], codec)
     summary = {'steps': settings.max_steps, 'kl_coef': float(kl_coef)}
     if evaluator:
-        summary |= evaluator.finish(policy, run.folder / 'samples.jsonl', seed=settings.seed)
+        summary |= evaluator.finish(
+            learner.whole(state.params['policy']), run.folder / 'samples.jsonl', seed=settings.seed
+        )
     return run.finish(summary)
 
 

@@ -8,21 +8,24 @@ what the rewards are used for (ppo.py, dpo.py).
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
 from collect import FeedbackSettings, check_packing, comparisons, pair_batches
+from learner import make_learner
 from model_setup import make_codec, starting_model
 from run import open_run, resume, train_setup
 from settings import flag, run_script
 
 from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
+from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.packing import pack_pairs
 from rlax_ft.data.records import ranking_pairs, record_texts
 from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline
-from rlax_ft.models.heads import ScalarModel, reward_params
 from rlax_ft.rewards.learned import RewardModel, save_reward_model
 from rlax_ft.sampling.text import map_rows
+from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import reward_objective, reward_ranking_objective
 from rlax_ft.training.packed import packed_reward_objective
@@ -53,38 +56,39 @@ def train(settings: RewardModelSettings) -> dict:
     pairs, eval_pairs = flatten(rankings), flatten(held_out)
     by_rank = settings.loss == 'plackett_luce'
     check_packing(settings)
-    rows = ranking_rows(codec, rankings) if by_rank else preference_rows(codec, pairs)
+    train_rows, eval_rows = preference_rows(codec, pairs), preference_rows(codec, eval_pairs)
     if settings.packing:
-        rows = pack_pairs(rows, codec.max_length)
-    config, backbone = starting_model(settings, codec)
-    apply = ScalarModel(config).apply
+        rows = pack_pairs(train_rows, codec.max_length)
+    else:
+        rows = share_prompts(ranking_rows(codec, rankings) if by_rank else train_rows)
+    learner = make_learner(settings, *starting_model(settings, codec))
+    apply = learner.scalar_apply
     on_pairs = packed_reward_objective if settings.packing else reward_objective
     objective = reward_ranking_objective(apply) if by_rank else on_pairs(apply, center_coef=settings.center_coef)
-    optimizer, step = train_setup(settings, objective)
-    params = reward_params(backbone, jax.random.key(settings.seed))
-    state = init_state(params, optimizer, jax.random.key(settings.seed))
+    optimizer, step = train_setup(settings, objective, learner.base)
+    state = init_state(learner.start_reward(), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
+    guard = ChangeGuard(state.params, start)
 
     show = ('loss', 'rewards/accuracies', 'padding_share')
     with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='reward model', show=show) as writer:
         for i, batch, padding in pair_batches(settings, rows, range(start, settings.max_steps)):
             state, metrics = step(state, batch)
             writer.write(i + 1, metrics | padding)
+            guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)
 
-    model = RewardModel(config, state.params)
-    score = jax.jit(model.__call__)
-    train_rows, eval_rows = preference_rows(codec, pairs), preference_rows(codec, eval_pairs)
-    reference = [
-        map_rows(score, side, batch_size=settings.batch_size) for side in (train_rows.chosen, train_rows.rejected)
-    ]
-    model = model.normalized(np.concatenate(reference), scale=settings.scale_rewards)
-    save_reward_model(run.folder / 'model', model, codec.tokenizer)
-    chosen, rejected = (
-        map_rows(score, side, batch_size=settings.batch_size) for side in (eval_rows.chosen, eval_rows.rejected)
+    model = RewardModel(learner.config, learner.merged(state.params))
+    score = jax.jit(lambda model, candidates: model.candidates(candidates))
+    reference, held = (
+        map_rows(partial(score, model), share_prompts(r).candidates, batch_size=settings.batch_size)
+        for r in (train_rows, eval_rows)
     )
-    accuracy, low, high = accuracy_interval(((1 + np.sign(chosen - rejected)) / 2).sum(), len(eval_pairs))
+    model = model.normalized(reference, scale=settings.scale_rewards)
+    save_reward_model(run.folder / 'model', model, codec.tokenizer)
+    right = ((1 + np.sign(held[:, 0] - held[:, 1])) / 2).sum()
+    accuracy, low, high = accuracy_interval(right, len(eval_pairs))
     lengths = [side.mask.sum(axis=1) for r in (train_rows, eval_rows) for side in (r.chosen, r.rejected)]
     return run.finish(
         {

@@ -28,6 +28,7 @@ from rlax_ft.evaluate.plots import plot_frontier
 from rlax_ft.evaluate.report import TITLES, policy_table, sample_table
 from rlax_ft.evaluate.win_rate import win_rate
 from rlax_ft.models.hf import load_pretrained
+from rlax_ft.models.transformer import Transformer
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.metrics import read_records
@@ -114,7 +115,7 @@ def evaluate(settings: RLHFSettings, run) -> tuple[dict, dict]:
     codec = make_codec(settings, run, list)
     config, sft_params = starting_model(settings, codec)
     rm, _ = load_reward_model(folder / 'reward_model/model')
-    evaluator = Evaluator(task, codec, config, sft_params, batch_size=1024)
+    evaluator = Evaluator(task, codec, Transformer(config).apply, sft_params, batch_size=1024)
     compiled = jax.jit(lambda model, rows: model(rows))
     key = jax.random.key(settings.seed + 7)
 

@@ -17,6 +17,7 @@ import settings as flags_of
 from settings import Settings
 
 from rlax_ft.errors import InputError
+from rlax_ft.models.lora import adapter_objective
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
 from rlax_ft.parallel.mesh import make_mesh, shard_batch, shard_state
 from rlax_ft.training.checkpoint import Checkpoints
@@ -75,12 +76,13 @@ def open_run(settings: Settings, name: str) -> Run:
     return Run(folder, checkpoints, summary)
 
 
-def train_setup(settings: Settings, objective, *, max_updates: int | None = None, eps: float = 1e-8):
+def train_setup(settings: Settings, objective, base=None, *, max_updates: int | None = None, eps: float = 1e-8):
     """(optimizer, compiled step) for an objective, as the flags say.
 
     Args:
       settings: of the script.
       objective: `loss_fn(params, batch, key)`.
+      base: what adapters in `params` share and no step changes; the objective then takes what `lora.attach` gives.
       max_updates: length of the learning rate's schedule; --max_steps when absent.
       eps: Adam's epsilon.
     """
@@ -93,12 +95,15 @@ def train_setup(settings: Settings, objective, *, max_updates: int | None = None
         eps=eps,
         weight_decay=settings.weight_decay,
     )
+    if base is not None:
+        objective = adapter_objective(objective, dropout=settings.lora_dropout > 0)
     pmap = settings.backend == 'pmap'
     step = make_train_step(
         objective, optimizer, micro_batches=settings.micro_batches, axis_name=PMAP_AXIS if pmap else None
     )
     mesh = None if pmap else make_mesh(settings.mesh)
-    return optimizer, compile_step(step, mesh=mesh, backend=settings.backend)
+    compiled = compile_step(step, mesh=mesh, backend=settings.backend)
+    return optimizer, compiled if base is None else lambda state, batch: compiled(state, batch, base)
 
 
 def place_state(settings: Settings, state):

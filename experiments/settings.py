@@ -13,11 +13,15 @@ import jax
 from absl import app, flags, logging
 
 from rlax_ft.errors import InputError
+from rlax_ft.models.attention import KERNELS
 
 
 def flag(default, help_text: str, choices: tuple[str, ...] = ()):
     """A field of a settings class that is also a flag."""
     return dataclasses.field(default=default, metadata={'help': help_text, 'choices': choices})
+
+
+_DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,14 @@ class Settings:
     eval_data: str = flag('', 'The same, to measure on; when empty, a tenth of --data is held out.')
     model: str = flag('small', 'tiny, small, medium or large for a new model, or a Hugging Face folder or hub id.')
     init_from: str = flag('', 'Run folder, or its checkpoints/STEP, whose model to start from, in place of --model.')
+    dtype: str = flag('float32', 'Of activations, and of a frozen base; what is trained stays float32.', _DTYPES)
+    attention: str = flag('auto', 'What computes attention; auto is what suits the platform.', KERNELS)
+    remat: str = flag('none', 'What the backward pass computes again, to save memory.', ('none', 'dots', 'full'))
+    lora_rank: int = flag(0, 'Train a low-rank adapter of this rank beside the frozen model; 0 trains all of it.')
+    lora_alpha: float = flag(16.0, "The adapter's output is scaled by alpha / rank.")
+    lora_dropout: float = flag(0.0, "Share of the adapter's inputs that training sets to 0.")
+    lora_targets: str = flag('attention|mlp', 'Regular expression on what is adapted: attention/query ... mlp/down.')
+    rslora: bool = flag(False, 'Scale the adapter by alpha / sqrt(rank) instead.')
     tokenizer: str = flag('bpe:2048', 'For a new model on --data: bytes, or bpe:SIZE trained on the data.')
     chat_template: str = flag('', "For message lists: plain, chatml or a file; empty: the tokenizer's own, or plain.")
     max_prompt_tokens: int = flag(
@@ -58,7 +70,18 @@ class Settings:
 
 
 # A resumed run may go on longer, on other devices, and save more or less often; nothing else of it may change.
-_MAY_CHANGE = {'out', 'resume', 'max_steps', 'mesh', 'backend', 'micro_batches', 'save_every', 'eval_every'}
+_MAY_CHANGE = {
+    'out',
+    'resume',
+    'max_steps',
+    'mesh',
+    'backend',
+    'micro_batches',
+    'save_every',
+    'eval_every',
+    'remat',
+    'attention',
+}
 
 
 def flag_lines(settings: Settings) -> list[str]:
@@ -123,11 +146,13 @@ def _cache_compilations():
 
 
 def _check_numbers(settings):
-    smallest = {'batch_size': 1, 'micro_batches': 1, 'save_every': 1, 'max_steps': 0, 'eval_every': 0}
+    smallest = {'batch_size': 1, 'micro_batches': 1, 'save_every': 1, 'max_steps': 0, 'eval_every': 0, 'lora_rank': 0}
     for field in dataclasses.fields(settings):
         value, least = getattr(settings, field.name), smallest.get(field.name)
         if least is not None and value < least:
             raise InputError(f'--{field.name}={value}: must be at least {least}')
+    if not 0 <= settings.lora_dropout < 1:
+        raise InputError(f'--lora_dropout={settings.lora_dropout}: must be at least 0 and below 1')
     if settings.batch_size % settings.micro_batches:
         raise InputError(
             f'--micro_batches={settings.micro_batches}: does not divide --batch_size={settings.batch_size}'

@@ -12,7 +12,8 @@ from functools import partial
 
 import jax
 import numpy as np
-from model_setup import announce_model, export_model, make_codec, starting_model, task_of
+from learner import make_learner
+from model_setup import announce_model, make_codec, starting_model, task_of
 from run import open_run, placement, resume, train_setup
 from settings import Settings, flag, run_script
 
@@ -24,8 +25,8 @@ from rlax_ft.data.records import demonstration, read_demonstrations, record_text
 from rlax_ft.data.stream import first_records, stream_batches
 from rlax_ft.errors import InputError
 from rlax_ft.models.scoring import token_logps
-from rlax_ft.models.transformer import Transformer
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
+from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import sft_objective
 from rlax_ft.training.step import init_state
@@ -55,12 +56,13 @@ def train(settings: SFTSettings) -> dict:
     eval_rows = encode(codec, held_out)
     records = records if settings.streaming else fitting(codec, records)
     rows = None if settings.streaming else packed(settings, codec, encode(codec, records))
-    config, params = starting_model(settings, codec)
-    announce_model(run, config, codec)
-    apply = Transformer(config).apply
-    optimizer, step = train_setup(settings, sft_objective(apply))
-    state = init_state(params, optimizer, jax.random.key(settings.seed))
+    learner = make_learner(settings, *starting_model(settings, codec))
+    announce_model(run, learner.config, codec)
+    apply = learner.apply
+    optimizer, step = train_setup(settings, sft_objective(apply), learner.base)
+    state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
+    guard = ChangeGuard(state.params, start)
 
     batches = prefetch(make_batches(settings, codec, rows, start, run.checkpoints.record()))
     with MetricsWriter(
@@ -70,19 +72,21 @@ def train(settings: SFTSettings) -> dict:
             batch, padding, position = next(batches)
             state, metrics = step(state, batch)
             writer.write(i + 1, metrics | padding)
+            guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state, position)
 
     batches.close()
-    export_model(run, config, state.params, codec)
+    learner.export(run, state.params, codec)
+    trained = learner.whole(state.params)
     logps = map_rows(
-        jax.jit(lambda b: token_logps(apply, {'params': state.params}, b)),
+        jax.jit(lambda b: token_logps(apply, {'params': trained}, b)),
         eval_rows,
         batch_size=min(64, settings.batch_size),
     )
     prompts = [record['prompt'] for record in held_out[:16]]
     sample = make_sampler(apply, codec)
-    rollout = sample_prompts(sample, state.params, codec, prompts, jax.random.key(settings.seed + 1), batch_size=16)
+    rollout = sample_prompts(sample, trained, codec, prompts, jax.random.key(settings.seed + 1), batch_size=16)
     completions, _ = codec.decode(rollout)
     write_records(run.folder / 'samples.jsonl', [{'prompt': p, 'completion': c} for p, c in zip(prompts, completions)])
     nll = float(-logps.sum() / eval_rows.mask.sum())

@@ -7,6 +7,7 @@ behaviour: whoever makes a struct, or reads one, has the functions for it.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 Params = Any  # A nested dict of arrays.
@@ -69,22 +70,49 @@ class TokenBatch:
 
 
 @struct.dataclass
-class PreferenceBatch:
-    """Pairs of completions of one prompt.
+class BranchBatch:
+    """K responses to each of B prompts, the prompt once: the model reads it once for all of them.
 
     Attributes:
-      chosen: TokenBatch [B, T] of prompt + y_w.
+      prompt: TokenBatch [B, P], left-padded, its mask 0.
+      responses: TokenBatch [B, K, R], right-padded; positions go on from the prompt's.
+    """
+
+    prompt: TokenBatch
+    responses: TokenBatch
+
+    @property
+    def mask(self) -> jax.Array:
+        """float32[B * K, R], 1 on response tokens: the mask of what is computed per response token."""
+        return self.responses.mask.reshape(-1, self.responses.mask.shape[-1])
+
+
+@struct.dataclass
+class PreferenceBatch:
+    """Pairs of completions of one prompt, as two rows or as two branches.
+
+    Attributes:
+      chosen: TokenBatch [B, T] of prompt + y_w; None where there are `branches`.
       rejected: TokenBatch [B, T] of prompt + y_l.
       label: float32[B], probability that `chosen` wins: 1 for a plain human comparison.
       ref_chosen: float32[B], reference log-probability of y_w, or None before it is computed.
       ref_rejected: float32[B], the same for y_l.
+      branches: BranchBatch with the responses (y_w, y_l), in place of the two rows.
     """
 
-    chosen: TokenBatch
-    rejected: TokenBatch
+    chosen: TokenBatch | None
+    rejected: TokenBatch | None
     label: jax.Array
     ref_chosen: jax.Array | None = None
     ref_rejected: jax.Array | None = None
+    branches: BranchBatch | None = None
+
+    @property
+    def candidates(self) -> TokenBatch | BranchBatch:
+        """Both as candidates (y_w, y_l): a TokenBatch [B, 2, T], or the branches."""
+        if self.branches is not None:
+            return self.branches
+        return jax.tree.map(lambda *sides: jnp.stack(sides, axis=1), self.chosen, self.rejected)
 
 
 @struct.dataclass
@@ -92,13 +120,13 @@ class RankingBatch:
     """K ranked completions of one prompt.
 
     Attributes:
-      candidates: TokenBatch [B, K, T] of prompt + completion.
+      candidates: TokenBatch [B, K, T] of prompt + completion, or a BranchBatch.
       ranks: int32[B, K], 0 is best; equal ranks are ties.
       mask: bool[B, K], False where a candidate does not exist.
       ref_logps: float32[B, K], reference log-probabilities, or None before they are computed.
     """
 
-    candidates: TokenBatch
+    candidates: TokenBatch | BranchBatch
     ranks: jax.Array
     mask: jax.Array
     ref_logps: jax.Array | None = None

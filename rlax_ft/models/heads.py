@@ -3,6 +3,7 @@
 Leaves out losses, and what a score means.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rlax_ft.models.config import ModelConfig
+from rlax_ft.models.scoring import at_each_token, candidate_count, candidate_rows, read
 from rlax_ft.models.transformer import Transformer
-from rlax_ft.types import Params, TokenBatch
+from rlax_ft.types import BranchBatch, Params, TokenBatch
 
 
 class ScalarModel(nn.Module):
@@ -24,9 +26,11 @@ class ScalarModel(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens, positions=None, segment_ids=None):
-        """int32[B, T] -> float32[B, T]."""
-        hidden, _ = Transformer(self.config, name='backbone')(tokens, positions, segment_ids)
+    def __call__(self, tokens, positions=None, segment_ids=None, branches=None):
+        """int32[B, T] -> float32[B, T]; `branches` as in `Transformer`."""
+        # An LM head of its own would be parameters that nothing reads.
+        config = dataclasses.replace(self.config, tied=True)
+        hidden, _ = Transformer(config, name='backbone')(tokens, positions, segment_ids, branches=branches)
         return nn.Dense(1, use_bias=False, name='head')(hidden.astype(jnp.float32))[..., 0]
 
 
@@ -41,29 +45,37 @@ def reward_params(backbone: Params, key: jax.Array) -> Params:
     return {'backbone': _copy(backbone), 'head': {'kernel': jax.random.normal(key, (width, 1)) / jnp.sqrt(width + 1.0)}}
 
 
-def score_last_token(values: jax.Array, batch: TokenBatch) -> jax.Array:
-    """The value at each row's last token that `batch.mask` counts.
+def score_last_token(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """The value at each row's last token that counts.
 
     Args:
       values: float[B, T].
-      batch: TokenBatch [B, T]; a row without a counted token gets the value at position 0.
+      mask: float[B, T]; a row without a counted token gets the value at position 0.
 
     Returns:
       float[B].
     """
-    length = batch.mask.shape[-1]
-    last = jnp.max(jnp.where(batch.mask > 0, jnp.arange(length), 0), axis=-1)
+    last = jnp.max(jnp.where(mask > 0, jnp.arange(mask.shape[-1]), 0), axis=-1)
     return jnp.take_along_axis(values, last[:, None], axis=-1)[:, 0]
 
 
-def sequence_scores(apply: Callable, params, rows: TokenBatch) -> jax.Array:
-    """A reward model's score of each row, read at its last response token: float32[B]."""
-    return score_last_token(apply({'params': params}, rows.tokens, rows.positions, rows.segment_ids), rows)
+def sequence_scores(apply: Callable, params, batch: TokenBatch | BranchBatch) -> jax.Array:
+    """A reward model's score of each row or response, read at its last token: float32[B], or [B * K] of branches."""
+    values = read(apply, {'params': params}, batch)
+    if isinstance(batch, BranchBatch):
+        values = at_each_token(values, batch)
+    return score_last_token(values, batch.mask)
+
+
+def candidate_scores(apply: Callable, params, candidates: TokenBatch | BranchBatch) -> jax.Array:
+    """The scores of K candidates a prompt, float32[B, K], from a TokenBatch [B, K, T] or a BranchBatch."""
+    return sequence_scores(apply, params, candidate_rows(candidates)).reshape(-1, candidate_count(candidates))
 
 
 def _copy(params):
     # The train step donates its state, so no two states may share a buffer.
-    return jax.tree.map(jnp.copy, params)
+    # An LM head stays behind.
+    return jax.tree.map(jnp.copy, {name: leaf for name, leaf in params.items() if name != 'head'})
 
 
 def _width(backbone):

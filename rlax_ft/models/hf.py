@@ -1,117 +1,37 @@
 """Hugging Face folders in and out: config.json, safetensors and tokenizer, as transformers reads and writes them.
 
-One entry of `FAMILIES` says how a family's configuration and parameter names map to ours. Leaves out remote code and
-any format but safetensors.
+families.py says how a family's configuration and names map to ours, weights.py moves the tensors. Leaves out remote
+code and any format but safetensors.
 """
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable
+import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import ModelConfig
+from rlax_ft.models.families import FAMILIES, to_config, to_entries
 from rlax_ft.models.heads import ScalarModel
 from rlax_ft.models.transformer import Transformer
-from rlax_ft.parallel.mesh import shard_state
+from rlax_ft.models.weights import read_params, write_params
 from rlax_ft.types import Params
 
-WEIGHTS = 'model.safetensors'
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """How one family maps to ours.
-
-    Attributes:
-      architecture: the class that transformers opens a language model with.
-      reward_architecture: the class that transformers opens a reward model with.
-      to_config: config.json as a dict -> ModelConfig.
-      from_config: ModelConfig -> the entries of config.json.
-      layer_names: our path within a layer -> theirs; a kernel is stored transposed.
-    """
-
-    architecture: str
-    reward_architecture: str
-    to_config: Callable[[dict], ModelConfig]
-    from_config: Callable[[ModelConfig], dict]
-    layer_names: dict[str, str]
-
-
-def _llama_config(raw: dict) -> ModelConfig:
-    rope = raw.get('rope_parameters') or raw.get('rope_scaling') or {}
-    if rope.get('rope_type', 'default') != 'default':
-        raise InputError(f'config.json: rope_type {rope["rope_type"]!r} is not supported; only the default is')
-    return ModelConfig(
-        vocab_size=raw['vocab_size'],
-        width=raw['hidden_size'],
-        layers=raw['num_hidden_layers'],
-        heads=raw['num_attention_heads'],
-        kv_heads=raw.get('num_key_value_heads') or raw['num_attention_heads'],
-        head_dim=raw.get('head_dim') or raw['hidden_size'] // raw['num_attention_heads'],
-        mlp_width=raw['intermediate_size'],
-        max_length=raw['max_position_embeddings'],
-        rope_theta=rope.get('rope_theta') or raw.get('rope_theta', 10_000.0),
-        norm_eps=raw['rms_norm_eps'],
-        tied=raw.get('tie_word_embeddings', False),
-    )
-
-
-def _llama_entries(config: ModelConfig) -> dict:
-    return {
-        'vocab_size': config.vocab_size,
-        'hidden_size': config.width,
-        'num_hidden_layers': config.layers,
-        'num_attention_heads': config.heads,
-        'num_key_value_heads': config.kv_heads,
-        'head_dim': config.head_dim,
-        'intermediate_size': config.mlp_width,
-        'max_position_embeddings': config.max_length,
-        'rope_theta': config.rope_theta,
-        'rms_norm_eps': config.norm_eps,
-        'tie_word_embeddings': config.tied,
-        'hidden_act': 'silu',
-    }
-
-
-FAMILIES = {
-    'llama': Family(
-        architecture='LlamaForCausalLM',
-        reward_architecture='LlamaForSequenceClassification',
-        to_config=_llama_config,
-        from_config=_llama_entries,
-        layer_names={
-            'attention_norm/scale': 'input_layernorm.weight',
-            'attention/query/kernel': 'self_attn.q_proj.weight',
-            'attention/key/kernel': 'self_attn.k_proj.weight',
-            'attention/value/kernel': 'self_attn.v_proj.weight',
-            'attention/out/kernel': 'self_attn.o_proj.weight',
-            'mlp_norm/scale': 'post_attention_layernorm.weight',
-            'mlp/gate/kernel': 'mlp.gate_proj.weight',
-            'mlp/up/kernel': 'mlp.up_proj.weight',
-            'mlp/down/kernel': 'mlp.down_proj.weight',
-        },
-    ),
-}
-
-
-# What our own configuration is written as.
-_FAMILY = FAMILIES['llama']
+_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 
 def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple[ModelConfig, Params, object]:
     """Reads a language model or a reward model from a folder that transformers wrote.
 
+    Each tensor goes straight to where the mesh has it; beside the parameters themselves, host memory holds one tensor
+    of one layer.
+
     Args:
       path_or_repo: a folder, or the id of a repository on the hub.
-      mesh: where parameters go; the default device when absent.
+      mesh: where parameters go, by its path rules; the default device when absent.
       dtype: of the parameters; float32 when absent.
 
     Returns:
@@ -119,14 +39,19 @@ def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple
       sequence classifier; the tokenizer is None where the folder has none.
 
     Raises:
-      InputError: a missing or broken file, an unknown family, or a tensor whose shape the configuration denies.
+      InputError: a missing or broken file, an unknown family, a tensor whose shape the configuration denies or whose
+        numbers are not finite, or a tokenizer of more tokens than the model has.
     """
     folder = _folder(path_or_repo)
-    config, family, scalar = _read_config(folder)
-    params = _read_params(folder, family, config, scalar, dtype or jnp.float32)
-    if mesh is not None:
-        params = shard_state(params, mesh)
-    return config, params, _read_tokenizer(folder)
+    config, scalar = _read_config(folder)
+    tokenizer = _read_tokenizer(folder)
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f'{folder}: its tokenizer has {len(tokenizer)} tokens, more than the {config.vocab_size} rows of '
+            f'{FAMILIES[config.family].names["embed/embedding"]} that config.json says'
+        )
+    shapes = param_shapes(config, scalar=scalar)
+    return config, read_params(folder, config, shapes, mesh=mesh, dtype=dtype or jnp.float32), tokenizer
 
 
 def read_config(folder: str | Path) -> ModelConfig:
@@ -134,16 +59,36 @@ def read_config(folder: str | Path) -> ModelConfig:
     return _read_config(Path(folder))[0]
 
 
-def _read_config(folder: Path) -> tuple[ModelConfig, Family, bool]:
-    raw = read_json(folder / 'config.json')
-    family = FAMILIES.get(raw.get('model_type'))
-    if family is None:
-        raise InputError(f'{folder}/config.json: model_type {raw.get("model_type")!r}; known are {", ".join(FAMILIES)}')
+def _read_config(folder: Path) -> tuple[ModelConfig, bool]:
+    path = folder / 'config.json'
+    raw = read_json(path)
+    model_type = raw.get('model_type')
+    if model_type not in FAMILIES:
+        raise InputError(f'{path}: model_type {model_type!r}; known are {", ".join(FAMILIES)}')
+    config = _parse(path, raw)
+    generation = folder / 'generation_config.json'
+    notes = {'config': raw, 'generation_config': read_json(generation) if generation.is_file() else {}}
+    scalar = raw.get('architectures') == [FAMILIES[model_type].reward_architecture]
+    return dataclasses.replace(config, notes=json.dumps(notes)), scalar
+
+
+def _parse(path, raw):
+    """ModelConfig of the entries of a config.json, after transformers has filled in what they leave out."""
+    from transformers import AutoConfig
+
+    given = {name: value for name, value in raw.items() if name not in ('model_type', 'architectures')}
     try:
-        config = family.to_config(raw)
-    except KeyError as error:
-        raise InputError(f'{folder}/config.json: no entry {error}, which a {raw["model_type"]} model needs') from error
-    return config, family, raw.get('architectures') == [family.reward_architecture]
+        return to_config(raw['model_type'], AutoConfig.for_model(raw['model_type'], **given).to_dict())
+    except InputError as error:
+        raise InputError(f'{path}: {error}') from error
+    except Exception as error:  # transformers has many ways of refusing a configuration.
+        raise InputError(f'{path}: not a {raw["model_type"]} configuration ({" ".join(str(error).split())})') from error
+
+
+def param_shapes(config: ModelConfig, *, scalar: bool = False) -> Params:
+    """Shapes and dtypes of the parameters of a `Transformer`, or of a `ScalarModel`."""
+    model = ScalarModel(config) if scalar else Transformer(config)
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))['params']
 
 
 def save_pretrained(path: str | Path, config: ModelConfig, params: Params, tokenizer=None, extra: dict | None = None):
@@ -151,37 +96,58 @@ def save_pretrained(path: str | Path, config: ModelConfig, params: Params, token
 
     Args:
       path: the folder; made if need be.
-      config: of the model.
-      params: of `Transformer`, or of `ScalarModel`.
+      config: of the model; what else the folder that it was read from said is written back.
+      params: of `Transformer`, or of `ScalarModel`; they keep their dtype.
       tokenizer: a transformers tokenizer, or None.
       extra: further entries of config.json.
+
+    Raises:
+      InputError: the family has no place for something that the configuration says.
     """
-    folder = Path(path)
     scalar = 'backbone' in params
-    save_config(folder, config, tokenizer, scalar=scalar, extra=extra)
-    save_file(_tensors(_FAMILY, config, params), folder / (WEIGHTS + '.tmp'), metadata={'format': 'pt'})
-    os.replace(folder / (WEIGHTS + '.tmp'), folder / WEIGHTS)
+    dtype = (params['backbone'] if scalar else params)['embed']['embedding'].dtype.name
+    save_config(path, config, tokenizer, scalar=scalar, extra={'dtype': dtype, **(extra or {})})
+    write_params(Path(path), config, params)
 
 
 def save_config(path: str | Path, config: ModelConfig, tokenizer=None, *, scalar: bool = False, extra=None) -> None:
     """Writes what a model folder holds besides weights, so that checkpoints of a running run can be read."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    family = FAMILIES[config.family]
+    notes = json.loads(config.notes or '{}')
+    source, generation = notes.get('config', {}), notes.get('generation_config', {})
     entries = {
-        'model_type': 'llama',
-        'architectures': [_FAMILY.reward_architecture if scalar else _FAMILY.architecture],
-        **_FAMILY.from_config(config),
+        **source,
+        'model_type': config.family,
+        'architectures': [family.reward_architecture if scalar else family.architecture],
+        **to_entries(config),
         'dtype': 'float32',
         **({'num_labels': 1, 'id2label': {'0': 'score'}, 'label2id': {'score': 0}} if scalar else {}),
         **(extra or {}),
     }
+    entries.pop('torch_dtype', None)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-        ids = {name: getattr(tokenizer, name) for name in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
-        entries |= ids
-        if not scalar:
-            (folder / 'generation_config.json').write_text(json.dumps(ids, indent=2) + '\n')
+        ids = {name: getattr(tokenizer, name) for name in _IDS if getattr(tokenizer, name) is not None}
+        # A model may end on more tokens than its tokenizer says: what it came with stays.
+        entries |= {name: value for name, value in ids.items() if source.get(name) is None}
+        generation = {**ids, **{name: value for name, value in generation.items() if value is not None}}
+    _check_written(folder / 'config.json', entries, config)
+    if generation and not scalar:
+        (folder / 'generation_config.json').write_text(json.dumps(generation, indent=2) + '\n')
     (folder / 'config.json').write_text(json.dumps(entries, indent=2) + '\n')
+
+
+def _check_written(path, entries, config):
+    """Reads the entries back: what the family cannot say would otherwise be lost without a word."""
+    again = _parse(path, entries)
+    for field in dataclasses.fields(config):
+        was, found = getattr(config, field.name), getattr(again, field.name)
+        if field.name in ('dtype', 'remat', 'lora', 'notes') or was == found:
+            continue
+        if not (isinstance(was, float) and isinstance(found, float) and math.isclose(was, found, rel_tol=1e-6)):
+            raise InputError(f'{path}: a {config.family} model has no way to say {field.name}={was!r}')
 
 
 def read_json(path: Path) -> dict:
@@ -212,68 +178,6 @@ def _folder(path_or_repo):
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f'{text}: no such folder, and the hub did not give it ({first})') from error
-
-
-def _names(family, config, scalar):
-    """(our path, layer or None, their name, whether it is transposed) of every tensor."""
-    prefix = ('backbone',) if scalar else ()
-    yield (*prefix, 'embed', 'embedding'), None, 'model.embed_tokens.weight', False
-    yield (*prefix, 'final_norm', 'scale'), None, 'model.norm.weight', False
-    if not config.tied and not scalar:
-        yield ('head',), None, 'lm_head.weight', True
-    if scalar:
-        yield ('head', 'kernel'), None, 'score.weight', True
-    for ours, theirs in family.layer_names.items():
-        for layer in range(config.layers):
-            path = (*prefix, 'layers', *ours.split('/'))
-            yield path, layer, f'model.layers.{layer}.{theirs}', ours.endswith('kernel')
-
-
-def _tensors(family, config, params):
-    tensors = {}
-    for path, layer, name, transposed in _names(family, config, 'backbone' in params):
-        leaf = params
-        for part in path:
-            leaf = leaf[part]
-        array = np.asarray(leaf if layer is None else leaf[layer], np.float32)
-        tensors[name] = np.ascontiguousarray(array.T if transposed else array)
-    return tensors
-
-
-def _read_params(folder, family, config, scalar, dtype):
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise InputError(f'{path}: no such file; the folder holds no weights as safetensors')
-    flat: dict[tuple, list] = {}
-    try:
-        with safe_open(path, framework='numpy') as file:
-            present = set(file.keys())
-            for ours, _, name, transposed in _names(family, config, scalar):
-                if name not in present:
-                    raise InputError(f'{path}: no tensor {name}, which config.json asks for')
-                array = file.get_tensor(name)
-                flat.setdefault(ours, []).append(jnp.asarray(array.T if transposed else array, dtype))
-    except SafetensorError as error:
-        raise InputError(f'{path}: a broken safetensors file ({error})') from error
-    params: dict = {}
-    for ours, leaves in flat.items():
-        at = params
-        for part in ours[:-1]:
-            at = at.setdefault(part, {})
-        at[ours[-1]] = jnp.stack(leaves) if 'layers' in ours else leaves[0]
-    _check_shapes(path, config, scalar, params)
-    return params
-
-
-def _check_shapes(path, config, scalar, params):
-
-    model = ScalarModel(config) if scalar else Transformer(config)
-    wanted = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))['params']
-    shapes = dict(jax.tree_util.tree_flatten_with_path(wanted)[0])
-    for ours, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if shapes[ours].shape != leaf.shape:
-            name = jax.tree_util.keystr(ours, simple=True, separator='/')
-            raise InputError(f'{path}: {name} is {leaf.shape} where config.json says {shapes[ours].shape}')
 
 
 def _read_tokenizer(folder):

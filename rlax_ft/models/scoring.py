@@ -1,6 +1,7 @@
 """Log-probabilities of given text under a model: the one way from tokens to what language losses read.
 
-Leaves out gradients and reduction.
+Rows hold a prompt and its response; branches hold a prompt once, and its K responses after it. Both give the same
+numbers. Leaves out gradients and reduction.
 """
 
 from collections.abc import Callable
@@ -9,32 +10,77 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.ops.logprobs import chunked_token_logprobs
-from rlax_ft.types import Rollout, TokenBatch
+from rlax_ft.types import BranchBatch, Rollout, TokenBatch
 
 
-def token_logps(apply: Callable, variables, batch: TokenBatch, *, temperature: float = 1.0) -> jax.Array:
+def token_logps(apply: Callable, variables, batch: TokenBatch | BranchBatch, *, temperature: float = 1.0) -> jax.Array:
     """log pi(token_t | tokens before t) of every token, without ever holding [B, T, V].
 
     Args:
       apply: `Transformer.apply`, or any function of the same shape.
       variables: its variables.
-      batch: TokenBatch [B, T].
+      batch: TokenBatch [B, T], or BranchBatch of K responses of R tokens.
       temperature: what the logits are divided by, as in sampling.
 
     Returns:
-      float32[B, T] in nats, aligned with `batch.tokens`; 0 at the first position and where `batch.mask` is 0.
+      float32, in nats, of the shape of `batch.mask`, and 0 where that is: [B, T], whose first position is 0, or of the
+      responses alone, [B * K, R].
     """
-    hidden, _ = apply(variables, batch.tokens, batch.positions, batch.segment_ids)
+    hidden, _ = read(apply, variables, batch)
+    how = dict(chunk=None, temperature=temperature, soft_cap=apply(variables, method='unembed_soft_cap'))
     head = apply(variables, method='unembed_matrix')
-    logps = chunked_token_logprobs(
-        hidden[:, :-1], head, batch.tokens[:, 1:], chunk=None, temperature=temperature, mask=batch.mask[:, 1:]
-    )
+    if isinstance(batch, BranchBatch):
+        targets = batch.responses.tokens.reshape(batch.mask.shape)
+        return chunked_token_logprobs(before_each_token(hidden, batch), head, targets, mask=batch.mask, **how)
+    logps = chunked_token_logprobs(hidden[:, :-1], head, batch.tokens[:, 1:], mask=batch.mask[:, 1:], **how)
     return jnp.pad(logps, ((0, 0), (1, 0)))
 
 
-def sequence_logps(apply: Callable, variables, batch: TokenBatch) -> jax.Array:
-    """log pi(y | x) = sum over counted tokens, float32[B] in nats; arguments as in `token_logps`."""
+def sequence_logps(apply: Callable, variables, batch: TokenBatch | BranchBatch) -> jax.Array:
+    """log pi(y | x) = sum over counted tokens, float32[B] (or [B * K]) in nats; arguments as in `token_logps`."""
     return jnp.sum(token_logps(apply, variables, batch), axis=-1)
+
+
+def candidate_logps(apply: Callable, variables, candidates: TokenBatch | BranchBatch) -> jax.Array:
+    """log pi(y_k | x) of K candidates a prompt, float32[B, K], from a TokenBatch [B, K, T] or a BranchBatch."""
+    return sequence_logps(apply, variables, candidate_rows(candidates)).reshape(-1, candidate_count(candidates))
+
+
+def candidate_rows(candidates: TokenBatch | BranchBatch) -> TokenBatch | BranchBatch:
+    """A TokenBatch [B, K, T] as one of rows [B * K, T]; branches as they are."""
+    if isinstance(candidates, BranchBatch):
+        return candidates
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), candidates)
+
+
+def candidate_count(candidates: TokenBatch | BranchBatch) -> int:
+    """K."""
+    return (candidates.responses if isinstance(candidates, BranchBatch) else candidates).tokens.shape[1]
+
+
+def read(apply: Callable, variables, batch: TokenBatch | BranchBatch):
+    """What a model says of each token, [B, T, ...]; of branches T is the prompt and then every response."""
+    if not isinstance(batch, BranchBatch):
+        return apply(variables, batch.tokens, batch.positions, batch.segment_ids)
+    rows = jax.tree.map(
+        lambda prompt, responses: jnp.concatenate([prompt, responses.reshape(prompt.shape[0], -1)], axis=1),
+        batch.prompt,
+        batch.responses,
+    )
+    branches = batch.prompt.tokens.shape[1], batch.responses.tokens.shape[1]
+    return apply(variables, rows.tokens, rows.positions, rows.segment_ids, branches=branches)
+
+
+def at_each_token(x: jax.Array, batch: BranchBatch) -> jax.Array:
+    """[B, P + K * R, ...] as `read` gave it -> that of the response tokens, [B * K, R, ...]."""
+    return x[:, batch.prompt.tokens.shape[1] :].reshape(*batch.mask.shape, *x.shape[2:])
+
+
+def before_each_token(x: jax.Array, batch: BranchBatch) -> jax.Array:
+    """The same, one token earlier, which is what predicts the token: the prompt's last before the first."""
+    prompt, responses = batch.prompt.tokens.shape[1], batch.responses.tokens.shape[1]
+    last = jnp.repeat(x[:, prompt - 1 : prompt], responses, axis=0)
+    return jnp.concatenate([last, at_each_token(x, batch)[:, :-1]], axis=1)
 
 
 def rollout_batch(rollout: Rollout) -> TokenBatch:
@@ -50,3 +96,13 @@ def rollout_batch(rollout: Rollout) -> TokenBatch:
         positions=jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0),
         segment_ids=real.astype(jnp.int32),
     )
+
+
+def rollout_branches(rollout: Rollout, group_size: int = 1) -> BranchBatch:
+    """The same as branches: the `group_size` completions of a prompt stand in adjacent rows, and read it once."""
+    first = slice(None, None, group_size)
+    prompts, real = rollout.prompts[first], rollout.prompt_mask[first].astype(jnp.int32)
+    responses, mask = (x.reshape(-1, group_size, x.shape[1]) for x in (rollout.tokens, rollout.mask))
+    prompt = TokenBatch(prompts, jnp.zeros(prompts.shape), jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0), real)
+    positions = jnp.sum(real, axis=1)[:, None, None] + jnp.broadcast_to(jnp.arange(mask.shape[2]), mask.shape)
+    return BranchBatch(prompt, TokenBatch(responses, mask.astype(jnp.float32), positions, mask.astype(jnp.int32)))

@@ -1,8 +1,10 @@
-"""A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, gated MLP, scanned layers.
+"""A decoder-only transformer of every family: norms, positions, attention and MLP as its config says, scanned layers.
 
 The module returns hidden states; the LM head is a method of its own, so that nobody pays for logits that no loss
 reads. Leaves out heads other than the LM head (heads.py) and everything about text.
 """
+
+import itertools
 
 import chex
 import jax
@@ -10,91 +12,97 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from rlax_ft.models.attention import Reading, attend, empty_cache
 from rlax_ft.models.config import ModelConfig
+from rlax_ft.models.experts import ACTIVATIONS, MixtureOfExperts
+from rlax_ft.models.linear import Linear
+from rlax_ft.models.rotary import apply_rotary, rotary_kinds, rotary_tables
 
 _REMAT_POLICIES = {'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}
 
 
-@struct.dataclass
-class KVCache:
-    """Keys and values of what has been read so far.
-
-    Attributes:
-      key: [L, B, S, KV, H], rotated keys of every layer.
-      value: [L, B, S, KV, H].
-      segment_ids: int32[B, S], 0 where a slot is padding or not yet filled.
-      index: int32[], number of filled slots.
-    """
-
-    key: jax.Array
-    value: jax.Array
-    segment_ids: jax.Array
-    index: jax.Array
+def _recomputed(function):
+    """`function`, whose backward pass makes what lies within again: for elementwise work, cheaper than keeping it."""
+    return jax.checkpoint(function, prevent_cse=False)
 
 
-def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary angles, position * theta^(-2i / head_dim) (arXiv 2104.09864).
+class Norm(nn.Module):
+    """RMSNorm, x / sqrt(mean(x^2) + eps) * scale (arXiv 1910.07467), or LayerNorm (arXiv 1607.06450), in float32."""
 
-    Args:
-      positions: int32[B, T].
-      head_dim: even width of a head.
-      theta: base of the frequencies.
-
-    Returns:
-      Two float32[B, T, head_dim / 2].
-    """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def apply_rotary(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns the pairs (x_i, x_{i + H/2}) of every head by their angles.
-
-    Args:
-      x: [B, T, heads, H].
-      cos: float32[B, T, H / 2].
-      sin: float32[B, T, H / 2].
-
-    Returns:
-      An array like `x`.
-    """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-def attention_mask(query_segments: jax.Array, key_segments: jax.Array, offset: jax.Array | int = 0) -> jax.Array:
-    """Which keys each query sees: those of its own segment, no later than itself.
-
-    Padding (segment 0) sees padding, so that no row of the softmax is empty; nobody reads those rows.
-
-    Args:
-      query_segments: int32[B, T].
-      key_segments: int32[B, S].
-      offset: index of the first query among the keys.
-
-    Returns:
-      bool[B, 1, T, S].
-    """
-    t, s = query_segments.shape[1], key_segments.shape[1]
-    causal = jnp.arange(s)[None, :] <= jnp.arange(t)[:, None] + offset
-    same_segment = query_segments[:, :, None] == key_segments[:, None, :]
-    return (causal & same_segment)[:, None]
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, in float32 (arXiv 1910.07467)."""
-
-    eps: float
+    config: ModelConfig
 
     @nn.compact
     def __call__(self, x):
         """[..., D] -> [..., D]."""
-        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-        x32 = x.astype(jnp.float32)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (normed * scale).astype(x.dtype)
+        c = self.config
+        init = nn.initializers.zeros if c.norm == 'rms_plus_one' else nn.initializers.ones
+        scale = self.param('scale', init, (x.shape[-1],)).astype(jnp.float32)
+        bias = None
+        if c.norm == 'layer':
+            bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+
+        def norm(x, scale, bias):
+            x32 = x.astype(jnp.float32)
+            if c.norm == 'layer':
+                x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+            normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + c.norm_eps)
+            normed = normed * (1.0 + scale if c.norm == 'rms_plus_one' else scale)
+            return (normed if bias is None else normed + bias).astype(x.dtype)
+
+        return _recomputed(norm)(x, scale, bias)
+
+
+@struct.dataclass
+class LayerKinds:
+    """What differs from layer to layer and is no parameter; None where nothing does.
+
+    Attributes:
+      window: int32[L], places that a query sees.
+      rotary: int32[L], which of the tables of rotary angles.
+    """
+
+    window: jax.Array | None = None
+    rotary: jax.Array | None = None
+
+
+def layer_kinds(config: ModelConfig) -> LayerKinds:
+    """The kinds of a model's layers; they are scanned with the parameters, so that layers of all kinds share a body."""
+    kinds = LayerKinds()
+    if any(config.local_layers) and not all(config.local_layers):
+        everything = jnp.iinfo(jnp.int32).max
+        kinds = kinds.replace(window=jnp.where(jnp.asarray(config.local_layers), config.window, everything))
+    if rotary_kinds(config).any():
+        kinds = kinds.replace(rotary=jnp.asarray(rotary_kinds(config)))
+    return kinds
+
+
+def _projections(module, x, widths, fused, use_bias):
+    """Linear maps of one input, by name as in `widths`; one product where `fuse_projections` has joined them."""
+    c = module.config
+
+    def linear(width, name):
+        return Linear(width, c.dtype, use_bias, lora=c.lora, name=name)(x)
+
+    if module.has_variable('params', fused):
+        ends = list(itertools.accumulate(widths.values()))
+        return dict(zip(widths, jnp.split(linear(ends[-1], fused), ends[:-1], axis=-1)))
+    return {name: linear(width, name) for name, width in widths.items()}
+
+
+def fuse_projections(params):
+    """The same transformer with query, key and value in one matrix, gate and up in another: fewer and larger products.
+
+    Worth it where the same parameters are read many times, as in decoding; a copy of these matrices is made. Such
+    parameters are not for training, and a LoRA adapter does not fit them.
+    """
+    layers = dict(params['layers'])
+    for module, parts, fused in (('attention', ('query', 'key', 'value'), 'qkv'), ('mlp', ('gate', 'up'), 'gate_up')):
+        inner = dict(layers[module])
+        if all('kernel' in inner.get(part, {}) for part in parts):
+            joined = [inner.pop(part) for part in parts]
+            inner[fused] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *joined)
+            layers[module] = inner
+    return {**params, 'layers': layers}
 
 
 class Attention(nn.Module):
@@ -103,31 +111,44 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotary, mask, layer_cache, index):
-        """[B, T, D] -> ([B, T, D], this layer's keys and values, or None without a cache)."""
+    def __call__(self, x, rotary, kinds, reading, cache, layer):
+        """[B, T, D] -> ([B, T, D], the cache with this layer's keys and values, or None without a cache)."""
         c = self.config
-        batch, length, _ = x.shape
+        widths = {'query': c.heads * c.head_dim, 'key': c.kv_heads * c.head_dim, 'value': c.kv_heads * c.head_dim}
+        projected = _projections(self, x, widths, 'qkv', c.qkv_bias)
 
-        def dense(features, name, scale=1.0):
-            init = nn.initializers.variance_scaling(scale, 'fan_in', 'normal')
-            return nn.Dense(features, use_bias=False, dtype=c.dtype, kernel_init=init, name=name)
+        def heads(count, name):
+            y = projected[name]
+            if name != 'value' and c.qk_norm == 'full':
+                y = Norm(c, name=f'{name}_norm')(y)
+            y = y.reshape(*x.shape[:2], count, c.head_dim)
+            return Norm(c, name=f'{name}_norm')(y) if name != 'value' and c.qk_norm == 'head' else y
 
-        query = dense(c.heads * c.head_dim, 'query')(x).reshape(batch, length, c.heads, c.head_dim)
-        key = dense(c.kv_heads * c.head_dim, 'key')(x).reshape(batch, length, c.kv_heads, c.head_dim)
-        value = dense(c.kv_heads * c.head_dim, 'value')(x).reshape(batch, length, c.kv_heads, c.head_dim)
-        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        if layer_cache is not None:
-            key = jax.lax.dynamic_update_slice_in_dim(layer_cache[0], key, index, axis=1)
-            value = jax.lax.dynamic_update_slice_in_dim(layer_cache[1], value, index, axis=1)
-            layer_cache = (key, value)
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        query, key, value = heads(c.heads, 'query'), heads(c.kv_heads, 'key'), heads(c.kv_heads, 'value')
+        if rotary is not None:
+            kind = 0 if kinds.rotary is None else kinds.rotary
+            cos, sin = (table[kind] for table in rotary)
+            query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        window = c.window if kinds.window is None else kinds.window
+        out, cache = attend(
+            query,
+            key,
+            value,
+            reading,
+            cache,
+            layer,
+            scale=c.attention_scale,
+            soft_cap=c.attention_soft_cap,
+            window=window,
+            kernel=c.kernel,
+        )
         # What writes to the residual stream starts smaller, so that the variance does not grow with depth.
-        out = dense(c.width, 'out', 0.5 / c.layers)(out.reshape(batch, length, c.heads * c.head_dim))
-        return out, layer_cache
+        out = Linear(c.width, c.dtype, c.out_bias, 0.5 / c.layers, c.lora, name='out')(out.reshape(*x.shape[:2], -1))
+        return out, cache
 
 
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x)) (arXiv 2002.05202), or down(act(up(x)))."""
 
     config: ModelConfig
 
@@ -135,31 +156,38 @@ class GatedMLP(nn.Module):
     def __call__(self, x):
         """[B, T, D] -> [B, T, D]."""
         c = self.config
-
-        def dense(features, name, scale=1.0):
-            init = nn.initializers.variance_scaling(scale, 'fan_in', 'normal')
-            return nn.Dense(features, use_bias=False, dtype=c.dtype, kernel_init=init, name=name)
-
-        return dense(c.width, 'down', 0.5 / c.layers)(
-            nn.silu(dense(c.mlp_width, 'gate')(x)) * dense(c.mlp_width, 'up')(x)
+        activation = ACTIVATIONS[c.activation]
+        names = ('gate', 'up') if c.gated else ('up',)
+        projected = _projections(self, x, dict.fromkeys(names, c.mlp_width), 'gate_up', c.mlp_bias)
+        hidden = _recomputed(lambda up, gate=None: activation(up) if gate is None else activation(gate) * up)(
+            **projected
         )
+        return Linear(c.width, c.dtype, c.mlp_bias, 0.5 / c.layers, c.lora, name='down')(hidden)
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)); or norms after, or both at once."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, layer_cache, rotary, mask, index):
-        """A scan's body: carries the residual stream, maps over the layers' caches."""
+    def __call__(self, carry, kinds, layer, rotary, reading):
+        """A scan's body: carries the residual stream and the cache of all layers, maps over the layers' kinds."""
         c = self.config
-        attended, layer_cache = Attention(c, name='attention')(
-            RMSNorm(c.norm_eps, name='attention_norm')(x), rotary, mask, layer_cache, index
-        )
-        x = x + attended
-        x = x + GatedMLP(c, name='mlp')(RMSNorm(c.norm_eps, name='mlp_norm')(x))
-        return x, layer_cache
+        x, cache = carry
+
+        def before(x, name):
+            return Norm(c, name=f'{name}_norm')(x) if c.pre_norm else x
+
+        def after(x, name):
+            return Norm(c, name=f'{name}_post_norm')(x) if c.post_norm else x
+
+        attended, cache = Attention(c, name='attention')(before(x, 'attention'), rotary, kinds, reading, cache, layer)
+        attended = after(attended, 'attention')
+        residual = x + attended
+        mlp = (MixtureOfExperts if c.experts else MLP)(c, name='mlp')
+        out = after(mlp(before(x if c.parallel else residual, 'mlp')), 'mlp')
+        return (residual + out, cache), None
 
 
 class Transformer(nn.Module):
@@ -171,24 +199,29 @@ class Transformer(nn.Module):
     config: ModelConfig
 
     def setup(self):
-        """Parameters: `embed`, `layers` (stacked on a leading axis), `final_norm`, and `head` where it is not tied."""
+        """Parameters: `embed`, `layers` (stacked on a leading axis), `final_norm`, `head` where it is not tied, and
+        `position_embed` where positions are learned.
+        """
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, dtype=c.dtype, embedding_init=nn.initializers.normal(0.02))
+        if c.learned_positions:
+            init = nn.initializers.normal(0.02)
+            self.position_embed = nn.Embed(c.max_length, c.width, dtype=c.dtype, embedding_init=init)
         block = Block
         if c.remat != 'none':
             block = nn.remat(Block, prevent_cse=False, policy=_REMAT_POLICIES[c.remat])
         self.layers = nn.scan(
             block,
-            variable_axes={'params': 0},
-            split_rngs={'params': True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            variable_axes={'params': 0, 'lora': 0},
+            split_rngs={'params': True, 'dropout': True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=c.layers,
         )(c)
-        self.final_norm = RMSNorm(c.norm_eps)
+        self.final_norm = Norm(c)
         if not c.tied:
             self.head = self.param('head', nn.initializers.normal(0.02), (c.width, c.vocab_size))
 
-    def __call__(self, tokens, positions=None, segment_ids=None, cache=None):
+    def __call__(self, tokens, positions=None, segment_ids=None, cache=None, branches=None):
         """Reads `tokens`, after what the cache holds if one is given.
 
         Args:
@@ -196,42 +229,55 @@ class Transformer(nn.Module):
           positions: int32[B, T]; 0..T-1 when absent (continued from the cache's index when there is one).
           segment_ids: int32[B, T], 0 for padding; all one segment when absent.
           cache: KVCache with room for T more tokens, or None.
+          branches: (P, K): the first P columns are a prompt, left-padded, and the rest K responses of equal width, each
+            of which sees the prompt and itself; None for plain rows.
 
         Returns:
           hidden [B, T, D], after the final norm, and the cache with these tokens (None without one).
         """
         chex.assert_rank(tokens, 2, custom_message='tokens')
         chex.assert_type(tokens, int)
-        start = 0 if cache is None else cache.index
         if positions is None:
+            start = 0 if cache is None else cache.index
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
-        key_segments = segment_ids
+        prompt, count = branches or (None, 1)
+        reading = Reading(segment_ids, positions, prompt=prompt, branches=count)
         if cache is not None:
-            key_segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, start, axis=1)
-        mask = attention_mask(segment_ids, key_segments, start)
-        rotary = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
-        layer_caches = None if cache is None else (cache.key, cache.value)
-        hidden, layer_caches = self.layers(self.embed(tokens), layer_caches, rotary, mask, start)
+            reading = cache.reading(segment_ids, positions)
+        rotary = rotary_tables(positions, self.config) if self.config.rotary_dim else None
+        kinds, layers = layer_kinds(self.config), jnp.arange(self.config.layers)
+        slots = None if cache is None else (cache.key, cache.value)
+        (hidden, slots), _ = self.layers((self._embed(tokens, positions), slots), kinds, layers, rotary, reading)
         if cache is not None:
-            cache = KVCache(*layer_caches, segment_ids=key_segments, index=start + tokens.shape[1])
+            cache = cache.filled(slots, reading)
         return self.final_norm(hidden), cache
 
     def unembed_matrix(self):
         """The LM head, [D, V]."""
         return self.embed.embedding.T if self.config.tied else self.head
 
+    def unembed_soft_cap(self):
+        """What logits are soft-capped at, a float; None where they are not."""
+        return self.config.final_soft_cap
+
     def unembed(self, hidden):
         """Logits, float32[..., V], of hidden states [..., D]."""
-        return jnp.matmul(hidden, self.unembed_matrix().astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(hidden, self.unembed_matrix().astype(hidden.dtype), preferred_element_type=jnp.float32)
+        cap = self.unembed_soft_cap()
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _embed(self, tokens, positions):
+        x = self.embed(tokens)
+        if self.config.scaled_embedding:
+            x = x * jnp.asarray(self.config.width**0.5, x.dtype)
+        return x + self.position_embed(positions) if self.config.learned_positions else x
 
     def init_cache(self, batch_size, length):
         """An empty cache with `length` slots for `batch_size` rows."""
         c = self.config
-        shape = (c.layers, batch_size, length, c.kv_heads, c.head_dim)
-        zeros = jnp.zeros(shape, c.dtype)
-        return KVCache(zeros, zeros, jnp.zeros((batch_size, length), jnp.int32), jnp.zeros((), jnp.int32))
+        return empty_cache((c.layers, batch_size, c.kv_heads, length, c.head_dim), c.dtype)
 
 
 def init_params(config: ModelConfig, key: jax.Array):

@@ -4,6 +4,7 @@ Leaves out what the step computes.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,12 @@ PMAP_AXIS = 'data'
 
 
 def compile_step(step: Callable, *, mesh: Mesh | None = None, backend: str = 'jit', rules=RULES) -> Callable:
-    """Compiles `step(state, batch) -> (state, metrics)`, donating the state.
+    """Compiles `step(state, batch, *frozen) -> (state, metrics)`, donating the state and nothing else.
 
     Under `jit` the batch's leading axis is split over the mesh's `data` and `fsdp` axes and parameters live where the
     rules put them. Under `pmap` the batch is split over the local devices and the state is replicated; the step must
-    then have been made with `axis_name=PMAP_AXIS`. Scalars of the batch (denominators) go whole to every device.
+    then have been made with `axis_name=PMAP_AXIS`. Scalars of the batch (denominators) go whole to every device, and
+    `frozen` stays where it is.
 
     Args:
       step: a pure function; each returned state has the structure of the one given.
@@ -43,7 +45,7 @@ def compile_step(step: Callable, *, mesh: Mesh | None = None, backend: str = 'ji
 def _jit_step(step, mesh, rules):
     compiled = {}
 
-    def run(state, batch):
+    def run(state, batch, *frozen):
         if 'step' not in compiled:
             shardings = tree_shardings(state, mesh, rules)
             compiled['shardings'] = shardings
@@ -54,7 +56,7 @@ def _jit_step(step, mesh, rules):
             state = jax.device_put(state, compiled['shardings'])
         # Within set_mesh the chunked LM head keeps rows, and a split vocabulary, where they are.
         with jax.set_mesh(mesh):
-            return compiled['step'](state, shard_batch(batch, mesh))
+            return compiled['step'](state, shard_batch(batch, mesh), *frozen)
 
     return run
 
@@ -63,7 +65,8 @@ def _pmap_step(step):
     devices = jax.local_device_count()
     mesh = jax.make_mesh((devices,), (PMAP_AXIS,), axis_types=(AxisType.Auto,), devices=jax.local_devices())
     rows = NamedSharding(mesh, PartitionSpec(PMAP_AXIS))
-    pmapped = jax.pmap(step, axis_name=PMAP_AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    mapped = partial(jax.pmap, step, axis_name=PMAP_AXIS, out_axes=None, donate_argnums=0)
+    pmapped = {}
 
     def split(leaf):
         if np.ndim(leaf) == 0:
@@ -74,7 +77,9 @@ def _pmap_step(step):
             )
         return jax.device_put(leaf.reshape(devices, leaf.shape[0] // devices, *leaf.shape[1:]), rows)
 
-    def run(state, batch):
-        return pmapped(state, jax.tree.map(split, batch))
+    def run(state, batch, *frozen):
+        if 'step' not in pmapped:
+            pmapped['step'] = mapped(in_axes=(None, 0, *(None for _ in frozen)))
+        return pmapped['step'](state, jax.tree.map(split, batch), *frozen)
 
     return run

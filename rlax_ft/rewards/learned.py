@@ -14,7 +14,8 @@ from rlax_ft.errors import InputError
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.heads import ScalarModel, sequence_scores
 from rlax_ft.models.hf import load_pretrained, read_json, save_pretrained
-from rlax_ft.types import Params, TokenBatch
+from rlax_ft.models.scoring import candidate_count, candidate_rows
+from rlax_ft.types import BranchBatch, Params, TokenBatch
 
 
 @struct.dataclass
@@ -33,10 +34,14 @@ class RewardModel:
     mean: float = 0.0
     scale: float = 1.0
 
-    def __call__(self, rows: TokenBatch) -> jax.Array:
-        """(r(x, y) - mean) / scale, float32[B]."""
+    def __call__(self, rows: TokenBatch | BranchBatch) -> jax.Array:
+        """(r(x, y) - mean) / scale, float32[B], or [B * K] of branches."""
         scores = sequence_scores(ScalarModel(self.config).apply, self.params, rows)
         return (scores - self.mean) / self.scale
+
+    def candidates(self, candidates: TokenBatch | BranchBatch) -> jax.Array:
+        """The same of K candidates a prompt, float32[B, K], from a TokenBatch [B, K, T] or a BranchBatch."""
+        return self(candidate_rows(candidates)).reshape(-1, candidate_count(candidates))
 
     def normalized(self, scores: np.ndarray, *, scale: bool) -> 'RewardModel':
         """The same model, centred (and scaled) on these scores of reference samples."""

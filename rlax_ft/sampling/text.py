@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.data.batches import Codec, prompt_arrays
+from rlax_ft.models.transformer import fuse_projections
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.types import Rollout
 
@@ -20,7 +21,7 @@ def make_sampler(apply: Callable, codec: Codec, *, temperature: float = 1.0, **t
     def sample(params, prompts, prompt_mask, key):
         return generate(
             apply,
-            {'params': params},
+            {'params': fuse_projections(params) if 'layers' in params else params},
             prompts,
             prompt_mask,
             key,

@@ -14,8 +14,8 @@ from rlax_ft.losses.preference import implicit_rewards
 from rlax_ft.losses.ranking import plackett_luce_dpo_loss, plackett_luce_loss
 from rlax_ft.losses.reward_model import bradley_terry_loss
 from rlax_ft.losses.supervised import nll_loss
-from rlax_ft.models.heads import sequence_scores
-from rlax_ft.models.scoring import sequence_logps, token_logps
+from rlax_ft.models.heads import candidate_scores
+from rlax_ft.models.scoring import candidate_logps, candidate_rows, token_logps
 from rlax_ft.ops.reduce import aggregate
 from rlax_ft.types import PairLogps, PreferenceBatch, RankingBatch, TokenBatch
 
@@ -55,19 +55,20 @@ def preference_objective(apply: Callable, loss: Callable, *, beta: float) -> Cal
 
     def loss_fn(params, batch: tuple[PreferenceBatch, jax.Array], key):
         pairs, total = batch
-        both = jax.tree.map(lambda *sides: jnp.concatenate(sides), pairs.chosen, pairs.rejected)
-        chosen, rejected = jnp.split(sequence_logps(apply, {'params': params}, both), 2)
-        chosen_len, rejected_len = jnp.split(jnp.sum(both.mask, axis=-1), 2)
+        candidates = pairs.candidates
+        logps = candidate_logps(apply, {'params': params}, candidates)
+        lengths = jnp.sum(candidate_rows(candidates).mask, axis=-1).reshape(logps.shape)
         pair = PairLogps(
-            chosen=chosen,
-            rejected=rejected,
+            chosen=logps[:, 0],
+            rejected=logps[:, 1],
             ref_chosen=pairs.ref_chosen,
             ref_rejected=pairs.ref_rejected,
-            chosen_len=chosen_len,
-            rejected_len=rejected_len,
+            chosen_len=lengths[:, 0],
+            rejected_len=lengths[:, 1],
         )
         value = soft_label_loss(loss, pair, pairs.label)
-        metrics = {'logps/chosen': chosen, 'logps/rejected': rejected, **reward_metrics(*_rewards(pair, beta))}
+        metrics = {'logps/chosen': pair.chosen, 'logps/rejected': pair.rejected}
+        metrics |= reward_metrics(*_rewards(pair, beta))
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}
 
     return loss_fn
@@ -101,7 +102,7 @@ def ranking_objective(apply: Callable, *, beta: float) -> Callable:
 
     def loss_fn(params, batch: tuple[RankingBatch, jax.Array], key):
         rankings, total = batch
-        logps = _per_candidate(lambda rows: sequence_logps(apply, {'params': params}, rows), rankings)
+        logps = candidate_logps(apply, {'params': params}, rankings.candidates)
         value = plackett_luce_dpo_loss(logps, rankings.ref_logps, rankings.ranks, rankings.mask, beta=beta)
         rewards = beta * (logps - rankings.ref_logps)
         metrics = reward_metrics(*_best_and_worst(rewards, rankings))
@@ -123,8 +124,7 @@ def reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Callable:
 
     def loss_fn(params, batch: tuple[PreferenceBatch, jax.Array], key):
         pairs, total = batch
-        both = jax.tree.map(lambda *sides: jnp.concatenate(sides), pairs.chosen, pairs.rejected)
-        chosen, rejected = jnp.split(sequence_scores(apply, params, both), 2)
+        chosen, rejected = candidate_scores(apply, params, pairs.candidates).T
         value = bradley_terry_loss(chosen, rejected, label=pairs.label, center_coef=center_coef)
         metrics = reward_metrics(chosen, rejected)
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}
@@ -141,7 +141,7 @@ def reward_ranking_objective(apply: Callable) -> Callable:
 
     def loss_fn(params, batch: tuple[RankingBatch, jax.Array], key):
         rankings, total = batch
-        scores = _per_candidate(lambda rows: sequence_scores(apply, params, rows), rankings)
+        scores = candidate_scores(apply, params, rankings.candidates)
         value = plackett_luce_loss(scores, rankings.ranks, rankings.mask)
         metrics = reward_metrics(*_best_and_worst(scores, rankings))
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}
@@ -163,12 +163,6 @@ def _rewards(pair, beta):
     if pair.ref_chosen is None:
         return beta * pair.chosen, beta * pair.rejected
     return implicit_rewards(pair, beta)
-
-
-def _per_candidate(score, rankings):
-    shape = rankings.ranks.shape
-    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), rankings.candidates)
-    return score(rows).reshape(shape)
 
 
 def _best_and_worst(rewards, rankings):

@@ -20,25 +20,25 @@ from flax import struct
 
 from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.losses.value import clipped_value_loss
-from rlax_ft.models.scoring import token_logps
+from rlax_ft.models.scoring import before_each_token, read, token_logps
 from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
 from rlax_ft.ops.returns import token_gae, token_rewards
-from rlax_ft.types import Rollout, TokenBatch
+from rlax_ft.types import BranchBatch, Rollout, TokenBatch
 
 
 @struct.dataclass
 class PPOBatch:
-    """What the update reads of a batch of rollouts; arrays are float32[B, T], 0 where `tokens.mask` is.
+    """What the update reads of a batch of rollouts; arrays have the shape of `tokens.mask` and are 0 where it is.
 
     Attributes:
-      tokens: TokenBatch [B, T].
+      tokens: TokenBatch [B, T], or BranchBatch: then the arrays are of responses alone, [B * K, R].
       logps: of the sampled tokens under the policy that sampled them.
       values: the critic's estimates before the update.
       advantages: whitened.
       returns: the critic's targets.
     """
 
-    tokens: TokenBatch
+    tokens: TokenBatch | BranchBatch
     logps: jax.Array
     values: jax.Array
     advantages: jax.Array
@@ -56,10 +56,14 @@ def end_scores(scores: jax.Array, ended: jax.Array, missing_eos_penalty: float) 
     return jnp.where(ended, jnp.asarray(scores, jnp.float32), missing_eos_penalty)
 
 
-def token_values(apply: Callable, params, tokens: TokenBatch) -> jax.Array:
-    """V(prompt, y_<t) of each response token y_t, the critic read one position earlier; float32[B, T], 0 if masked."""
-    values = apply({'params': params}, tokens.tokens, tokens.positions, tokens.segment_ids)
-    return jnp.where(tokens.mask > 0, jnp.pad(values[:, :-1], ((0, 0), (1, 0))), 0.0)
+def token_values(apply: Callable, params, tokens: TokenBatch | BranchBatch) -> jax.Array:
+    """V(prompt, y_<t) of each response token y_t, the critic read one position earlier; of the mask's shape."""
+    values = read(apply, {'params': params}, tokens)
+    if isinstance(tokens, BranchBatch):
+        values = before_each_token(values, tokens)
+    else:
+        values = jnp.pad(values[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(tokens.mask > 0, values, 0.0)
 
 
 def estimate(
@@ -67,7 +71,7 @@ def estimate(
     value_apply: Callable,
     params,
     ref_params,
-    tokens: TokenBatch,
+    tokens: TokenBatch | BranchBatch,
     logps: jax.Array,
     scores: jax.Array,
     kl_coef: jax.Array | float,
@@ -83,8 +87,8 @@ def estimate(
       value_apply: of the critic.
       params: {'policy', 'value'}.
       ref_params: of the reference policy.
-      tokens: TokenBatch [B, T] of prompts and completions.
-      logps: float[B, T] of the sampled tokens, as the sampler gave them.
+      tokens: of prompts and completions.
+      logps: of the sampled tokens, as the sampler gave them, of the shape of `tokens.mask`.
       scores: float[B].
       kl_coef: beta, the weight of the per-token KL penalty.
       temperature: of the sampling.
@@ -124,17 +128,23 @@ def minibatch(batch: PPOBatch, key: jax.Array, epoch: jax.Array, index: jax.Arra
     """Minibatch `index` of `count` in an epoch, with its denominator.
 
     Args:
-      batch: PPOBatch [B, T].
+      batch: PPOBatch of B rows.
       key: of this update: each update has another, and each epoch its own permutation.
       epoch: int32[].
       index: int32[].
-      count: number of minibatches; it divides B.
+      count: number of minibatches; it divides B, and responses to one prompt stay together.
 
     Returns:
-      (PPOBatch [B / count, T], number of its response tokens).
+      (PPOBatch of B / count rows, number of its response tokens).
     """
-    rows = jax.random.permutation(jax.random.fold_in(key, epoch), batch.logps.shape[0]).reshape(count, -1)[index]
-    part = jax.tree.map(lambda leaf: leaf[rows], batch)
+    prompts = jax.tree.leaves(batch.tokens)[0].shape[0]
+    rows = jax.random.permutation(jax.random.fold_in(key, epoch), prompts).reshape(count, -1)[index]
+
+    def pick(leaf):
+        by_prompt = leaf.reshape(prompts, -1, *leaf.shape[1:])[rows]
+        return by_prompt.reshape(-1, *leaf.shape[1:])
+
+    part = jax.tree.map(pick, batch)
     return part, jnp.sum(part.tokens.mask)
 
 

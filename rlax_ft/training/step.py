@@ -19,14 +19,15 @@ def make_train_step(
     micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> Callable:
-    """Makes `step(state, batch) -> (state, metrics)`.
+    """Makes `step(state, batch, *frozen) -> (state, metrics)`.
 
     A micro-batch, or a device's part of a batch under `axis_name`, gives its *share* of loss and metrics: sums over its
     rows divided by the denominator of the whole batch, which the caller puts into the batch before it is split. Shares
     and their gradients are therefore added, and no split ever changes the result.
 
     Args:
-      loss_fn: `loss_fn(params, batch, key) -> (loss, metrics)`, scalars all.
+      loss_fn: `loss_fn(params, batch, key, *frozen) -> (loss, metrics)`, scalars all; `frozen` is what it reads
+        but does not train, such as the base of an adapter.
       optimizer: an optax transformation; a learning rate injected by `training.optimizer` is reported as `lr`.
       micro_batches: parts into which the leading axis of every batched leaf is split; scalars go whole to each.
       axis_name: the mapped axis to sum over, under pmap.
@@ -39,26 +40,27 @@ def make_train_step(
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def shares(params, batch, key):
+    def shares(params, batch, key, frozen):
         if micro_batches == 1:
-            return value_and_grad(params, batch, key)
+            return value_and_grad(params, batch, key, *frozen)
         batched, whole = _partition(batch, micro_batches)
 
         def accumulate(total, part):
             leaves, part_key = part
-            value = value_and_grad(params, whole(leaves), part_key)
+            value = value_and_grad(params, whole(leaves), part_key, *frozen)
             return jax.tree.map(jnp.add, total, value), None
 
         keys = jax.random.split(key, micro_batches)
-        shapes = jax.eval_shape(value_and_grad, params, whole([leaf[0] for leaf in batched]), key)
+        first = whole([leaf[0] for leaf in batched])
+        shapes = jax.eval_shape(value_and_grad, params, first, key, *frozen)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(accumulate, zeros, (batched, keys))[0]
 
-    def step(state: TrainState, batch):
+    def step(state: TrainState, batch, *frozen):
         key, step_key = jax.random.split(state.key)
         if axis_name is not None:
             step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
-        (loss, metrics), grads = shares(state.params, batch, step_key)
+        (loss, metrics), grads = shares(state.params, batch, step_key, frozen)
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -122,4 +122,4 @@ def test_reward_heads_and_the_last_counted_token():
     assert kernel.std() == pytest.approx(1 / np.sqrt(width + 1), rel=0.1)
     mask = jnp.asarray([[0, 1, 1, 0], [0, 0, 1, 1]], jnp.float32)
     batch = TokenBatch(tokens=mask, mask=mask, positions=mask, segment_ids=mask)
-    assert score_last_token(jnp.asarray([[1.0, 2, 3, 4], [5, 6, 7, 8]]), batch).tolist() == [3.0, 8.0]
+    assert score_last_token(jnp.asarray([[1.0, 2, 3, 4], [5, 6, 7, 8]]), batch.mask).tolist() == [3.0, 8.0]

@@ -1,0 +1,89 @@
+"""Times two programs in turn: each is a process of its own that does its work once whenever it is told to.
+
+A worker calls `serve(work)`; whoever measures calls `race([command, ...])`. Taking turns means that what else the
+machine does falls on both alike; a warm-up is not counted, and the median of the rounds is taken. Leaves out what is
+measured.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def serve(work: Callable[[], dict | None]) -> None:
+    """Runs `work` once for each line of standard input, and answers with its seconds and whatever it returned."""
+    turns = Turns()
+    while turns.wait():
+        turns.done(**(work() or {}))
+
+
+class Turns:
+    """A worker's side of the race, for work that cannot be called: `wait` for a turn, and say that it is `done`."""
+
+    def __init__(self):
+        """Keeps standard output for answers; whatever libraries print goes to standard error."""
+        self._answers, sys.stdout = sys.stdout, sys.stderr
+
+    def wait(self) -> bool:
+        """Waits for the next turn, and starts the clock; False when there is none."""
+        told = bool(sys.stdin.readline())
+        self._started = time.perf_counter()
+        return told
+
+    def done(self, **extra) -> None:
+        """Stops the clock and answers with the seconds and what else there is to say."""
+        print(json.dumps({'seconds': time.perf_counter() - self._started, **extra}), file=self._answers, flush=True)
+
+
+def race(commands: Sequence[Sequence[str]], *, rounds: int, warmup: int = 1) -> list[dict]:
+    """Each command's median seconds over rounds in which the commands take turns.
+
+    Args:
+      commands: of the workers.
+      rounds: that count.
+      warmup: that do not: they hold imports and compilation.
+
+    Returns:
+      For each command its last answer, with `seconds` the median and `fastest` the least.
+
+    Raises:
+      RuntimeError: a worker stopped.
+    """
+    workers = [subprocess.Popen(c, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for c in commands]
+    seconds, last = [[] for _ in workers], [{} for _ in workers]
+    try:
+        for i in range(warmup + rounds):
+            for j, worker in enumerate(workers):
+                worker.stdin.write('\n')
+                worker.stdin.flush()
+                line = worker.stdout.readline()
+                if not line:
+                    raise RuntimeError(f'{" ".join(commands[j])}: stopped with exit code {worker.wait()}')
+                last[j] = json.loads(line)
+                if i >= warmup:
+                    seconds[j].append(last[j]['seconds'])
+    finally:
+        for worker in workers:
+            worker.stdin.close()
+            worker.wait()
+    return [a | {'seconds': statistics.median(s), 'fastest': min(s)} for a, s in zip(last, seconds)]
+
+
+def table(records: Sequence[dict]) -> str:
+    """Records as a Markdown table."""
+    rows = ['| what | ours | peer | unit | ratio |', '|---|---|---|---|---|']
+    for r in records:
+        peer, ratio = (f'{r[k]:.3g}' if r[k] is not None else '' for k in ('peer', 'ratio'))
+        rows.append(f'| {r["name"]} | {r["ours"]:.3g} | {peer} | {r["unit"]} | {ratio} |')
+    return '\n'.join(rows)
+
+
+def report(records: Sequence[dict], json_file: str) -> None:
+    """Prints the table, and writes the records where a file is named."""
+    print(table(records))
+    if json_file:
+        Path(json_file).write_text(json.dumps(list(records), indent=2) + '\n')

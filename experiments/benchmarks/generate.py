@@ -1,0 +1,56 @@
+"""Speed of sampling against Hugging Face's `generate`, and of the rollout engine against static batches.
+
+    python experiments/benchmarks/generate.py --against=hf --peer_python=PATH/TO/python --json=generate.json
+
+The peer runs where it is installed: `--peer_python` names that environment's interpreter (`pip install transformers
+torch`). Both take turns, on the same shapes in the same precision; warm-up, with compilation, is not counted. Leaves
+out training (train_step.py).
+"""
+
+import json
+import sys
+
+from absl import app, flags
+from alternate import race, report
+from shapes import JSON, PYTHON, ROUNDS, SHAPE, SHAPES, WORKERS
+
+_AGAINST = flags.DEFINE_enum('against', 'hf', ['hf', 'none'], 'The peer.')
+_BATCHES = flags.DEFINE_list('batches', ['1', '16', '64'], 'Batch sizes.')
+_PROMPT = flags.DEFINE_integer('prompt', 64, 'Tokens of a prompt.')
+_NEW = flags.DEFINE_integer('new', 128, 'Tokens of a completion.')
+_ENGINE_ROWS = flags.DEFINE_integer('engine_rows', 64, 'Rows under way in the engine; 0 leaves it out.')
+
+
+def main(_):
+    """Races each batch size, then the engine."""
+    sizes = [str(_PROMPT.value), str(_NEW.value), json.dumps(SHAPES[SHAPE.value])]
+    records = [plain(batch, sizes) for batch in _BATCHES.value]
+    if _ENGINE_ROWS.value:
+        records.append(engine(sizes))
+    report(records, JSON.value)
+
+
+def plain(batch: str, sizes: list[str]) -> dict:
+    """The record of one batch size."""
+    commands = [[sys.executable, str(WORKERS / 'ours_generate.py'), 'plain', batch, *sizes]]
+    if _AGAINST.value == 'hf':
+        commands.append([PYTHON.value, str(WORKERS / 'hf_generate.py'), batch, *sizes])
+    return record(f'generate, batch {batch}', commands, tokens=int(batch) * _NEW.value)
+
+
+def engine(sizes: list[str]) -> dict:
+    """The record of the engine against our own static batches."""
+    worker, rows = str(WORKERS / 'ours_generate.py'), str(_ENGINE_ROWS.value)
+    commands = [[sys.executable, worker, kind, rows, *sizes] for kind in ('engine', 'static')]
+    return record('engine against static batches, geometric lengths', commands)
+
+
+def record(name: str, commands: list[list[str]], tokens: int | None = None) -> dict:
+    """Tokens a second; of random lengths, those that each command said that it drew."""
+    rates = [(tokens or r['tokens']) / r['seconds'] for r in race(commands, rounds=ROUNDS.value)]
+    ours, peer = rates[0], rates[1] if len(rates) > 1 else None
+    return {'name': name, 'ours': ours, 'peer': peer, 'unit': 'tokens/s', 'ratio': peer and ours / peer}
+
+
+if __name__ == '__main__':
+    app.run(main)

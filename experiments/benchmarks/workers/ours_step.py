@@ -1,0 +1,98 @@
+"""Our optimiser step, as a worker of alternate.py: `ours_step.py STAGE SHAPE`.
+
+STAGE is sft, dpo, dpo_cached or ppo: the steps that the scripts compile, on a batch that stays the same; or score and
+score_plain: the log-probabilities, with gradients, of groups of completions, with their prompts shared and as rows.
+"""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from alternate import serve
+from workers.model import llama, rows
+
+from rlax_ft.data.branches import share_prompts, shared
+from rlax_ft.losses.preference import dpo_loss
+from rlax_ft.models.heads import ScalarModel, value_params
+from rlax_ft.models.scoring import candidate_logps, candidate_rows
+from rlax_ft.models.transformer import Transformer
+from rlax_ft.parallel.compile import compile_step
+from rlax_ft.training.objectives import preference_objective, sft_objective
+from rlax_ft.training.optimizer import make_optimizer
+from rlax_ft.training.ppo import PPOBatch, ppo_objective
+from rlax_ft.training.step import init_state, make_train_step
+from rlax_ft.types import PreferenceBatch
+
+
+def sft(shape, apply, params):
+    """All tokens but the first are learned, as TRL does with plain text."""
+    batch = jax.tree.map(lambda x: x[:, 0], rows(shape, 1))
+    batch.mask[:, 1:] = 1.0
+    return sft_objective(apply), params, lambda: (batch, np.float32(batch.mask.sum()))
+
+
+def dpo(shape, apply, params, *, cached):
+    """Pairs of one prompt; the reference is scored in every step, or has been."""
+    candidates = rows(shape, 2)
+    sides = [jax.tree.map(lambda x, i=i: x[:, i], candidates) for i in range(2)]
+    pairs = share_prompts(PreferenceBatch(*sides, np.ones(shape['rows'], np.float32)))
+    ref_params = jax.tree.map(jnp.copy, params)
+    score = jax.jit(lambda p, batch: candidate_logps(apply, {'params': p}, batch.candidates).T)
+    known = score(ref_params, pairs)
+
+    def batch():
+        chosen, rejected = known if cached else score(ref_params, pairs)
+        return pairs.replace(ref_chosen=chosen, ref_rejected=rejected), np.float32(shape['rows'])
+
+    return preference_objective(apply, partial(dpo_loss, beta=0.1), beta=0.1), params, batch
+
+
+def ppo(shape, apply, params, value_apply):
+    """One minibatch of an update."""
+    tokens = jax.tree.map(jnp.asarray, shared(rows(shape, 1)) or candidate_rows(rows(shape, 1)))
+    noise = jax.random.normal(jax.random.key(1), tokens.mask.shape) * tokens.mask
+    batch = PPOBatch(tokens=tokens, logps=noise - 9.0, values=noise, advantages=noise, returns=noise)
+    both = {'policy': params, 'value': value_params(params)}
+    return ppo_objective(apply, value_apply), both, lambda: (batch, jnp.sum(tokens.mask))
+
+
+def stepper(stage, shape):
+    """A function that takes one step and waits for it."""
+    config, params = llama(shape)
+    apply = Transformer(config).apply
+    if stage == 'sft':
+        objective, params, batch = sft(shape, apply, params)
+    elif stage == 'ppo':
+        objective, params, batch = ppo(shape, apply, params, ScalarModel(config).apply)
+    else:
+        objective, params, batch = dpo(shape, apply, params, cached=stage == 'dpo_cached')
+    optimizer = make_optimizer(1e-5, max_steps=1000)
+    step = compile_step(make_train_step(objective, optimizer))
+    state = {'now': init_state(params, optimizer, jax.random.key(0))}
+
+    def work():
+        state['now'], metrics = step(state['now'], batch())
+        return {'loss': float(metrics['loss'])}
+
+    return work
+
+
+def scorer(stage, shape):
+    """A function that scores groups of completions, with the gradient of their sum, and waits."""
+    config, params = llama(shape)
+    apply = Transformer(config).apply
+    candidates = rows(shape, shape['group'])
+    batch = jax.tree.map(jnp.asarray, shared(candidates) if stage == 'score' else candidates)
+    step = jax.jit(jax.value_and_grad(lambda p: jnp.mean(candidate_logps(apply, {'params': p}, batch))))
+    return lambda: {'loss': float(jax.block_until_ready(step(params))[0])}
+
+
+if __name__ == '__main__':
+    make = scorer if sys.argv[1].startswith('score') else stepper
+    serve(make(sys.argv[1], json.loads(sys.argv[2])))

@@ -1,0 +1,124 @@
+"""TRL's optimiser step on a random Llama, as a worker of alternate.py: `trl_step.py STAGE SHAPE`.
+
+STAGE is sft, dpo or dpo_cached (the reference's log-probabilities computed ahead); SHAPE is train_step.py's, as JSON.
+What is timed is what `Trainer.train` does with one batch: forward, backward, clipping, AdamW, schedule. Collating is
+left out, in the peer's favour. Runs where torch, transformers and trl are installed.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from alternate import Turns
+
+
+def word_tokenizer(size):
+    """A tokenizer of one token a word, `w3` to `w{size - 1}`, so that lengths in tokens are known."""
+    words = ['<pad>', '<bos>', '<eos>', *(f'w{i}' for i in range(3, size))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token='<pad>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token='<pad>', bos_token='<bos>', eos_token='<eos>')
+
+
+def llama(shape):
+    """A random Llama of that shape."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=shape['vocab'],
+        hidden_size=shape['width'],
+        num_hidden_layers=shape['layers'],
+        num_attention_heads=shape['heads'],
+        num_key_value_heads=shape['kv_heads'],
+        head_dim=shape['width'] // shape['heads'],
+        intermediate_size=shape['mlp'],
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    dtype = torch.bfloat16 if shape['dtype'] == 'bfloat16' else torch.float32
+    return LlamaForCausalLM(config).to(dtype).to('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def texts(shape, count, length, seed):
+    """`count` texts of `length` words."""
+    rng = np.random.default_rng(seed)
+    return [' '.join(f'w{i}' for i in rng.integers(3, shape['vocab'], length)) for _ in range(count)]
+
+
+def trainer(stage, shape, out):
+    """TRL's trainer of that stage."""
+    rows = shape['rows']
+    shared = dict(
+        output_dir=out,
+        per_device_train_batch_size=rows,
+        max_steps=1000,
+        report_to=[],
+        save_strategy='no',
+        logging_strategy='no',
+        disable_tqdm=True,
+        learning_rate=1e-5,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+    )
+    model, tokenizer = llama(shape), word_tokenizer(shape['vocab'])
+    if stage == 'sft':
+        length = shape['prompt'] + shape['response']
+        data = Dataset.from_dict({'text': texts(shape, rows, length - 1, 0)})
+        config = SFTConfig(**shared, max_length=length)
+        return SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer)
+    prompt, answer = shape['prompt'], shape['response'] - 1
+    data = Dataset.from_dict(
+        {
+            'prompt': texts(shape, rows, prompt, 0),
+            'chosen': [' ' + t for t in texts(shape, rows, answer, 1)],
+            'rejected': [' ' + t for t in texts(shape, rows, answer, 2)],
+        }
+    )
+    cached = stage == 'dpo_cached'
+    config = DPOConfig(**shared, precompute_ref_log_probs=cached, max_length=prompt + answer + 1)
+    return DPOTrainer(model, llama(shape), config, train_dataset=data, processing_class=tokenizer)
+
+
+class OneStepATurn(TrainerCallback):
+    """Holds the trainer before each step until it is its turn."""
+
+    def __init__(self):
+        """Opens the race."""
+        self._turns = Turns()
+
+    def on_step_begin(self, args, state, control, **_):
+        """Waits."""
+        control.should_training_stop = not self._turns.wait()
+
+    def on_step_end(self, args, state, control, **_):
+        """Answers."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if not control.should_training_stop:
+            self._turns.done()
+
+
+def main():
+    """Serves steps until nobody asks."""
+    turns = OneStepATurn()
+    with tempfile.TemporaryDirectory() as out:
+        t = trainer(sys.argv[1], json.loads(sys.argv[2]), out)
+        t.add_callback(turns)
+        t.train()
+
+
+if __name__ == '__main__':
+    main()

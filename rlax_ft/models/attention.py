@@ -1,0 +1,262 @@
+"""Who attends to whom, the key-value cache, and which kernel computes attention where.
+
+A key is visible to a query of the same segment at the same or a later position. Leaves out projections and rotary
+positions: transformer.py hands in finished queries, keys and values.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlax_ft.models.blockwise import blockwise_attention
+
+# What --attention takes; `auto` is cudnn on NVIDIA GPUs, splash on TPUs, where they can do what is asked, or blockwise.
+KERNELS = ('auto', 'blockwise', 'dense', 'cudnn', 'splash')
+
+# Slots of the cache that decoding reads at a time.
+_CACHE_BLOCK = 512
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of what has been read so far.
+
+    Attributes:
+      key: [L, B, kv_heads, S, H], rotated keys of every layer.
+      value: [L, B, kv_heads, S, H].
+      segment_ids: int32[B, S], 0 where a slot is padding or not yet filled.
+      positions: int32[B, S].
+      index: int32[], the slot that is filled next; a row needs no order among its slots.
+      empty: nothing has been read yet, so that the first pass need not look at it.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    segment_ids: jax.Array
+    positions: jax.Array
+    index: jax.Array
+    empty: bool = struct.field(pytree_node=False, default=False)
+
+    def reading(self, segment_ids: jax.Array, positions: jax.Array) -> 'Reading':
+        """How tokens of these segments and positions, int32[B, T], are read into the next slots."""
+        segments, places = (
+            jax.lax.dynamic_update_slice_in_dim(slots, new, self.index, axis=1)
+            for slots, new in ((self.segment_ids, segment_ids), (self.positions, positions))
+        )
+        return Reading(segment_ids, positions, segments, places, self.index, prefill=self.empty)
+
+    def filled(self, slots: tuple[jax.Array, jax.Array], reading: 'Reading') -> 'KVCache':
+        """The cache after such a reading, with the keys and values that it wrote."""
+        index = self.index + reading.segment_ids.shape[1]
+        return KVCache(*slots, reading.cache_segments, reading.cache_positions, index)
+
+
+def empty_cache(shape: tuple[int, ...], dtype) -> KVCache:
+    """A cache of [L, B, kv_heads, S, H] in which nothing has been read yet."""
+    zeros, blank = jnp.zeros(shape, dtype), jnp.zeros((shape[1], shape[3]), jnp.int32)
+    return KVCache(zeros, zeros, blank, blank, jnp.zeros((), jnp.int32), empty=True)
+
+
+@struct.dataclass
+class Reading:
+    """What one pass reads, the same for every layer.
+
+    Attributes:
+      segment_ids: int32[B, T] of the queries, 0 for padding.
+      positions: int32[B, T] of the queries.
+      cache_segments: int32[B, S] of the cache with these tokens in it, or None without a cache.
+      cache_positions: int32[B, S].
+      index: int32[], the first of the slots that these tokens take.
+      prefill: the cache was empty, so the tokens see each other only.
+      prompt: None, or the number of columns that hold a prompt; the rest are `branches` responses of equal width, each
+        of which sees the prompt and itself.
+      branches: number of responses after a shared prompt.
+    """
+
+    segment_ids: jax.Array
+    positions: jax.Array
+    cache_segments: jax.Array | None = None
+    cache_positions: jax.Array | None = None
+    index: jax.Array | int = 0
+    prefill: bool = struct.field(pytree_node=False, default=False)
+    prompt: int | None = struct.field(pytree_node=False, default=None)
+    branches: int = struct.field(pytree_node=False, default=1)
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    reading: Reading,
+    cache: tuple[jax.Array, jax.Array] | None = None,
+    layer: jax.Array | int = 0,
+    *,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    window: jax.Array | int | None = None,
+    kernel: str = 'auto',
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """softmax(cap(scale q k^T) + mask) v, grouped-query (arXiv 2305.13245), after what the cache holds if there is one.
+
+    Args:
+      query: [B, T, heads, H], rotated.
+      key: [B, T, kv_heads, H], rotated.
+      value: [B, T, kv_heads, H].
+      reading: which keys each query may see.
+      cache: keys and values of all layers, each [L, B, kv_heads, S, H], or None.
+      layer: which of them is ours.
+      scale: of the scores; 1 / sqrt(H) when absent.
+      soft_cap: scores become soft_cap tanh(scores / soft_cap) (arXiv 2408.00118).
+      window: positions that a query sees, its own included; an int32[] that may be traced; None sees all.
+      kernel: one of `KERNELS`.
+
+    Returns:
+      ([B, T, heads, H], the cache with these keys and values, or None).
+    """
+    how = dict(scale=query.shape[-1] ** -0.5 if scale is None else scale, soft_cap=soft_cap, window=window)
+    if cache is not None:
+        cache = tuple(_write(slots, x, layer, reading.index) for slots, x in zip(cache, (key, value)))
+        if not reading.prefill:
+            return _attend_cache(query, *cache, layer, reading, **how), cache
+    how['kernel'] = kernel
+    if reading.prompt is None:
+        places = (reading.segment_ids, reading.positions)
+        return _attend_keys(query, key, value, *places, *places, **how), cache
+    return _attend_branches(query, key, value, reading, **how), cache
+
+
+def _attend_branches(query, key, value, reading, **how):
+    """The prompt by itself, then every response with the prompt's keys in front of its own."""
+    places = (reading.segment_ids, reading.positions)
+    cut, count = reading.prompt, reading.branches
+    prompt = [x[:, :cut] for x in (query, key, value, *places)]
+    response = [x[:, cut:].reshape(x.shape[0] * count, -1, *x.shape[2:]) for x in (query, key, value, *places)]
+    both = [jnp.concatenate([jnp.repeat(p, count, axis=0), r], axis=1) for p, r in zip(prompt[1:], response[1:])]
+    in_prompt = _attend_keys(*prompt, *prompt[3:], **how)
+    in_response = _attend_keys(response[0], *both[:2], *response[3:], *both[2:], **how)
+    return jnp.concatenate([in_prompt, in_response.reshape(query.shape[0], -1, *query.shape[2:])], axis=1)
+
+
+def _attend_keys(query, key, value, segments, positions, key_segments, key_positions, *, kernel, **how):
+    """Without a cache: the queries are the last of the keys."""
+    places = (segments, positions, key_segments, key_positions)
+    kernel = choose_kernel(kernel, query, key, **how)
+    if kernel == 'blockwise':
+        return blockwise_attention(query, key, value, *places, **how)
+    if kernel == 'splash':
+        return _splash(query, key, value, *places, **how)
+    mask = visible(*places, how['window'])
+    if kernel == 'cudnn':
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask[:, None], scale=how['scale'], implementation='cudnn'
+        )
+    out = _softmax_product(query, *(x.transpose(0, 2, 1, 3) for x in (key, value)), mask, how['scale'], how['soft_cap'])
+    return out.astype(value.dtype)
+
+
+def choose_kernel(kernel: str, query, key, *, scale, soft_cap, window) -> str:
+    """The kernel that computes this attention: the one asked for, or under `auto` the platform's if it can."""
+    if kernel != 'auto':
+        return kernel
+    platform = jax.default_backend()
+    halves = query.dtype in (jnp.bfloat16, jnp.float16)
+    if platform == 'gpu' and halves and soft_cap is None and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128:
+        return 'cudnn'
+    aligned = query.shape[1] % 128 == 0 and key.shape[1] == query.shape[1] and query.shape[-1] % 128 == 0
+    if platform == 'tpu' and aligned and not isinstance(window, jax.Array):
+        return 'splash'
+    return 'blockwise'
+
+
+def visible(segments, positions, key_segments, key_positions, window=None) -> jax.Array:
+    """Which keys each query sees: of its segment, at no later position, within the window.
+
+    Padding (segment 0) sees padding, so that no row of the softmax is empty; nobody reads those rows.
+
+    Args:
+      segments, positions: int32[B, T] of the queries.
+      key_segments, key_positions: int32[B, S].
+      window: positions that a query sees, its own included; None for all.
+
+    Returns:
+      bool[B, T, S].
+    """
+    behind = positions[:, :, None] - key_positions[:, None, :]
+    seen = (segments[:, :, None] == key_segments[:, None, :]) & (behind >= 0)
+    return seen if window is None else seen & (behind < window)
+
+
+def _write(slots, x, layer, index):
+    """Puts [B, T, kv_heads, H] at slots index.. of one layer of [L, B, kv_heads, S, H], in place inside a loop."""
+    return jax.lax.dynamic_update_slice(
+        slots, x.transpose(0, 2, 1, 3)[None].astype(slots.dtype), (layer, 0, 0, index, 0)
+    )
+
+
+def _attend_cache(query, keys, values, layer, reading, *, scale, soft_cap, window):
+    """Over the slots of the cache, block by block as far as they are filled."""
+    slots = keys.shape[3]
+    mask = visible(reading.segment_ids, reading.positions, reading.cache_segments, reading.cache_positions, window)
+    if slots <= _CACHE_BLOCK:
+        key, value = (jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False) for x in (keys, values))
+        return _softmax_product(query, key, value, mask, scale, soft_cap).astype(values.dtype)
+
+    size = _CACHE_BLOCK
+    filled = jnp.max(jnp.where(reading.cache_segments > 0, jnp.arange(1, slots + 1), 0))
+
+    def block(i, carry):
+        # The last block reaches back where the slots do not divide; what it sees again is masked out.
+        start = jnp.minimum(i * size, slots - size)
+        at = (layer, 0, 0, start, 0)
+        key, value = (jax.lax.dynamic_slice(x, at, (1, *x.shape[1:3], size, x.shape[4]))[0] for x in (keys, values))
+        seen = jax.lax.dynamic_slice_in_dim(mask, start, size, axis=2) & (jnp.arange(size) + start >= i * size)
+        scores = _scores(query, key, seen, scale, soft_cap)
+        highest, total, out = carry
+        new = jnp.maximum(highest, jnp.max(scores, axis=-1, keepdims=True))
+        weights, shrink = jnp.exp(scores - new), jnp.exp(highest - new)
+        out = shrink * out + jnp.einsum('bkgts,bksh->bkgth', weights.astype(value.dtype), value)
+        return new, shrink * total + jnp.sum(weights, axis=-1, keepdims=True), out
+
+    batch, length, heads, width = query.shape
+    shape = (batch, keys.shape[2], heads // keys.shape[2], length)
+    start = jnp.full((*shape, 1), -1e30), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width))
+    _, total, out = jax.lax.fori_loop(0, (filled + size - 1) // size, block, start)
+    out = out / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
+    return out.transpose(0, 3, 1, 2, 4).reshape(query.shape).astype(values.dtype)
+
+
+def _scores(query, key, mask, scale, soft_cap):
+    """[B, T, heads, H], [B, kv_heads, S, H] -> float32[B, kv_heads, heads / kv_heads, T, S]."""
+    batch, length, _, width = query.shape
+    groups = query.reshape(batch, length, key.shape[1], -1, width)
+    scores = jnp.einsum('btkgh,bksh->bkgts', groups, key, preferred_element_type=jnp.float32) * scale
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    return jnp.where(mask[:, None, None], scores, -1e30)
+
+
+def _softmax_product(query, key, value, mask, scale, soft_cap):
+    weights = jax.nn.softmax(_scores(query, key, mask, scale, soft_cap), axis=-1)
+    return jnp.einsum('bkgts,bksh->btkgh', weights.astype(value.dtype), value).reshape(query.shape)
+
+
+def _splash(query, key, value, segments, positions, key_segments, key_positions, *, scale, soft_cap, window):
+    """The TPU's Pallas kernel; it knows causality by place, so it takes whole rows only (interpreted off the TPU)."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length, heads = query.shape[1], query.shape[2]
+    shape = (length, length)
+    seen = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([seen] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=soft_cap,
+        interpret=jax.default_backend() != 'tpu',
+    )
+    groups = heads // key.shape[2]
+    rows = [x.transpose(0, 2, 1, 3) for x in (query * scale, key, value)]
+    rows = [rows[0], *(jnp.repeat(x, groups, axis=1) for x in rows[1:])]
+    ids = splash.SegmentIds(segments, key_segments)
+    return jax.vmap(kernel)(*rows, segment_ids=ids).transpose(0, 2, 1, 3).astype(value.dtype)

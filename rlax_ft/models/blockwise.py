@@ -1,0 +1,223 @@
+"""Attention in blocks (arXiv 2205.14135): what runs where no vendor's kernel does.
+
+Forward and backward hold the scores of one block of queries and keys at a time, never [T, S], and blocks that causality
+or the window rules out are not computed. Leaves out the key-value cache and the choice of kernel (attention.py).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_NEVER = -1e30  # Finite, so that a block in which a query sees nothing gives no NaN.
+
+
+class _Settings(NamedTuple):
+    scale: float
+    soft_cap: float | None
+    query_block: int
+    key_block: int
+
+
+class _Places(NamedTuple):
+    """Segments and positions of queries [T] and keys [S], and the window (None: all)."""
+
+    query_segments: jax.Array
+    query_positions: jax.Array
+    key_segments: jax.Array
+    key_positions: jax.Array
+    window: jax.Array | None
+
+
+def blockwise_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_segments: jax.Array,
+    query_positions: jax.Array,
+    key_segments: jax.Array,
+    key_positions: jax.Array,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    window: jax.Array | int | None = None,
+    block: int | None = None,
+) -> jax.Array:
+    """softmax(cap(scale q k^T) + mask) v; a query sees keys of its segment at no later position, within the window.
+
+    Args:
+      query: [B, T, heads, H].
+      key: [B, S, kv_heads, H], S >= T: within a segment, places are in order, and the queries are the last T of them.
+      value: [B, S, kv_heads, H].
+      query_segments, query_positions: int32[B, T].
+      key_segments, key_positions: int32[B, S].
+      scale: of the scores.
+      soft_cap: scores become soft_cap tanh(scores / soft_cap).
+      window: positions that a query sees, its own included.
+      block: queries, and keys, in a block; chosen by length when absent.
+
+    Returns:
+      [B, T, heads, H].
+    """
+    batch, length, heads, width = query.shape
+    groups = key.shape[2]
+    block = block or (64 if length <= 512 else 256)  # Measured on a CPU.
+    settings = _Settings(scale, soft_cap, min(block, length), min(block, key.shape[1]))
+    pad_q, pad_k = -length % settings.query_block, -key.shape[1] % settings.key_block
+    # [B, T, heads, H] -> [B, kv_heads, heads / kv_heads, T, H]; padded places belong to segments that nobody has.
+    query = _pad(query.reshape(batch, length, groups, -1, width).transpose(0, 2, 3, 1, 4), pad_q, 3)
+    key, value = (_pad(x.transpose(0, 2, 1, 3), pad_k, 2) for x in (key, value))
+    window = None if window is None else jnp.asarray(window, jnp.int32)
+    places = _Places(
+        _pad(jnp.asarray(query_segments), pad_q, 1, -1),
+        _pad(jnp.asarray(query_positions), pad_q, 1),
+        _pad(jnp.asarray(key_segments), pad_k, 1, -2),
+        _pad(jnp.asarray(key_positions), pad_k, 1),
+        None,
+    )
+
+    def one_head(q, k, v, at):
+        return _attend(settings, q, k, v, at._replace(window=window))
+
+    out = jax.vmap(jax.vmap(one_head, in_axes=(0, 0, 0, None)))(query, key, value, places)
+    return out[..., :length, :].transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(settings, query, key, value, places):
+    """One row and one key-value head: [G, T, H], [S, H], [S, H] -> [G, T, H]."""
+    return _forward(settings, query, key, value, places)[0]
+
+
+def _forward(settings, query, key, value, places):
+    """A running softmax over key blocks, for one query block after another; keeps each query's log-normaliser."""
+    count = query.shape[1] // settings.query_block
+
+    def query_block(j):
+        return _softmax_over_keys(settings, _block_of_queries(settings, j, query), key, value, places, j)
+
+    if count == 1:
+        out, log_z = query_block(0)
+    else:
+        out, log_z = (_join(x) for x in jax.lax.map(query_block, jnp.arange(count)))
+    return out, (query, key, value, places, out, log_z)
+
+
+def _softmax_over_keys(settings, query, key, value, places, j):
+    def key_block(i, carry):
+        highest, total, out = carry
+        k, v = (_block(x, i, settings.key_block) for x in (key, value))
+        scores = _scores(settings, query, k, places, j, i)
+        new = jnp.maximum(highest, jnp.max(scores, axis=-1))
+        weights, shrink = jnp.exp(scores - new[..., None]), jnp.exp(highest - new)
+        out = shrink[..., None] * out + _matmul(weights.astype(v.dtype), v)
+        return new, shrink * total + jnp.sum(weights, axis=-1), out
+
+    start = jnp.full(query.shape[:2], _NEVER), jnp.zeros(query.shape[:2]), jnp.zeros(query.shape)
+    highest, total, out = jax.lax.fori_loop(*_key_blocks(settings, query, key, places, j), key_block, start)
+    return (out / total[..., None]).astype(value.dtype), highest + jnp.log(total)
+
+
+def _backward(settings, saved, d_out):
+    """Weights P are made again: dV = P^T dO, dS = P (dO V^T - <dO, O>), dQ = dS K, dK = dS^T Q."""
+    query, key, value, places, out, log_z = saved
+    count = query.shape[1] // settings.query_block
+    centre = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1)
+
+    def query_block(carry, j):
+        q, d_o, c, z = (_block_of_queries(settings, j, x) for x in (query, d_out, centre, log_z))
+
+        def key_block(i, carry):
+            d_q, d_k, d_v = carry
+            k, v = (_block(x, i, settings.key_block) for x in (key, value))
+            scores = _scores(settings, q, k, places, j, i)
+            weights = jnp.exp(scores - z[..., None])
+            d_scores = weights * (_matmul(d_o, v.T) - c[..., None])
+            if settings.soft_cap is not None:
+                # Masked scores lie far below -cap: their weight is 0, and 0 times their square would be NaN.
+                slope = 1.0 - jnp.square(jnp.maximum(scores / settings.soft_cap, -1.0))
+                d_scores = d_scores * slope
+            d_scores = (d_scores * settings.scale).astype(q.dtype)
+            d_k = _add_block(d_k, i, _matmul_transposed(d_scores, q))
+            d_v = _add_block(d_v, i, _matmul_transposed(weights.astype(v.dtype), d_o))
+            return d_q + _matmul(d_scores, k), d_k, d_v
+
+        start = (jnp.zeros(q.shape), *carry)
+        d_q, *carry = jax.lax.fori_loop(*_key_blocks(settings, q, key, places, j), key_block, start)
+        return tuple(carry), d_q
+
+    zeros = jnp.zeros(key.shape), jnp.zeros(value.shape)
+    (d_key, d_value), d_query = jax.lax.scan(query_block, zeros, jnp.arange(count))
+    return _join(d_query).astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _scores(settings, query, key, places, j, i):
+    """Scores of query block j at key block i, float32[G, T', S']."""
+    segments, positions = (
+        _block(x, j, settings.query_block)[:, None] for x in (places.query_segments, places.query_positions)
+    )
+    key_segments, key_positions = (
+        _block(x, i, settings.key_block)[None] for x in (places.key_segments, places.key_positions)
+    )
+    visible = (segments == key_segments) & (key_positions <= positions)
+    if places.window is not None:
+        visible &= positions - key_positions < places.window
+    scores = _matmul(query, key.T) * settings.scale
+    if settings.soft_cap is not None:
+        scores = settings.soft_cap * jnp.tanh(scores / settings.soft_cap)
+    return jnp.where(visible, scores, _NEVER)
+
+
+def _key_blocks(settings, query, key, places, j):
+    """(first, end) of the key blocks that query block j can see."""
+    offset = places.key_segments.shape[0] - places.query_segments.shape[0]
+    # Both are padded at the end, so the offset may be off by less than a block: one more block is then looked at.
+    slack = settings.key_block if offset else 0
+    reach = (j + 1) * settings.query_block + offset + slack
+    end = (reach + settings.key_block - 1) // settings.key_block
+    first = 0
+    if places.window is not None:
+        first = jnp.maximum(j * settings.query_block + offset - slack - places.window + 1, 0) // settings.key_block
+    return first, jnp.minimum(end, key.shape[0] // settings.key_block)
+
+
+def _matmul(x, matrix):
+    """[G, T, a] @ [a, b] as one plain matrix product, which XLA does faster on a CPU than the batched one."""
+    return jnp.matmul(x.reshape(-1, x.shape[-1]), matrix, preferred_element_type=jnp.float32).reshape(
+        *x.shape[:2], matrix.shape[1]
+    )
+
+
+def _matmul_transposed(x, y):
+    """sum over G and T of x[G, T, a] y[G, T, b] -> [a, b]."""
+    x, y = (z.reshape(-1, z.shape[-1]) for z in (x, y))
+    return jnp.einsum('na,nb->ab', x, y, preferred_element_type=jnp.float32)
+
+
+def _block(x, i, size):
+    return jax.lax.dynamic_slice_in_dim(x, i * size, size)
+
+
+def _block_of_queries(settings, j, x):
+    return jax.lax.dynamic_slice_in_dim(x, j * settings.query_block, settings.query_block, axis=1)
+
+
+def _add_block(total, i, part):
+    place = i * part.shape[0]
+    return jax.lax.dynamic_update_slice_in_dim(total, _block(total, i, part.shape[0]) + part, place, axis=0)
+
+
+def _join(blocks):
+    """[blocks, G, T', ...] -> [G, T, ...]."""
+    x = jnp.moveaxis(blocks, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _pad(x, count, axis, fill=0):
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, count)
+    return jnp.pad(x, widths, constant_values=fill) if count else x

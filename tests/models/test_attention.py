@@ -1,0 +1,153 @@
+"""Attention's kernels against a plain softmax in float64, gradients included, and the cache in blocks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlax_ft.models import attention
+from rlax_ft.models.attention import Reading, attend, choose_kernel, visible
+from rlax_ft.models.blockwise import blockwise_attention
+
+HEADS, GROUPS, WIDTH = 4, 2, 8
+
+
+def arrays(batch, length, keys=None, seed=0):
+    a, b, c = jax.random.split(jax.random.key(seed), 3)
+    keys = keys or length
+    query = jax.random.normal(a, (batch, length, HEADS, WIDTH))
+    return query, *(jax.random.normal(k, (batch, keys, GROUPS, WIDTH)) for k in (b, c))
+
+
+def plain(query, key, value, mask, *, scale, soft_cap=None):
+    """Loops over rows, heads and queries, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
+    out = np.zeros(q.shape)
+    for b, t, h in np.ndindex(q.shape[:3]):
+        scores = k[b, :, h // (HEADS // GROUPS)] @ q[b, t, h] * scale
+        if soft_cap:
+            scores = soft_cap * np.tanh(scores / soft_cap)
+        weights = np.where(mask[b, t], np.exp(scores - scores.max()), 0.0)
+        out[b, t, h] = weights / weights.sum() @ v[b, :, h // (HEADS // GROUPS)]
+    return out
+
+
+PLACES = {
+    'causal': (jnp.ones((2, 20), jnp.int32), jnp.tile(jnp.arange(20), (2, 1))),
+    'padded left and right': (
+        jnp.asarray([[0] * 7 + [1] * 13, [1] * 15 + [0] * 5]),
+        jnp.asarray([[0] * 7 + [*range(13)], [*range(20)]]),
+    ),
+    'packed': (
+        jnp.asarray([[1] * 9 + [2] * 11, [1] * 3 + [2] * 3 + [3] * 14]),
+        jnp.asarray([[*range(9), *range(11)], [*range(3), *range(3), *range(14)]]),
+    ),
+}
+
+
+@pytest.mark.parametrize('places', PLACES)
+@pytest.mark.parametrize(
+    ('options', 'block'), [({}, 7), ({'soft_cap': 1.5}, 64), ({'window': 5}, 4), ({'window': 5, 'soft_cap': 2.0}, 7)]
+)
+def test_blocks_are_a_plain_softmax(places, options, block):
+    segments, positions = PLACES[places]
+    query, key, value = arrays(2, 20)
+    mask = np.asarray(visible(segments, positions, segments, positions, options.get('window')))
+    at = (segments, positions, segments, positions)
+    out = blockwise_attention(query, key, value, *at, scale=0.3, block=block, **options)
+    expected = plain(query, key, value, mask, scale=0.3, soft_cap=options.get('soft_cap'))
+    real = np.asarray(segments) > 0  # nobody reads what padding gets
+    np.testing.assert_allclose(out[real], expected[real], atol=2e-6)
+
+
+@pytest.mark.parametrize('options', [{}, {'soft_cap': 1.5}, {'window': 5}])
+def test_gradients_of_blocks_are_those_of_a_plain_softmax(options):
+    segments, positions = PLACES['packed']
+    at = (segments, positions, segments, positions)
+    weight = jax.random.normal(jax.random.key(9), (2, 20, HEADS, WIDTH))
+
+    def loss(kernel):
+        how = dict(scale=0.3, soft_cap=options.get('soft_cap'), window=options.get('window'))
+        return lambda q, k, v: jnp.sum(weight * kernel(q, k, v, *at, **how))
+
+    def dense(q, k, v, *at, scale, soft_cap, window):
+        return attention._attend_keys(q, k, v, *at, scale=scale, soft_cap=soft_cap, window=window, kernel='dense')
+
+    blocks = lambda *args, **how: blockwise_attention(*args, block=6, **how)  # noqa: E731
+    ours = jax.grad(loss(blocks), argnums=(0, 1, 2))(*arrays(2, 20))
+    theirs = jax.grad(loss(dense), argnums=(0, 1, 2))(*arrays(2, 20))
+    for a, b in zip(ours, theirs):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_blocks_that_nobody_sees_are_not_computed():
+    """NaN in keys that causality hides would spread through 0 * NaN if their blocks were multiplied."""
+    query, key, value = arrays(1, 16)
+    poisoned = value.at[:, 8:].set(jnp.nan)
+    at = (jnp.ones((1, 16), jnp.int32), jnp.arange(16)[None]) * 2
+    out = blockwise_attention(query, key, poisoned, *at, scale=1.0, block=4)
+    assert np.isfinite(out[:, :8]).all() and np.isnan(out[:, 8:]).any()
+
+
+def test_memory_grows_with_blocks_not_with_the_square():
+    length = 2048
+    at = (jnp.ones((1, length), jnp.int32), jnp.arange(length)[None]) * 2
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in jax.eval_shape(lambda: arrays(1, length))]
+    loss = lambda q, k, v: jnp.sum(blockwise_attention(q, k, v, *at, scale=1.0))  # noqa: E731
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < HEADS * length * length * 4 / 8
+
+
+def test_the_windows_of_positions_and_a_traced_window():
+    query, key, value = arrays(1, 12)
+    reading = Reading(jnp.ones((1, 12), jnp.int32), jnp.arange(12)[None])
+    fixed, _ = attend(query, key, value, reading, window=3, kernel='blockwise')
+    traced, _ = jax.jit(lambda w: attend(query, key, value, reading, window=w, kernel='blockwise'))(3)
+    dense, _ = attend(query, key, value, reading, window=3, kernel='dense')
+    np.testing.assert_allclose(fixed, traced, atol=1e-6)
+    np.testing.assert_allclose(fixed, dense, atol=1e-6)
+
+
+def test_the_cache_in_blocks_is_the_cache_as_a_whole(monkeypatch):
+    query, _, _ = arrays(2, 1)
+    slots = jax.random.normal(jax.random.key(3), (2, 3, 2, GROUPS, 21, WIDTH))
+    filled = jnp.arange(21) < 14
+    segments = jnp.where(filled, jnp.asarray([[1], [1]]), 0)
+    segments = segments.at[0, :4].set(0)
+    positions = jnp.broadcast_to(jnp.arange(21), (2, 21))
+    reading = Reading(jnp.ones((2, 1), jnp.int32), jnp.full((2, 1), 13), segments, positions)
+    how = dict(scale=0.4, soft_cap=None, window=None)
+    whole = attention._attend_cache(query, *slots, 1, reading, **how)
+    monkeypatch.setattr(attention, '_CACHE_BLOCK', 5)
+    blocks = attention._attend_cache(query, *slots, 1, reading, **how)
+    np.testing.assert_allclose(blocks, whole, atol=1e-6)
+    # Slots that are not filled are not read: NaN there would spread.
+    poisoned = slots.at[..., 15:, :].set(jnp.nan)
+    np.testing.assert_allclose(attention._attend_cache(query, *poisoned, 1, reading, **how), whole, atol=1e-6)
+
+
+def test_the_kernel_is_the_platforms_unless_it_is_forced(monkeypatch):
+    wide = jnp.zeros((1, 256, 2, 128), jnp.bfloat16)
+    how = dict(scale=1.0, soft_cap=None, window=None)
+    assert choose_kernel('dense', wide, wide, **how) == 'dense'
+    expected = {'cpu': 'blockwise', 'gpu': 'cudnn', 'tpu': 'splash'}
+    for platform, kernel in expected.items():
+        monkeypatch.setattr(jax, 'default_backend', lambda platform=platform: platform)
+        assert choose_kernel('auto', wide, wide, **how) == kernel
+    assert choose_kernel('auto', wide[:, :100], wide[:, :100], **how) == 'blockwise'
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert choose_kernel('auto', wide, wide, **{**how, 'soft_cap': 3.0}) == 'blockwise'
+    assert choose_kernel('auto', wide.astype(jnp.float32), wide, **how) == 'blockwise'
+
+
+@pytest.mark.parametrize('window', [None, 40])
+def test_the_tpu_kernel_interpreted(window):
+    query, key, value = (
+        jax.random.normal(jax.random.key(i), (1, 128, heads, 128)) * 0.3 for i, heads in enumerate((2, 1, 1))
+    )
+    segments = jnp.asarray([[1] * 50 + [2] * 78])
+    positions = jnp.asarray([[*range(50), *range(78)]])
+    reading = Reading(segments, positions)
+    splash, _ = attend(query, key, value, reading, window=window, kernel='splash')
+    dense, _ = attend(query, key, value, reading, window=window, kernel='dense')
+    np.testing.assert_allclose(splash, dense, atol=2e-5)

@@ -1,0 +1,113 @@
+"""Prompts that are shared give the numbers of rows that repeat them: log-probabilities, scores, values, gradients."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlax_ft.data.branches import share_prompts, shared
+from rlax_ft.losses.preference import dpo_loss
+from rlax_ft.models.config import embedded_config
+from rlax_ft.models.heads import ScalarModel, candidate_scores, reward_params
+from rlax_ft.models.scoring import candidate_logps, rollout_batch, rollout_branches, token_logps
+from rlax_ft.models.transformer import Transformer, init_params
+from rlax_ft.training.objectives import preference_objective, ranking_objective
+from rlax_ft.training.ppo import token_values
+from rlax_ft.types import BranchBatch, PreferenceBatch, RankingBatch, Rollout, TokenBatch
+
+CONFIG = embedded_config('tiny', vocab_size=50, max_length=96)
+APPLY = Transformer(CONFIG).apply
+
+
+@pytest.fixture(scope='module')
+def params():
+    return init_params(CONFIG, jax.random.key(0))
+
+
+def candidates(count=3, groups=3, prompt=20, response=12, seed=0):
+    """Ragged prompts and responses, as the data side lays them out."""
+    rng = np.random.default_rng(seed)
+    shape = (count, groups, prompt + response)
+    tokens, mask, segments = np.zeros(shape, np.int32), np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    for i in range(count):
+        start = rng.integers(2, prompt + 1)
+        shared_tokens = rng.integers(3, 50, start)
+        for k in range(groups):
+            end = start + rng.integers(1, response + 1)
+            tokens[i, k, :end] = np.concatenate([shared_tokens, rng.integers(3, 50, end - start)])
+            mask[i, k, start:end], segments[i, k, :end] = 1.0, 1
+    return TokenBatch(tokens, mask, np.broadcast_to(np.arange(shape[2], dtype=np.int32), shape), segments)
+
+
+def close(a, b, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=1e-5), a, b)
+
+
+def test_log_probabilities_scores_and_gradients(params):
+    rows = candidates()
+    branches = shared(rows)
+    assert isinstance(branches, BranchBatch)
+    scalar = ScalarModel(CONFIG)
+    reward = reward_params(params, jax.random.key(1))
+    for function, p in (
+        (lambda p, x: candidate_logps(APPLY, {'params': p}, x), params),
+        (lambda p, x: candidate_scores(scalar.apply, p, x), reward),
+    ):
+        loss = lambda p, x, f=function: jnp.mean(jnp.square(f(p, x)))  # noqa: E731
+        close(function(p, rows), function(p, branches))
+        close(jax.grad(loss)(p, rows), jax.grad(loss)(p, branches), atol=2e-4)
+
+
+def test_a_response_does_not_see_another(params):
+    branches = shared(candidates(groups=2))
+    before = candidate_logps(APPLY, {'params': params}, branches)
+    other = branches.responses.tokens.copy()
+    other[:, 0] = (other[:, 0] + 1) % 50
+    changed = branches.replace(responses=branches.responses.replace(tokens=other))
+    after = candidate_logps(APPLY, {'params': params}, changed)
+    np.testing.assert_array_equal(before[:, 1], after[:, 1])
+    assert np.abs(before[:, 0] - after[:, 0]).min() > 1e-3
+
+
+def test_objectives_on_pairs_and_rankings(params):
+    rows = candidates(groups=2)
+    sides = [jax.tree.map(lambda x, i=i: x[:, i], rows) for i in range(2)]
+    pairs = PreferenceBatch(*sides, np.ones(3, np.float32), -np.ones(3), np.zeros(3))
+    objective = jax.value_and_grad(preference_objective(APPLY, partial(dpo_loss, beta=0.3), beta=0.3), has_aux=True)
+    assert share_prompts(pairs).branches is not None
+    close(objective(params, (pairs, 3.0), None), objective(params, (share_prompts(pairs), 3.0), None), atol=2e-5)
+    assert share_prompts(share_prompts(pairs)).branches is not None
+    rows = candidates(groups=4)
+    ranking = RankingBatch(rows, np.tile(np.arange(4), (3, 1)), np.ones((3, 4), bool), np.zeros((3, 4)))
+    objective = jax.value_and_grad(ranking_objective(APPLY, beta=0.3), has_aux=True)
+    close(objective(params, (ranking, 3.0), None), objective(params, (share_prompts(ranking), 3.0), None), atol=2e-5)
+
+
+def test_what_would_save_nothing_or_is_not_shared_stays_as_it_is():
+    short = candidates(prompt=2, response=20)
+    assert shared(short) is None
+    rows = candidates()
+    rows.tokens[0, 1, 0] += 1
+    assert shared(rows) is None
+    packed = candidates()
+    packed.segment_ids[0, :, -1] = 2
+    assert shared(packed) is None
+
+
+@pytest.mark.parametrize('group', [1, 4])
+def test_rollouts_as_branches(params, group):
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(rng.integers(3, 50, (2, 6)), group, axis=0)
+    prompt_mask = np.repeat(np.asarray([[0, 0, 1, 1, 1, 1], [1] * 6], bool), group, axis=0)
+    lengths = rng.integers(1, 6, 2 * group)
+    mask = np.arange(5) < lengths[:, None]
+    tokens = np.where(mask, rng.integers(3, 50, mask.shape), 0)
+    rollout = Rollout(*map(jnp.asarray, (prompts, prompt_mask, tokens, mask, np.zeros(mask.shape))))
+    rows, branches = rollout_batch(rollout), rollout_branches(rollout, group)
+    np.testing.assert_array_equal(branches.mask, mask)
+    close(token_logps(APPLY, {'params': params}, rows)[:, 6:], token_logps(APPLY, {'params': params}, branches))
+    value = reward_params(params, jax.random.key(1))
+    scalar = ScalarModel(CONFIG).apply
+    close(token_values(scalar, value, rows)[:, 6:], token_values(scalar, value, branches))
