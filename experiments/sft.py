@@ -22,8 +22,7 @@ from rlax_ft.data.forms import convert
 from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import pack_rows, padding_share
 from rlax_ft.data.records import demonstration, read_demonstrations, record_texts, write_records
-from rlax_ft.data.sources import read_raw
-from rlax_ft.data.stream import stream_batches
+from rlax_ft.data.stream import first_records, stream_batches
 from rlax_ft.errors import InputError
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
@@ -107,7 +106,7 @@ def demonstrations(settings: SFTSettings) -> tuple[list[dict], list[dict]]:
     if settings.streaming:
         if not settings.eval_data:
             raise InputError('--streaming: a stream holds nothing out; give what to measure on as --eval_data')
-        first = itertools.islice(read_raw(settings.data), 10_000)
+        first = first_records(settings.data, 10_000)
         records = filter(None, (demonstration(convert(record, where), where) for record, where in first))
         return list(records), read_demonstrations(settings.eval_data)
     records = read_demonstrations(settings.data)
