@@ -29,7 +29,7 @@ from rlax_ft.models.scoring import rollout_branches
 from rlax_ft.ops.kl import adaptive_coef
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
-from rlax_ft.sampling.text import make_sampler
+from rlax_ft.sampling.text import make_sampler, trim_prompts
 from rlax_ft.training.guard import ChangeGuard
 from rlax_ft.training.ppo import end_scores, ended, estimate, mean_metrics, minibatch, ppo_objective
 from rlax_ft.training.step import init_state
@@ -50,6 +50,7 @@ class PPOSettings(Settings):
     max_steps: int = flag(100, 'Number of updates, each on fresh samples.')
     batch_size: int = flag(256, 'Completions sampled in an update, over all devices together.')
     group_size: int = flag(1, 'Completions of each prompt in an update; they share one reading of it.')
+    engine_rows: int = flag(0, 'Completions under way at a time, refilled as they end; 0: the whole batch at once.')
     epochs: int = flag(4, 'Passes over the samples of an update.')
     minibatches: int = flag(4, 'Minibatches in a pass; each is one optimiser step.')
     learning_rate: float = flag(1e-3, 'Peak learning rate of AdamW.')
@@ -84,7 +85,7 @@ def train(settings: PPOSettings) -> dict:
     evaluator = Evaluator(task, codec, apply, ref_params) if task else None
     place = placement(settings)
     score = make_reward(settings, task, codec)
-    sample = make_sampler(apply, codec, temperature=settings.temperature)
+    sample = make_sampler(apply, codec, rows=settings.engine_rows or None, temperature=settings.temperature)
     estimator = jax.jit(
         partial(estimate, apply, value_apply, temperature=settings.temperature, gamma=settings.gamma, lam=settings.lam)
     )
@@ -120,7 +121,7 @@ def train(settings: PPOSettings) -> dict:
             key, shuffle_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), i))
             # Collect.
             whole = learner.whole(state.params)
-            rollout = sample(whole['policy'], *place((tokens, mask)), key)
+            rollout = sample(whole['policy'], *place(trim_prompts(tokens, mask)), key)
             batch = rollout_branches(rollout, group)
             finished = ended(rollout, codec.eos_ids)
             raw = score(rollout, batch, [prompts[j] for j in index])
