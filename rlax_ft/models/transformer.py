@@ -77,7 +77,7 @@ def layer_kinds(config: ModelConfig) -> LayerKinds:
 
 
 def _projections(module, x, widths, fused, use_bias):
-    """Linear maps of one input, by name as in `widths`; one product where `fuse_projections` has joined them."""
+    """Linear maps of one input, by name as in `widths`; one product where `for_decoding` has joined them."""
     c = module.config
 
     def linear(width, name):
@@ -89,12 +89,14 @@ def _projections(module, x, widths, fused, use_bias):
     return {name: linear(width, name) for name, width in widths.items()}
 
 
-def fuse_projections(params):
-    """The same transformer with query, key and value in one matrix, gate and up in another: fewer and larger products.
+def for_decoding(params):
+    """The same transformer laid out for reading its parameters again and again: layers apart, wide matrices joined.
 
-    Worth it where the same parameters are read many times, as in decoding; a copy of these matrices is made. Such
-    parameters are not for training, and a LoRA adapter does not fit them.
+    Query, key and value become one matrix, gate and up another, and each layer has arrays of its own, `layers_0` and so
+    on: a loop over stacked layers would copy each layer's slice before it multiplies. The copy that is made is not for
+    training, a LoRA adapter does not fit it, and what is compiled for it grows with depth.
     """
+    rest = {name: part for name, part in params.items() if name != 'layers'}
     layers = dict(params['layers'])
     for module, parts, fused in (('attention', ('query', 'key', 'value'), 'qkv'), ('mlp', ('gate', 'up'), 'gate_up')):
         inner = dict(layers[module])
@@ -102,7 +104,8 @@ def fuse_projections(params):
             joined = [inner.pop(part) for part in parts]
             inner[fused] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *joined)
             layers[module] = inner
-    return {**params, 'layers': layers}
+    depth = jax.tree.leaves(layers)[0].shape[0]
+    return rest | {f'layers_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(depth)}
 
 
 class Attention(nn.Module):
@@ -210,13 +213,18 @@ class Transformer(nn.Module):
         block = Block
         if c.remat != 'none':
             block = nn.remat(Block, prevent_cse=False, policy=_REMAT_POLICIES[c.remat])
-        self.layers = nn.scan(
-            block,
-            variable_axes={'params': 0, 'lora': 0},
-            split_rngs={'params': True, 'dropout': True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),
-            length=c.layers,
-        )(c)
+        apart = self.has_variable('params', 'layers_0')
+        self.layers = (
+            [Block(c) for _ in range(c.layers)]
+            if apart
+            else nn.scan(
+                block,
+                variable_axes={'params': 0, 'lora': 0},
+                split_rngs={'params': True, 'dropout': True},
+                in_axes=(0, 0, nn.broadcast, nn.broadcast),
+                length=c.layers,
+            )(c)
+        )
         self.final_norm = Norm(c)
         if not c.tied:
             self.head = self.param('head', nn.initializers.normal(0.02), (c.width, c.vocab_size))
@@ -249,7 +257,13 @@ class Transformer(nn.Module):
         rotary = rotary_tables(positions, self.config) if self.config.rotary_dim else None
         kinds, layers = layer_kinds(self.config), jnp.arange(self.config.layers)
         slots = None if cache is None else (cache.key, cache.value)
-        (hidden, slots), _ = self.layers((self._embed(tokens, positions), slots), kinds, layers, rotary, reading)
+        carry = self._embed(tokens, positions), slots
+        if isinstance(self.layers, list | tuple):
+            for i, layer in enumerate(self.layers):
+                carry, _ = layer(carry, jax.tree.map(lambda kind, i=i: kind[i], kinds), i, rotary, reading)
+        else:
+            carry, _ = self.layers(carry, kinds, layers, rotary, reading)
+        hidden, slots = carry
         if cache is not None:
             cache = cache.filled(slots, reading)
         return self.final_norm(hidden), cache

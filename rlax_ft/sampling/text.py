@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.data.batches import Codec, prompt_arrays
-from rlax_ft.models.transformer import fuse_projections
+from rlax_ft.models.transformer import for_decoding
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.types import Rollout
@@ -34,7 +34,7 @@ def make_sampler(
     def sample(params, prompts, prompt_mask, key):
         return sampler(
             apply,
-            {'params': fuse_projections(params) if 'layers' in params else params},
+            {'params': for_decoding(params) if 'layers' in params else params},
             prompts,
             prompt_mask,
             key,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlax_ft.models.config import embedded_config
-from rlax_ft.models.transformer import Transformer, fuse_projections, init_params
+from rlax_ft.models.transformer import Transformer, for_decoding, init_params
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
 
@@ -57,7 +57,7 @@ def test_a_prompts_sample_does_not_depend_on_its_neighbours(variables, plain):
     np.testing.assert_array_equal(alone.tokens, plain.tokens[some])
 
 
-def test_joined_projections_change_no_sample(variables, plain):
-    fused = {'params': fuse_projections(variables['params'])}
-    assert set(fused['params']['layers']['attention']) == {'qkv', 'out'}
+def test_the_layout_for_decoding_changes_no_sample(variables, plain):
+    fused = {'params': for_decoding(variables['params'])}
+    assert set(fused['params']['layers_1']['attention']) == {'qkv', 'out'}
     same(generate(APPLY, fused, *prompts(), jax.random.key(1), max_new_tokens=NEW, eos_ids=(EOS,)), plain)

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from alternate import serve
 from workers.model import llama
 
-from rlax_ft.models.transformer import Transformer, fuse_projections
+from rlax_ft.models.transformer import Transformer, for_decoding
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
 
@@ -41,7 +41,7 @@ def main(kind, batch, prompt, new, shape):
 
     @jax.jit
     def sample(params, prompts, key):
-        return sampler(apply, {'params': fuse_projections(params)}, prompts, jnp.ones_like(prompts, bool), key, **how)
+        return sampler(apply, {'params': for_decoding(params)}, prompts, jnp.ones_like(prompts, bool), key, **how)
 
     def work():
         parts = prompts.reshape(BATCHES, batch, prompt) if kind == 'static' else [prompts]
