@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from rlax_ft.ops.arrays import as_float, as_ids, as_mask, keep
 
-# Up to this many logits at once, `chunk=None` means no chunks; above it, at most 1/32 of them is held at a time: the
-# backward pass with entropies keeps four arrays of a chunk's size, and 4/32 is well below a quarter.
+# Up to this many logits at once, `chunk=None` means no chunks; above it, at most 1/16 of them is held at a time, or
+# 1/32 with entropies, whose backward pass keeps four arrays of a chunk's size: 2/16 and 4/32 are well below a quarter.
 SMALL = 2**22
-SHARE = 32
+SHARE, SHARE_WITH_ENTROPY = 16, 32
 # From this many logits on, a mask is worth chunks of their own accord: those that are wholly masked are then skipped.
 WORTH_SKIPPING = 2**18
 
@@ -67,7 +67,7 @@ def chunked_token_logprobs(
       hidden: float[B, T, D].
       head: float[D, V].
       targets: int[B, T], below V; anything where masked.
-      chunk: at most this many of the B*T positions are held at once, any size; never more than 1/32 of them when
+      chunk: at most this many of the B*T positions are held at once, any size; never more than 1/16 of them when
         B*T*V is above `SMALL`, and under a mesh at least one of each row. None leaves the choice here: one piece when
         B*T*V is small.
       temperature: what the logits are divided by, as in sampling; not differentiated.
@@ -118,7 +118,7 @@ def _chunked(hidden, head, targets, chunk, temperature, mask, soft_cap, *, with_
     positions, vocabulary = shape[0] * shape[1], head.shape[1]
     held = positions if chunk is None else chunk
     if positions * vocabulary > SMALL:
-        held = min(held, max(1, positions // SHARE))
+        held = min(held, max(1, positions // (SHARE_WITH_ENTROPY if with_entropy else SHARE)))
     elif chunk is None and mask is not None and positions * vocabulary > WORTH_SKIPPING:
         held = max(1, positions // 8)
     settings = _Settings(soft_cap, with_entropy, chunk=0)
