@@ -14,6 +14,7 @@ from absl import app, flags, logging
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.attention import KERNELS
+from rlax_ft.parallel.mesh import start_distributed
 
 
 def flag(default, help_text: str, choices: tuple[str, ...] = ()):
@@ -130,6 +131,7 @@ def run_script(settings_class: type[Settings], main: Callable[[Settings], object
         logging.set_verbosity(max(flags.FLAGS.verbosity, -1) if flags.FLAGS['verbosity'].present else logging.WARNING)
         values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(settings_class)}
         _cache_compilations()
+        start_distributed()
         try:
             settings = settings_class(**values)
             _check_numbers(settings)
