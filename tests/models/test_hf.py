@@ -34,7 +34,7 @@ def test_round_trip(folder):
     config, params, tokenizer = load_pretrained(folder)
     assert config == CONFIG
     jax.tree.map(np.testing.assert_array_equal, params, init_params(CONFIG, jax.random.key(0)))
-    assert tokenizer('a b').input_ids == word_tokenizer('abcde')('a b').input_ids == [3, 4]
+    assert tokenizer('a b').input_ids == word_tokenizer('abcde')('a b').input_ids == [1, 3, 4]
 
 
 def test_reward_model_round_trip(tmp_path):
