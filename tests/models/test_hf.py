@@ -155,14 +155,16 @@ def test_shards_and_a_missing_one(tmp_path):
 
 @pytest.mark.parametrize('spec', ['fsdp=8', 'data=2,fsdp=2,tensor=2'])
 def test_loading_places_every_shard(tmp_path, spec):
-    params = init_params(CONFIG, jax.random.key(0))
-    save_pretrained(tmp_path, CONFIG, params)
+    config = dataclasses.replace(CONFIG, tied=False)
+    params = init_params(config, jax.random.key(0))
+    save_pretrained(tmp_path, config, params)
     mesh = make_mesh(spec)
     _, placed, _ = load_pretrained(tmp_path, mesh=mesh)
     jax.tree.map(np.testing.assert_array_equal, placed, params)
     wanted = tree_shardings(params, mesh)
     assert jax.tree.all(jax.tree.map(lambda x, w: x.sharding.is_equivalent_to(w, x.ndim), placed, wanted))
     assert placed['layers']['mlp']['up']['kernel'].addressable_shards[0].data.size * 4 <= 2 * 32 * 96
+    assert placed['head'].addressable_shards[0].data.size < 32 * 8
 
 
 def test_dtype_on_load_and_on_saving(tmp_path):
