@@ -73,6 +73,7 @@ CASES = {
     'phi3': ('phi3', dict(sliding_window=None)),
     'phi3 with partial rotary': ('phi3', dict(partial_rotary_factor=0.5)),
     'smollm3': ('smollm3', dict(no_rope_layer_interval=2, num_hidden_layers=3)),
+    'stablelm': ('stablelm', dict(use_qkv_bias=True)),
     'olmo2': ('olmo2', {}),
     'gpt2': ('gpt2', dict(n_embd=32, n_layer=2, n_head=4, n_positions=64)),
     'gpt_neox': ('gpt_neox', {}),
