@@ -132,11 +132,14 @@ def test_numbers_that_are_not_finite_are_named(tmp_path, value):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
-    save_pretrained(tmp_path, CONFIG, init_params(CONFIG, jax.random.key(0)), word_tokenizer('abcdefg'))
-    with pytest.raises(
-        InputError, match=r'its tokenizer has 10 tokens, more than the 8 rows of model.embed_tokens.weight'
-    ):
+    params = init_params(CONFIG, jax.random.key(0))
+    save_pretrained(tmp_path, CONFIG, params, word_tokenizer('abcdefg'))
+    with pytest.raises(InputError, match=r'10 tokens, more than the 8 rows of model.embed_tokens.weight; .* is .f.$'):
         load_pretrained(tmp_path)
+    tokenizer = word_tokenizer('abcde')
+    tokenizer.add_special_tokens({'additional_special_tokens': ['<image>']})
+    save_pretrained(tmp_path, CONFIG, params, tokenizer)
+    assert len(load_pretrained(tmp_path)[2]) == 9
 
 
 def test_shards_and_a_missing_one(tmp_path):
