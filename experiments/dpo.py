@@ -19,7 +19,7 @@ from learner import make_learner
 from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
 from reference import with_reference
 from reward_model import flatten
-from run import load_loss, open_run, placement, resume, train_setup
+from run import load_loss, open_metrics, open_run, placement, resume, train_setup
 from settings import flag, run_script
 
 from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
@@ -33,7 +33,6 @@ from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.guard import ChangeGuard
-from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import preference_objective, ranking_objective
 from rlax_ft.training.packed import packed_preference_objective
 from rlax_ft.training.step import init_state
@@ -95,13 +94,13 @@ def train(settings: DPOSettings) -> dict:
     guard = ChangeGuard(state.params, start)
 
     show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold', 'padding_share')
-    with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='dpo', show=show) as writer:
+    with open_metrics(settings, run, learner.config, start, title='dpo', show=show) as writer:
         for i, batch, padding in pair_batches(settings, rows, range(start, settings.max_steps)):
             state, metrics = step(state, batch)
             metrics |= padding
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(learner.whole(state.params), seed=settings.seed)
-            writer.write(i + 1, metrics)
+            writer.write(i + 1, metrics, batch)
             guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)

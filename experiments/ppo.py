@@ -18,7 +18,7 @@ import numpy as np
 from evaluation import Evaluator
 from learner import make_learner
 from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
-from run import find_function, load_loss, open_run, placement, resume, train_setup
+from run import find_function, load_loss, open_metrics, open_run, placement, resume, train_setup
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import prompt_arrays
@@ -29,9 +29,8 @@ from rlax_ft.models.scoring import rollout_branches
 from rlax_ft.ops.kl import adaptive_coef
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
-from rlax_ft.sampling.text import make_sampler
+from rlax_ft.sampling.text import make_sampler, trim_prompts
 from rlax_ft.training.guard import ChangeGuard
-from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.ppo import end_scores, ended, estimate, mean_metrics, minibatch, ppo_objective
 from rlax_ft.training.step import init_state
 
@@ -51,6 +50,7 @@ class PPOSettings(Settings):
     max_steps: int = flag(100, 'Number of updates, each on fresh samples.')
     batch_size: int = flag(256, 'Completions sampled in an update, over all devices together.')
     group_size: int = flag(1, 'Completions of each prompt in an update; they share one reading of it.')
+    engine_rows: int = flag(0, 'Completions under way at a time, refilled as they end; 0: the whole batch at once.')
     epochs: int = flag(4, 'Passes over the samples of an update.')
     minibatches: int = flag(4, 'Minibatches in a pass; each is one optimiser step.')
     learning_rate: float = flag(1e-3, 'Peak learning rate of AdamW.')
@@ -89,7 +89,7 @@ def train(settings: PPOSettings) -> dict:
     evaluator = Evaluator(task, codec, apply, ref_params) if task else None
     place = placement(settings)
     score = make_reward(settings, task, codec)
-    sample = make_sampler(apply, codec, temperature=settings.temperature)
+    sample = make_sampler(apply, codec, rows=settings.engine_rows or None, temperature=settings.temperature)
     estimator = jax.jit(
         partial(estimate, apply, value_apply, temperature=settings.temperature, gamma=settings.gamma, lam=settings.lam)
     )
@@ -116,14 +116,16 @@ def train(settings: PPOSettings) -> dict:
     rows = (*prompt_arrays(codec, prompts), np.arange(len(prompts)))
 
     show = ('objective/scores', 'objective/kl', 'eval/gold', 'eval/kl')
-    with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='ppo', show=show) as writer:
+    # Sampling and the reference are one pass each; values and every epoch's update are two models'.
+    passes = 4 + 6 * settings.epochs
+    with open_metrics(settings, run, learner.config, start, title='ppo', show=show, passes=passes) as writer:
         for i in range(start, settings.max_steps):
             drawn = local_batch(rows, i, batch_size=settings.batch_size // group, seed=settings.seed)
             tokens, mask, index = (np.repeat(x, group, axis=0) for x in drawn)
             key, shuffle_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), i))
             # Collect.
             whole = learner.whole(state.params)
-            rollout = sample(whole['policy'], *place((tokens, mask)), key)
+            rollout = sample(whole['policy'], *place(trim_prompts(tokens, mask)), key)
             batch = rollout_branches(rollout, group)
             finished = ended(rollout, codec.eos_ids)
             raw = score(rollout, batch, [prompts[j] for j in index])
@@ -141,7 +143,7 @@ def train(settings: PPOSettings) -> dict:
             metrics |= {'val/num_eos_tokens': finished.sum(), **mean_metrics(steps)}
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(learner.whole(state.params['policy']), seed=settings.seed)
-            writer.write(i + 1, metrics)
+            writer.write(i + 1, metrics, batch)
             guard.check(i + 1, state.params['policy'])
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, (state, kl_coef))

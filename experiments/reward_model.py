@@ -15,7 +15,7 @@ import numpy as np
 from collect import FeedbackSettings, check_packing, comparisons, pair_batches
 from learner import make_learner
 from model_setup import make_codec, starting_model
-from run import open_run, resume, train_setup
+from run import open_metrics, open_run, resume, train_setup
 from settings import flag, run_script
 
 from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
@@ -26,7 +26,6 @@ from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline
 from rlax_ft.rewards.learned import RewardModel, save_reward_model
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.guard import ChangeGuard
-from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import reward_objective, reward_ranking_objective
 from rlax_ft.training.packed import packed_reward_objective
 from rlax_ft.training.step import init_state
@@ -71,10 +70,10 @@ def train(settings: RewardModelSettings) -> dict:
     guard = ChangeGuard(state.params, start)
 
     show = ('loss', 'rewards/accuracies', 'padding_share')
-    with MetricsWriter(run.folder, start=start, total=settings.max_steps, title='reward model', show=show) as writer:
+    with open_metrics(settings, run, learner.config, start, title='reward model', show=show) as writer:
         for i, batch, padding in pair_batches(settings, rows, range(start, settings.max_steps)):
             state, metrics = step(state, batch)
-            writer.write(i + 1, metrics | padding)
+            writer.write(i + 1, metrics | padding, batch)
             guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state)

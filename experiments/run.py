@@ -21,7 +21,9 @@ from rlax_ft.models.lora import adapter_objective
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
 from rlax_ft.parallel.mesh import make_mesh, shard_batch, shard_state
 from rlax_ft.training.checkpoint import Checkpoints
+from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.optimizer import make_optimizer
+from rlax_ft.training.performance import Performance
 from rlax_ft.training.step import make_train_step
 
 
@@ -124,6 +126,22 @@ def resume(settings: Settings, run: Run, state):
 def placement(settings: Settings):
     """How a batch that is sampled or scored goes to the devices: split over the mesh, under jit."""
     return partial(shard_batch, mesh=make_mesh(settings.mesh)) if settings.backend == 'jit' else lambda batch: batch
+
+
+def open_metrics(settings: Settings, run: Run, config, start: int, *, title: str, show: tuple, passes: float = 3.0):
+    """The run's MetricsWriter from step `start` on; `passes` is what a step costs in forward passes over its batch."""
+    first, _, last = settings.profile_steps.partition(':')
+    if settings.profile_steps and not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise InputError(f'--profile_steps={settings.profile_steps}: give FIRST:LAST, such as 11:15')
+    return MetricsWriter(
+        run.folder,
+        start=start,
+        total=settings.max_steps,
+        title=title,
+        show=show,
+        performance=Performance(config, passes=passes),
+        profile=(int(first), int(last)) if first else None,
+    )
 
 
 def load_loss(settings: Settings, name: str, module: str, arguments: str = '', **given):

@@ -65,6 +65,7 @@ class Settings:
     weight_decay: float = flag(0.0, "AdamW's decoupled weight decay.")
     save_every: int = flag(200, 'Steps between checkpoints.')
     eval_every: int = flag(0, 'Steps between evaluations during training; 0 evaluates at the end only.')
+    profile_steps: str = flag('', 'FIRST:LAST, steps of which a trace is written to profile/ in the run folder.')
     mesh: str = flag('', 'Device mesh such as data=4,fsdp=2; empty puts all devices on data.')
     backend: str = flag('jit', 'jit over the mesh, or pmap over the local devices.', ('jit', 'pmap'))
 
@@ -79,6 +80,7 @@ _MAY_CHANGE = {
     'micro_batches',
     'save_every',
     'eval_every',
+    'profile_steps',
     'remat',
     'attention',
 }

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from learner import make_learner
 from model_setup import announce_model, make_codec, starting_model, task_of
-from run import open_run, placement, resume, train_setup
+from run import open_metrics, open_run, placement, resume, train_setup
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import fitting, token_rows
@@ -22,13 +22,11 @@ from rlax_ft.data.forms import convert
 from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import pack_rows, padding_share
 from rlax_ft.data.records import demonstration, read_demonstrations, record_texts, write_records
-from rlax_ft.data.sources import read_raw
-from rlax_ft.data.stream import stream_batches
+from rlax_ft.data.stream import first_records, stream_batches
 from rlax_ft.errors import InputError
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.training.guard import ChangeGuard
-from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.objectives import sft_objective
 from rlax_ft.training.step import init_state
 
@@ -66,13 +64,11 @@ def train(settings: SFTSettings) -> dict:
     guard = ChangeGuard(state.params, start)
 
     batches = prefetch(make_batches(settings, codec, rows, start, run.checkpoints.record()))
-    with MetricsWriter(
-        run.folder, start=start, total=settings.max_steps, title='sft', show=('loss', 'padding_share')
-    ) as writer:
+    with open_metrics(settings, run, learner.config, start, title='sft', show=('loss', 'padding_share')) as writer:
         for i in range(start, settings.max_steps):
             batch, padding, position = next(batches)
             state, metrics = step(state, batch)
-            writer.write(i + 1, metrics | padding)
+            writer.write(i + 1, metrics | padding, batch)
             guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
                 run.checkpoints.save(i + 1, state, position)
@@ -110,7 +106,7 @@ def demonstrations(settings: SFTSettings) -> tuple[list[dict], list[dict]]:
     if settings.streaming:
         if not settings.eval_data:
             raise InputError('--streaming: a stream holds nothing out; give what to measure on as --eval_data')
-        first = itertools.islice(read_raw(settings.data), 10_000)
+        first = first_records(settings.data, 10_000)
         records = filter(None, (demonstration(convert(record, where), where) for record, where in first))
         return list(records), read_demonstrations(settings.eval_data)
     records = read_demonstrations(settings.data)

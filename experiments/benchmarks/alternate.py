@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 
 def serve(work: Callable[[], dict | None]) -> None:
@@ -80,10 +79,3 @@ def table(records: Sequence[dict]) -> str:
         peer, ratio = (f'{r[k]:.3g}' if r[k] is not None else '' for k in ('peer', 'ratio'))
         rows.append(f'| {r["name"]} | {r["ours"]:.3g} | {peer} | {r["unit"]} | {ratio} |')
     return '\n'.join(rows)
-
-
-def report(records: Sequence[dict], json_file: str) -> None:
-    """Prints the table, and writes the records where a file is named."""
-    print(table(records))
-    if json_file:
-        Path(json_file).write_text(json.dumps(list(records), indent=2) + '\n')

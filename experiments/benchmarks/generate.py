@@ -11,8 +11,8 @@ import json
 import sys
 
 from absl import app, flags
-from alternate import race, report
-from shapes import JSON, PYTHON, ROUNDS, SHAPE, SHAPES, WORKERS
+from alternate import race
+from shapes import PYTHON, ROUNDS, SHAPE, SHAPES, WORKERS, report
 
 _AGAINST = flags.DEFINE_enum('against', 'hf', ['hf', 'none'], 'The peer.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '16', '64'], 'Batch sizes.')
@@ -27,7 +27,7 @@ def main(_):
     records = [plain(batch, sizes) for batch in _BATCHES.value]
     if _ENGINE_ROWS.value:
         records.append(engine(sizes))
-    report(records, JSON.value)
+    report(f'Sampling, shape `{SHAPE.value}`', records)
 
 
 def plain(batch: str, sizes: list[str]) -> dict:

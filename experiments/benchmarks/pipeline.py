@@ -6,11 +6,8 @@ Runs rlhf.py with empty caches (its figure is copied beside RESULTS.md), the sor
 human comparisons is given, the recipes hh_*. Leaves out speed against peers.
 """
 
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,6 +16,7 @@ import time
 from pathlib import Path
 
 from absl import app, flags
+from results import record
 
 HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parent
@@ -45,13 +43,7 @@ def main(_):
             run(runs, f'{script}.py', '--flagfile=' + recipe(f'hh_{script}'), data)
         sections.append(human_section(runs / 'runs/hh'))
     shutil.copy(runs / 'runs/rlhf/frontier.png', HERE / 'frontier.png')
-    versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'flax', 'optax'))
-    head = f"""# Results
-
-Written by `python experiments/benchmarks/pipeline.py` on {datetime.date.today()}: {os.cpu_count()} CPU cores
-({cpu_name()}), Python {platform.python_version()}, {versions}.
-"""
-    (HERE / 'RESULTS.md').write_text('\n'.join([head, *sections]))
+    record('The pipeline: `rlhf.py`, sorting, human comparisons', '\n'.join(sections))
 
 
 def run(folder, script, *arguments):
@@ -70,7 +62,7 @@ def rlhf_section(folder, seconds, again):
     report = (folder / 'report.md').read_text()
     table = '\n'.join(line for line in report.split('\n## ')[0].splitlines() if line.startswith('|'))
     summary = json.loads((folder / 'summary.json').read_text())
-    return f"""## `python experiments/rlhf.py`
+    return f"""### `python experiments/rlhf.py`
 
 {seconds:.0f} s from a cold start, caches empty; run again in the same folder, {again:.1f} s. The reward model's
 correlation with the gold reward on fresh SFT samples is {summary['reward_model_correlation']:.2f}.
@@ -86,7 +78,7 @@ def sort_section(folder):
     records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     summary = json.loads((folder / 'summary.json').read_text())
     before = records[0]['objective/scores']
-    return f"""## Sorting: recipes `sort_sft`, `sort_ppo`
+    return f"""### Sorting: recipes `sort_sft`, `sort_ppo`
 
 Samples of the SFT model, whose demonstrations are right half of the time, are right {before:.1%} of the time;
 after {summary['steps']} updates of PPO {summary['gold']:.1%}, at a KL of {summary['kl']:.2f} nats.
@@ -102,7 +94,7 @@ def human_section(folder):
         rows.append(f'| {name} | {s["eval_accuracy"]:.1%} | {interval} | {s["eval_pairs"]} |')
     baseline = json.loads((folder / 'reward_model/summary.json').read_text())['length_baseline_accuracy']
     sft = json.loads((folder / 'sft/summary.json').read_text())
-    return f"""## Human comparisons: recipes `hh_sft`, `hh_reward_model`, `hh_dpo`
+    return f"""### Human comparisons: recipes `hh_sft`, `hh_reward_model`, `hh_dpo`
 
 A model from scratch with a BPE of 2,048 tokens, held-out perplexity {sft['eval_perplexity']:.0f}. Accuracy on held-out
 comparisons; a judge that knows only which response is longer has {baseline:.1%}.
@@ -111,13 +103,6 @@ comparisons; a judge that knows only which response is longer has {baseline:.1%}
 |---|---|---|---|
 {chr(10).join(rows)}
 """
-
-
-def cpu_name():
-    """The processor's name, where the system tells."""
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), platform.machine())
 
 
 if __name__ == '__main__':

@@ -1,12 +1,16 @@
-"""Shapes of models and batches that the benchmarks share, and the flags that choose among them.
+"""What the speed benchmarks share: shapes of models and batches, flags, and what becomes of the records.
 
 Leaves out what is timed.
 """
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from alternate import table
+from results import record
 
 WORKERS = Path(__file__).parent / 'workers'
 _CPU = dict(vocab=8192, width=256, layers=4, heads=8, kv_heads=4, mlp=688, dtype='float32', remat='none')
@@ -21,3 +25,13 @@ PYTHON = flags.DEFINE_string('peer_python', sys.executable, 'Interpreter of the 
 SHAPE = flags.DEFINE_enum('shape', 'cpu', list(SHAPES), 'Sizes of model and batch.')
 ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds that count.')
 JSON = flags.DEFINE_string('json', '', 'File for the records.')
+RECORD = flags.DEFINE_bool('record', False, 'Write the table into RESULTS.md.')
+
+
+def report(title: str, records: Sequence[dict]) -> None:
+    """Prints the table, and writes it and the records where the flags ask for it."""
+    print(table(records))
+    if JSON.value:
+        Path(JSON.value).write_text(json.dumps(list(records), indent=2) + '\n')
+    if RECORD.value:
+        record(title, table(records))

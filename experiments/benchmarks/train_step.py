@@ -11,8 +11,8 @@ import json
 import sys
 
 from absl import app, flags
-from alternate import race, report
-from shapes import JSON, PYTHON, ROUNDS, SHAPE, SHAPES, WORKERS
+from alternate import race
+from shapes import PYTHON, ROUNDS, SHAPE, SHAPES, WORKERS, report
 
 STAGES = ('sft', 'dpo', 'dpo_cached', 'ppo', 'score')
 _AGAINST = flags.DEFINE_enum('against', 'trl', ['trl', 'none'], 'The peer.')
@@ -21,7 +21,8 @@ _STAGES = flags.DEFINE_list('stages', list(STAGES), 'Which steps.')
 
 def main(_):
     """Races each stage."""
-    report([measure(stage, SHAPES[SHAPE.value]) for stage in _STAGES.value], JSON.value)
+    records = [measure(stage, SHAPES[SHAPE.value]) for stage in _STAGES.value]
+    report(f'The train step, shape `{SHAPE.value}`', records)
 
 
 def measure(stage: str, shape: dict) -> dict:

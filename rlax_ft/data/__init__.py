@@ -1,1 +1,1 @@
-"""Records, tokenizers, batches and masks, the resumable loader, and the embedded tasks."""
+"""Record forms, tokenizers, chat templates, batches and masks, packing, the resumable loader, and embedded tasks."""

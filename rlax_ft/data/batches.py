@@ -46,7 +46,7 @@ class Codec:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """What ends a sampled row: EOS, and what the chat template writes after an answer."""
-        return templates.turn_ends(self.tokenizer, self.tokenizer.chat_template) if self.ends else ()
+        return templates.turn_ends(self.tokenizer) if self.ends else ()
 
     @property
     def pad_id(self) -> int:

@@ -34,7 +34,7 @@ def read_raw(source: str | Path, *, start: int = 0) -> Iterator[tuple[dict, str]
     path = Path(source)
     if path.is_dir() or is_hub_id(source):
         rows = load_hub(source, streaming=False)
-        yield from ((rows[i], f'{source}, record {i + 1}') for i in range(start, len(rows)))
+        yield from ((row, f'{source}, record {i}') for i, row in enumerate(rows.skip(start), start + 1))
         return
     if not path.is_file():
         raise InputError(f'{path}: no such file; give a .jsonl, .json (both also .gz) or .parquet file, or OWNER/NAME')

@@ -63,6 +63,11 @@ def stream_batches(
         offset = 0
 
 
+def first_records(source: str | Path, count: int) -> list[tuple[dict, str]]:
+    """The first (raw record, where it stands) of a source, and no more read than that."""
+    return next(_windows(source, START, count))[1]
+
+
 def _windows(source, at, window):
     """(position, records) of each window; none spans two epochs."""
     epoch, record, state = at['epoch'], at['record'], at['source']

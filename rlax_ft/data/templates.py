@@ -79,20 +79,23 @@ def template_tokens(name: str) -> tuple[str, ...]:
     return tuple(sorted(set(re.findall(r'<\|\w+\|>', _source(name))))) if name else ()
 
 
-@functools.lru_cache(maxsize=16)
-def turn_ends(tokenizer, template: str | None) -> tuple[int, ...]:
-    """Ids that end an assistant's turn: EOS, and the special token that the template writes after an answer.
+def turn_ends(tokenizer) -> tuple[int, ...]:
+    """Ids that end an assistant's turn: EOS, and the special token that the chat template writes after an answer."""
+    return _turn_ends(tokenizer, str(tokenizer.chat_template or ''))
 
-    Args:
-      tokenizer: of the model.
-      template: its `chat_template`; an argument of its own, so that another template is another question.
-    """
+
+@functools.lru_cache(maxsize=16)
+def _turn_ends(tokenizer, template):
     ends = [tokenizer.eos_token_id]
     if template:
-        prompt = _render(tokenizer, [[_PROBE[0]]], answer_next=True)[0][0]
+        try:
+            prompt = _render(tokenizer, [[_PROBE[0]]], answer_next=True)[0][0]
+            answered = _render(tokenizer, [list(_PROBE)])[0][0]
+        except InputError:
+            # A template of its own mind is a mistake only once there are conversations for it.
+            return tuple(ends)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        written = [i for i in _render(tokenizer, [list(_PROBE)])[0][0][len(prompt) :] if i in special]
-        ends += written[-1:]
+        ends += [i for i in answered[len(prompt) :] if i in special][-1:]
     return tuple(dict.fromkeys(ends))
 
 
@@ -115,7 +118,7 @@ def encode_dialogues(tokenizer, prompts: list[list[dict]], answers: list[list[di
     whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers)]
     rendered, masks = _render(tokenizer, whole, with_masks=bool(_GENERATION.search(str(tokenizer.chat_template))))
     starts = encode_prompts(tokenizer, prompts)
-    ends = turn_ends(tokenizer, tokenizer.chat_template)
+    ends = turn_ends(tokenizer)
     rows = []
     for i, (ids, start) in enumerate(zip(rendered, starts)):
         _check_prefix(tokenizer, start, ids, len(prompts[i]) + 1)
@@ -187,5 +190,8 @@ def _render(tokenizer, conversations, *, answer_next=False, with_masks=False):
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f'the chat template, line {error.lineno}: {error.message}') from error
     except (jinja2.TemplateError, TypeError, KeyError) as error:
-        raise InputError(f'the chat template refuses a conversation: {error}') from error
+        for conversation in conversations if len(conversations) > 1 else ():
+            _render(tokenizer, [conversation], answer_next=answer_next)  # Raises at the one that is refused.
+        start = str(conversations[0][0].get('content'))[:60]
+        raise InputError(f'the chat template refuses a conversation: {error}; it begins {start!r}') from error
     return out['input_ids'], out['assistant_masks'] if with_masks else None

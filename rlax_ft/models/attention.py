@@ -13,6 +13,9 @@ from rlax_ft.models.blockwise import blockwise_attention
 # What --attention takes; `auto` is cudnn on NVIDIA GPUs, splash on TPUs, where they can do what is asked, or blockwise.
 KERNELS = ('auto', 'blockwise', 'dense', 'cudnn', 'splash')
 
+# Places up to which attention is computed in one piece.
+_SHORT = 64
+
 # Slots of the cache that decoding reads at a time.
 _CACHE_BLOCK = 512
 
@@ -165,7 +168,8 @@ def choose_kernel(kernel: str, query, key, *, scale, soft_cap, window) -> str:
     aligned = query.shape[1] % 128 == 0 and key.shape[1] == query.shape[1] and query.shape[-1] % 128 == 0
     if platform == 'tpu' and aligned and not isinstance(window, jax.Array):
         return 'splash'
-    return 'blockwise'
+    # Of rows that fit into a block, one block is all.
+    return 'dense' if max(query.shape[1], key.shape[1]) <= _SHORT else 'blockwise'
 
 
 def visible(segments, positions, key_segments, key_positions, window=None) -> jax.Array:

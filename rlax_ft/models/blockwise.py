@@ -68,38 +68,34 @@ def blockwise_attention(
     # [B, T, heads, H] -> [B, kv_heads, heads / kv_heads, T, H]; padded places belong to segments that nobody has.
     query = _pad(query.reshape(batch, length, groups, -1, width).transpose(0, 2, 3, 1, 4), pad_q, 3)
     key, value = (_pad(x.transpose(0, 2, 1, 3), pad_k, 2) for x in (key, value))
-    window = None if window is None else jnp.asarray(window, jnp.int32)
     places = _Places(
         _pad(jnp.asarray(query_segments), pad_q, 1, -1),
         _pad(jnp.asarray(query_positions), pad_q, 1),
         _pad(jnp.asarray(key_segments), pad_k, 1, -2),
         _pad(jnp.asarray(key_positions), pad_k, 1),
-        None,
+        None if window is None else jnp.asarray(window, jnp.int32),
     )
-
-    def one_head(q, k, v, at):
-        return _attend(settings, q, k, v, at._replace(window=window))
-
-    out = jax.vmap(jax.vmap(one_head, in_axes=(0, 0, 0, None)))(query, key, value, places)
+    out = _attend(settings, query, key, value, places)
     return out[..., :length, :].transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(settings, query, key, value, places):
-    """One row and one key-value head: [G, T, H], [S, H], [S, H] -> [G, T, H]."""
+    """[B, K, G, T, H], [B, K, S, H], [B, K, S, H] -> [B, K, G, T, H]."""
     return _forward(settings, query, key, value, places)[0]
 
 
 def _forward(settings, query, key, value, places):
     """A running softmax over key blocks, for one query block after another; keeps each query's log-normaliser."""
-    count = query.shape[1] // settings.query_block
-
-    def query_block(j):
-        return _softmax_over_keys(settings, _block_of_queries(settings, j, query), key, value, places, j)
-
+    count = query.shape[3] // settings.query_block
     if count == 1:
-        out, log_z = query_block(0)
+        out, log_z = _softmax_over_keys(settings, query, key, value, places, 0)
     else:
+
+        def query_block(j):
+            q = _block(query, j, settings.query_block, axis=3)
+            return _softmax_over_keys(settings, q, key, value, places, j)
+
         out, log_z = (_join(x) for x in jax.lax.map(query_block, jnp.arange(count)))
     return out, (query, key, value, places, out, log_z)
 
@@ -107,33 +103,33 @@ def _forward(settings, query, key, value, places):
 def _softmax_over_keys(settings, query, key, value, places, j):
     def key_block(i, carry):
         highest, total, out = carry
-        k, v = (_block(x, i, settings.key_block) for x in (key, value))
+        k, v = (_block(x, i, settings.key_block, axis=2) for x in (key, value))
         scores = _scores(settings, query, k, places, j, i)
         new = jnp.maximum(highest, jnp.max(scores, axis=-1))
         weights, shrink = jnp.exp(scores - new[..., None]), jnp.exp(highest - new)
         out = shrink[..., None] * out + _matmul(weights.astype(v.dtype), v)
         return new, shrink * total + jnp.sum(weights, axis=-1), out
 
-    start = jnp.full(query.shape[:2], _NEVER), jnp.zeros(query.shape[:2]), jnp.zeros(query.shape)
-    highest, total, out = jax.lax.fori_loop(*_key_blocks(settings, query, key, places, j), key_block, start)
+    start = jnp.full(query.shape[:4], _NEVER), jnp.zeros(query.shape[:4]), jnp.zeros(query.shape)
+    highest, total, out = jax.lax.fori_loop(*_key_blocks(settings, key, places, j), key_block, start)
     return (out / total[..., None]).astype(value.dtype), highest + jnp.log(total)
 
 
 def _backward(settings, saved, d_out):
     """Weights P are made again: dV = P^T dO, dS = P (dO V^T - <dO, O>), dQ = dS K, dK = dS^T Q."""
     query, key, value, places, out, log_z = saved
-    count = query.shape[1] // settings.query_block
+    count = query.shape[3] // settings.query_block
     centre = jnp.sum(d_out.astype(jnp.float32) * out, axis=-1)
 
     def query_block(carry, j):
-        q, d_o, c, z = (_block_of_queries(settings, j, x) for x in (query, d_out, centre, log_z))
+        q, d_o, c, z = (_block(x, j, settings.query_block, axis=3) for x in (query, d_out, centre, log_z))
 
         def key_block(i, carry):
             d_q, d_k, d_v = carry
-            k, v = (_block(x, i, settings.key_block) for x in (key, value))
+            k, v = (_block(x, i, settings.key_block, axis=2) for x in (key, value))
             scores = _scores(settings, q, k, places, j, i)
             weights = jnp.exp(scores - z[..., None])
-            d_scores = weights * (_matmul(d_o, v.T) - c[..., None])
+            d_scores = weights * (_matmul(d_o, v.mT) - c[..., None])
             if settings.soft_cap is not None:
                 # Masked scores lie far below -cap: their weight is 0, and 0 times their square would be NaN.
                 slope = 1.0 - jnp.square(jnp.maximum(scores / settings.soft_cap, -1.0))
@@ -144,7 +140,7 @@ def _backward(settings, saved, d_out):
             return d_q + _matmul(d_scores, k), d_k, d_v
 
         start = (jnp.zeros(q.shape), *carry)
-        d_q, *carry = jax.lax.fori_loop(*_key_blocks(settings, q, key, places, j), key_block, start)
+        d_q, *carry = jax.lax.fori_loop(*_key_blocks(settings, key, places, j), key_block, start)
         return tuple(carry), d_q
 
     zeros = jnp.zeros(key.shape), jnp.zeros(value.shape)
@@ -156,25 +152,25 @@ _attend.defvjp(_forward, _backward)
 
 
 def _scores(settings, query, key, places, j, i):
-    """Scores of query block j at key block i, float32[G, T', S']."""
+    """Scores of query block j at key block i, float32[B, K, G, T', S']."""
     segments, positions = (
-        _block(x, j, settings.query_block)[:, None] for x in (places.query_segments, places.query_positions)
+        _block(x, j, settings.query_block, axis=1)[:, :, None] for x in (places.query_segments, places.query_positions)
     )
     key_segments, key_positions = (
-        _block(x, i, settings.key_block)[None] for x in (places.key_segments, places.key_positions)
+        _block(x, i, settings.key_block, axis=1)[:, None] for x in (places.key_segments, places.key_positions)
     )
     visible = (segments == key_segments) & (key_positions <= positions)
     if places.window is not None:
         visible &= positions - key_positions < places.window
-    scores = _matmul(query, key.T) * settings.scale
+    scores = _matmul(query, key.mT) * settings.scale
     if settings.soft_cap is not None:
         scores = settings.soft_cap * jnp.tanh(scores / settings.soft_cap)
-    return jnp.where(visible, scores, _NEVER)
+    return jnp.where(visible[:, None, None], scores, _NEVER)
 
 
-def _key_blocks(settings, query, key, places, j):
+def _key_blocks(settings, key, places, j):
     """(first, end) of the key blocks that query block j can see."""
-    offset = places.key_segments.shape[0] - places.query_segments.shape[0]
+    offset = places.key_segments.shape[1] - places.query_segments.shape[1]
     # Both are padded at the end, so the offset may be off by less than a block: one more block is then looked at.
     slack = settings.key_block if offset else 0
     reach = (j + 1) * settings.query_block + offset + slack
@@ -182,39 +178,34 @@ def _key_blocks(settings, query, key, places, j):
     first = 0
     if places.window is not None:
         first = jnp.maximum(j * settings.query_block + offset - slack - places.window + 1, 0) // settings.key_block
-    return first, jnp.minimum(end, key.shape[0] // settings.key_block)
+    return first, jnp.minimum(end, key.shape[2] // settings.key_block)
 
 
 def _matmul(x, matrix):
-    """[G, T, a] @ [a, b] as one plain matrix product, which XLA does faster on a CPU than the batched one."""
-    return jnp.matmul(x.reshape(-1, x.shape[-1]), matrix, preferred_element_type=jnp.float32).reshape(
-        *x.shape[:2], matrix.shape[1]
-    )
+    """[B, K, G, T, a] @ [B, K, a, b]: one product for each key-value head."""
+    rows = x.reshape(*x.shape[:2], -1, x.shape[4])
+    return jnp.matmul(rows, matrix, preferred_element_type=jnp.float32).reshape(*x.shape[:4], matrix.shape[3])
 
 
 def _matmul_transposed(x, y):
-    """sum over G and T of x[G, T, a] y[G, T, b] -> [a, b]."""
-    x, y = (z.reshape(-1, z.shape[-1]) for z in (x, y))
-    return jnp.einsum('na,nb->ab', x, y, preferred_element_type=jnp.float32)
+    """sum over G and T of x[B, K, G, T, a] y[B, K, G, T, b] -> [B, K, a, b]."""
+    x, y = (z.reshape(*z.shape[:2], -1, z.shape[4]) for z in (x, y))
+    return jnp.einsum('bkna,bknc->bkac', x, y, preferred_element_type=jnp.float32)
 
 
-def _block(x, i, size):
-    return jax.lax.dynamic_slice_in_dim(x, i * size, size)
-
-
-def _block_of_queries(settings, j, x):
-    return jax.lax.dynamic_slice_in_dim(x, j * settings.query_block, settings.query_block, axis=1)
+def _block(x, i, size, axis):
+    return jax.lax.dynamic_slice_in_dim(x, i * size, size, axis)
 
 
 def _add_block(total, i, part):
-    place = i * part.shape[0]
-    return jax.lax.dynamic_update_slice_in_dim(total, _block(total, i, part.shape[0]) + part, place, axis=0)
+    size = part.shape[2]
+    return jax.lax.dynamic_update_slice_in_dim(total, _block(total, i, size, axis=2) + part, i * size, axis=2)
 
 
 def _join(blocks):
-    """[blocks, G, T', ...] -> [G, T, ...]."""
-    x = jnp.moveaxis(blocks, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+    """[blocks, B, K, G, T', ...] -> [B, K, G, T, ...]."""
+    x = jnp.moveaxis(blocks, 0, 3)
+    return x.reshape(*x.shape[:3], -1, *x.shape[5:])
 
 
 def _pad(x, count, axis, fill=0):

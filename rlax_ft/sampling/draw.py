@@ -19,6 +19,8 @@ def row_uniforms(key: jax.Array, rows: int, count: int) -> jax.Array:
       rows: number of rows.
       count: draws of each row.
     """
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)  # A key of the old kind, whose numbers would look like two rows' keys.
     keys = key if key.ndim else jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(rows))
     return jax.vmap(lambda k: jax.random.uniform(k, (count,)))(keys)
 

@@ -4,6 +4,7 @@ Leaves out what is done with the samples.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,27 @@ import numpy as np
 
 from rlax_ft.data.batches import Codec, prompt_arrays
 from rlax_ft.models.transformer import fuse_projections
+from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.types import Rollout
 
 
-def make_sampler(apply: Callable, codec: Codec, *, temperature: float = 1.0, **truncation) -> Callable:
-    """A compiled `sample(params, prompts, prompt_mask, key) -> Rollout` for this codec's lengths and ids."""
+def make_sampler(
+    apply: Callable, codec: Codec, *, rows: int | None = None, temperature: float = 1.0, **truncation
+) -> Callable:
+    """A compiled `sample(params, prompts, prompt_mask, key) -> Rollout` for this codec's lengths and ids.
+
+    Args:
+      apply: of the policy.
+      codec: how text becomes tokens.
+      rows: how many completions the rollout engine has under way at a time; None samples all of a batch at once.
+      temperature: of the sampling.
+      **truncation: top_k, top_p, min_p.
+    """
+    sampler = generate if rows is None else partial(generate_many, rows=rows)
 
     def sample(params, prompts, prompt_mask, key):
-        return generate(
+        return sampler(
             apply,
             {'params': fuse_projections(params) if 'layers' in params else params},
             prompts,
@@ -38,23 +51,37 @@ def make_sampler(apply: Callable, codec: Codec, *, temperature: float = 1.0, **t
 def sample_prompts(
     sample: Callable, params, codec: Codec, prompts: list[str], key: jax.Array, *, batch_size: int
 ) -> Rollout:
-    """One completion of each prompt, as a Rollout of numpy arrays [N, ...].
+    """One completion of each prompt, as a Rollout of numpy arrays [N, ...], whose samples no batching changes.
 
     Args:
       sample: what `make_sampler` gave.
       params: of the policy.
       codec: how text becomes tokens.
       prompts: N texts.
-      key: random key; each batch draws its own from it.
-      batch_size: rows sampled at once; the last batch is filled up and cut.
+      key: random key; each prompt draws with its own, made from it.
+      batch_size: rows sampled at once, prompts of like length together; the last batch is filled up and cut.
     """
     tokens, mask = prompt_arrays(codec, prompts)
-    keys = jax.random.split(key, -(-len(prompts) // batch_size))
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(prompts)))
+    order = np.argsort(mask.sum(axis=1), kind='stable')
     parts = []
-    for i, start in enumerate(range(0, len(prompts), batch_size)):
-        rows = np.arange(start, start + batch_size) % len(prompts)
-        parts.append(sample(params, tokens[rows], mask[rows], keys[i]))
-    return _join(parts, len(prompts))
+    for start in range(0, len(prompts), batch_size):
+        rows = order[np.arange(start, start + batch_size) % len(prompts)]
+        parts.append(sample(params, *trim_prompts(tokens[rows], mask[rows]), keys[rows]))
+    sampled = _join([part.replace(prompts=None, prompt_mask=None) for part in parts], len(prompts))
+    sampled = jax.tree.map(lambda leaf: leaf[np.argsort(order)], sampled)
+    return sampled.replace(prompts=tokens, prompt_mask=mask)
+
+
+def trim_prompts(tokens: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left-padded prompts without the columns that all of them pad, down to a power of two, so that few widths compile.
+
+    On several hosts nothing is cut: each sees its own rows only, and all must compile the same.
+    """
+    width = mask.shape[1]
+    if jax.process_count() == 1:
+        width = min(width, max(8, 1 << (int(mask.sum(axis=1).max()) - 1).bit_length()))
+    return tokens[:, -width:], mask[:, -width:]
 
 
 def map_rows(function: Callable, rows, *, batch_size: int):

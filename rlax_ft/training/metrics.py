@@ -13,11 +13,23 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from rlax_ft.training.performance import Performance, batch_tokens
+
 
 class MetricsWriter:
     """Writes one record per step; use as a context manager."""
 
-    def __init__(self, folder: str | Path, *, start: int, total: int, title: str, show: tuple[str, ...] = ('loss',)):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        start: int,
+        total: int,
+        title: str,
+        show: tuple[str, ...] = ('loss',),
+        performance: Performance | None = None,
+        profile: tuple[int, int] | None = None,
+    ):
         """Opens the folder's files for a run that goes on after step `start`.
 
         Args:
@@ -26,6 +38,8 @@ class MetricsWriter:
           total: last step of the run.
           title: what the progress bar says.
           show: names of the few numbers on the progress bar.
+          performance: whose metrics are added to those of steps that come with their batch.
+          profile: (first, last) step of which a trace is written to the folder's profile/.
         """
         self._path = Path(folder) / 'metrics.jsonl'
         drop_records_after(self._path, start)
@@ -36,25 +50,47 @@ class MetricsWriter:
         self._bar = tqdm(total=total, initial=start, desc=title, mininterval=pace, dynamic_ncols=True)
         self._show = show
         self._pending = None
+        self._performance = performance
+        self._profile, self._profile_folder = profile or (0, 0), Path(folder) / 'profile'
+        self._trace(start)
 
-    def write(self, step: int, metrics: dict) -> None:
-        """Takes the metrics of `step` (arrays may still be computing) and writes those of the step before."""
+    def write(self, step: int, metrics: dict, batch=None) -> None:
+        """Takes the metrics of `step` (arrays may still be computing) and writes those of the step before.
+
+        Args:
+          step: number of the step.
+          metrics: scalars by name.
+          batch: what the step read, for its speed; only its shapes are looked at.
+        """
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, None if batch is None else batch_tokens(batch))
+        self._trace(step)
         self._bar.update(step - self._bar.n)
 
     def flush(self) -> None:
         """Writes what is pending; waits for it if need be."""
         if self._pending is None:
             return
-        step, metrics = self._pending
+        step, metrics, size = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._file.write(json.dumps({'step': step, **{k: _json_number(v) for k, v in values.items()}}) + '\n')
+        if self._performance is not None and size is not None:
+            values |= self._performance.lap(*size)
+        self._file.write(json.dumps({'step': step, **{k: _json_number(k, v) for k, v in values.items()}}) + '\n')
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if math.isfinite(value) or not name.startswith('perf/'):
+                self._board.add_scalar(name, value, step)
         self._bar.set_postfix({name: f'{values[name]:.3g}' for name in self._show if name in values}, refresh=False)
+
+    def _trace(self, done):
+        """Starts the profiler before its first step, and stops it when its last has been sent off and has ended."""
+        first, last = self._profile
+        if first and done == first - 1:
+            jax.profiler.start_trace(str(self._profile_folder))
+        elif first and done == last:
+            jax.block_until_ready(self._pending)
+            jax.profiler.stop_trace()
 
     def __enter__(self):
         """Returns itself."""
@@ -89,6 +125,6 @@ def drop_records_after(path: Path, step: int) -> None:
         temporary.replace(path)
 
 
-def _json_number(value):
-    # JSON has no NaN or infinity.
-    return value if math.isfinite(value) else str(value)
+def _json_number(name, value):
+    # JSON has no NaN or infinity; a speed that is none is not applicable here.
+    return value if math.isfinite(value) else 'n/a' if name.startswith('perf/') else str(value)

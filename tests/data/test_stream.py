@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlax_ft.data.loader import prefetch
-from rlax_ft.data.stream import stream_batches
+from rlax_ft.data.stream import first_records, stream_batches
 from rlax_ft.errors import InputError
 
 SIZE = 37
@@ -63,6 +63,11 @@ def test_from_every_position_the_very_next_batch_follows(source):
         after = take(source, 3, position=position)
         for (ours, _), (theirs, _) in zip(after, whole[step + 1 :]):
             np.testing.assert_array_equal(ours['n'], theirs['n'])
+
+
+def test_the_first_records(source):
+    assert [record['n'] for record, _ in first_records(source, 5)] == [0, 1, 2, 3, 4]
+    assert len(first_records(source, 100)) == SIZE
 
 
 def test_a_stream_without_a_row_is_an_error(tmp_path):

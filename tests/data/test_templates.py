@@ -80,7 +80,7 @@ def test_all_that_the_assistant_says_is_learned_with_its_ends(template, prompt, 
             whole = row.prompt + row.response
             assert whole.count(tokenizer.bos_token_id) == 1
             assert len(row.response) == len(row.learned) and row.learned[-1]
-            assert whole[-1] in turn_ends(tokenizer, tokenizer.chat_template)
+            assert whole[-1] in turn_ends(tokenizer)
 
 
 def test_tagged_and_untagged_agree():
@@ -94,7 +94,7 @@ def test_an_end_that_the_template_does_not_write_is_added():
     tokenizer = bytes_tokenizer('{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}')
     row = encode_dialogues(tokenizer, [TALK[:2]], [TALK[2:3]])[0]
     assert row.response[-1] == tokenizer.eos_token_id and row.learned[-1]
-    assert turn_ends(tokenizer, tokenizer.chat_template) == (tokenizer.eos_token_id,)
+    assert turn_ends(tokenizer) == (tokenizer.eos_token_id,)
 
 
 def test_eos_is_learned_where_pad_is_eos():
@@ -174,6 +174,16 @@ def test_bad_templates_are_one_line(tmp_path, text, message):
         set_chat_template(bytes_tokenizer(None), str(tmp_path / 'x.jinja'))
 
 
+def test_the_conversation_that_a_template_refuses_is_named():
+    refuses = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
+    )
+    tokenizer = bytes_tokenizer(refuses)
+    message = "the chat template refuses a conversation: no system; it begins 'be kind'"
+    with pytest.raises(InputError, match=message):
+        encode_dialogues(tokenizer, [TALK[1:2], TALK[:2]], [TALK[2:3]] * 2)
+
+
 def test_a_new_tokenizer_has_the_templates_tokens():
     tokenizer = train_tokenizer('bytes', ['abc'], template_tokens('chatml'))
     set_chat_template(tokenizer, 'chatml')
@@ -227,3 +237,11 @@ def test_real_tokenizers():
             assert [text.strip().split('<')[0] for text in learned] == ['hello you', 'because'], name
             assert tagged[0].response[-1] == tokenizer.eos_token_id
             assert [row.prompt for row in tagged] == [row.prompt for row in plain]
+
+
+def test_a_tokenizer_whose_template_fails_still_serves_texts():
+    codec = Codec(bytes_tokenizer("{{ raise_exception('tools only') }}"), 8, 8)
+    assert codec.eos_ids == (codec.tokenizer.eos_token_id,)
+    assert token_rows(codec, ['a'], ['b']).mask.sum() == 2
+    with pytest.raises(InputError, match='tools only'):
+        token_rows(codec, [TALK[1:2]], [TALK[2:3]])

@@ -135,6 +135,7 @@ def test_the_kernel_is_the_platforms_unless_it_is_forced(monkeypatch):
         monkeypatch.setattr(jax, 'default_backend', lambda platform=platform: platform)
         assert choose_kernel('auto', wide, wide, **how) == kernel
     assert choose_kernel('auto', wide[:, :100], wide[:, :100], **how) == 'blockwise'
+    assert choose_kernel('auto', wide[:, :50], wide[:, :50], **how) == 'dense'
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     assert choose_kernel('auto', wide, wide, **{**how, 'soft_cap': 3.0}) == 'blockwise'
     assert choose_kernel('auto', wide.astype(jnp.float32), wide, **how) == 'blockwise'

@@ -1,0 +1,56 @@
+"""The benchmarks' toy forms: both sides of a race compute the same, and the records have their fields. Never times."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from alternate import race, table
+from shapes import SHAPES, WORKERS
+
+
+def worker(name, *arguments):
+    return [sys.executable, str(WORKERS / name), *map(str, arguments), json.dumps(TOY)]
+
+
+TOY = SHAPES['toy'] | dict(prompt=32, response=8)
+
+
+def test_shared_and_repeated_prompts_score_alike():
+    shared, repeated = race([worker('ours_step.py', s) for s in ('score', 'score_plain')], rounds=1)
+    assert shared['loss'] == pytest.approx(repeated['loss'], rel=1e-5)
+
+
+def test_every_stage_steps_and_cached_references_change_no_loss():
+    stages = ('sft', 'ppo', 'dpo', 'dpo_cached')
+    sft, ppo, dpo, cached = race([worker('ours_step.py', s) for s in stages], rounds=1)
+    assert 0 < sft['loss'] < 10 and abs(ppo['loss']) < 100
+    assert dpo['loss'] == pytest.approx(cached['loss'], rel=1e-5)
+
+
+def test_the_engine_draws_what_static_batches_draw_on_average():
+    sizes = (4, 8, 32)
+    plain, engine, static = race(
+        [worker('ours_generate.py', k, *sizes) for k in ('plain', 'engine', 'static')], rounds=1
+    )
+    assert plain['tokens'] == 4 * 32
+    # 32 completions of geometric length, at most 32 tokens, on average about 4.
+    assert 32 < engine['tokens'] < 32 * 12 and 32 < static['tokens'] < 32 * 12
+
+
+def test_records_and_table(tmp_path):
+    out = tmp_path / 'records.json'
+    arguments = ['--against=none', '--shape=toy', '--rounds=1', '--stages=sft,score', f'--json={out}']
+    shown = subprocess.run(
+        [sys.executable, WORKERS.parent / 'train_step.py', *arguments], capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    sft, score = json.loads(out.read_text())
+    assert set(sft) == set(score) == {'name', 'ours', 'peer', 'unit', 'ratio'}
+    assert sft['peer'] is None and score['ratio'] == pytest.approx(score['peer'] / score['ours'])
+    assert table([sft, score]) in shown.stdout
+
+
+def test_a_worker_that_dies_is_named():
+    with pytest.raises(RuntimeError, match=r'exit code 3'):
+        race([[sys.executable, '-c', 'import sys; sys.exit(3)']], rounds=1)
