@@ -62,10 +62,13 @@ class Learner:
         """Trained parameters as the apply functions take them."""
         return attach(params, self.base)
 
-    def start(self) -> Params:
-        """Fresh trainable parameters of a policy: a copy of the model, or an adapter that changes nothing."""
+    def start(self, *, copy: bool = True) -> Params:
+        """Fresh trainable parameters of a policy: a copy of the model, or an adapter that changes nothing.
+
+        Without a copy the model itself is trained, and nobody may read it afterwards.
+        """
         if not self.config.lora:
-            return jax.tree.map(jnp.copy, self.model)
+            return jax.tree.map(jnp.copy, self.model) if copy else self.model
         return {'lora': self._adapter(0)}
 
     def start_value(self) -> Params:

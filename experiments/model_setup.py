@@ -16,7 +16,7 @@ from rlax_ft.data.templates import set_chat_template, template_tokens
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
-from rlax_ft.models.hf import load_pretrained, read_config, save_config
+from rlax_ft.models.hf import check_vocabulary, load_pretrained, read_config, save_config
 from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.mesh import make_mesh
 from rlax_ft.training.checkpoint import Checkpoints
@@ -132,8 +132,7 @@ def _starting_model(settings, codec):
         config, params, _ = load_pretrained(source, mesh=mesh, dtype=dtype)
     if 'backbone' in params:
         raise InputError(f'{source}: a reward model where a language model is needed')
-    if len(codec.tokenizer) > config.vocab_size:
-        raise InputError(f'{source}: the tokenizer has {len(codec.tokenizer)} tokens, the model {config.vocab_size}')
+    check_vocabulary(codec.tokenizer, config, source)
     if codec.max_length > config.max_length:
         raise InputError(
             f'--max_prompt_tokens={codec.max_prompt} --max_new_tokens={codec.max_new_tokens}: together more than the '

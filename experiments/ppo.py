@@ -70,6 +70,10 @@ def train(settings: PPOSettings) -> dict:
     if run.summary:
         return run.summary
     group = settings.group_size
+    if settings.lora_dropout:
+        raise InputError(
+            f'--lora_dropout={settings.lora_dropout}: the ratio of PPO needs a policy without dropout; give 0'
+        )
     for name, parts in (('group_size', group), ('minibatches', settings.minibatches * group)):
         if parts < 1 or settings.batch_size % parts:
             raise InputError(

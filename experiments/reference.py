@@ -40,5 +40,5 @@ def with_reference(run: Run, reference, params, rows: PreferenceBatch | RankingB
 def _digest(params, rows) -> str:
     content = hashlib.blake2b(digest_size=8)
     for leaf in jax.tree.leaves((params, rows.candidates)):
-        content.update(memoryview(np.ascontiguousarray(leaf)).cast('B'))
+        content.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     return content.hexdigest()

@@ -59,7 +59,7 @@ def train(settings: SFTSettings) -> dict:
     announce_model(run, learner.config, codec)
     apply = learner.apply
     optimizer, step = train_setup(settings, sft_objective(apply), learner.base)
-    state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
+    state = init_state(learner.start(copy=False), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
     guard = ChangeGuard(state.params, start)
 

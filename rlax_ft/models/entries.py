@@ -114,6 +114,19 @@ def write_smollm3(config: ModelConfig) -> dict:
     return {**write_biases(config), 'no_rope_layers': [int(not layer) for layer in without]}
 
 
+def read_stablelm(raw: dict) -> dict:
+    """StableLM's biases; two of its switches make another computation of the same names."""
+    if raw['use_parallel_residual'] or raw['qk_layernorm']:
+        raise InputError('use_parallel_residual and qk_layernorm: not supported')
+    return {'qkv_bias': raw['use_qkv_bias'], **read_activation(raw)}
+
+
+def write_stablelm(config: ModelConfig) -> dict:
+    """The same as `use_qkv_bias`, and the share of each head that older readers look for outside rope_parameters."""
+    fraction = {'partial_rotary_factor': config.rotary_fraction}
+    return {'use_qkv_bias': config.qkv_bias, **fraction, **write_activation(config)}
+
+
 def read_gemma(raw: dict) -> dict:
     """Gemma's scale of the scores, and its soft caps."""
     if raw.get('use_bidirectional_attention'):

@@ -203,6 +203,20 @@ FAMILIES = {
     'smollm3': Family(
         'SmolLM3ForCausalLM', _LLAMA_FIELDS, _LLAMA_NAMES, read=entries.read_smollm3, write=entries.write_smollm3
     ),
+    'stablelm': Family(
+        'StableLmForCausalLM',
+        _LLAMA_FIELDS | {'norm_eps': 'layer_norm_eps'},
+        {
+            **_LLAMA_NAMES,
+            'final_norm/bias': 'model.norm.bias',
+            **_layer_names(
+                {'attention_norm/bias': 'input_layernorm.bias', 'mlp_norm/bias': 'post_attention_layernorm.bias'}
+            ),
+        },
+        fixed={'norm': 'layer'},
+        read=entries.read_stablelm,
+        write=entries.write_stablelm,
+    ),
     'olmo2': Family(
         'Olmo2ForCausalLM',
         _LLAMA_FIELDS,

@@ -47,13 +47,30 @@ def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple
     folder = _folder(path_or_repo)
     config, scalar = _read_config(folder)
     tokenizer = _read_tokenizer(folder)
-    if tokenizer is not None and len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f'{folder}: its tokenizer has {len(tokenizer)} tokens, more than the {config.vocab_size} rows of '
-            f'{FAMILIES[config.family].names["embed/embedding"]} that config.json says'
-        )
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, config, folder)
     shapes = param_shapes(config, scalar=scalar)
     return config, read_params(folder, config, shapes, mesh=mesh, dtype=dtype or jnp.float32), tokenizer
+
+
+def check_vocabulary(tokenizer, config: ModelConfig, source) -> None:
+    """Refuses a tokenizer with words that the model has no embedding for.
+
+    Special tokens beyond the embedding are let through: some text models share the tokenizer of a larger one and never
+    see its image tokens.
+
+    Raises:
+      InputError: an ordinary token has an id that is too large.
+    """
+    if len(tokenizer) <= config.vocab_size:
+        return
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = {index: word for word, index in tokenizer.get_vocab().items() if index >= config.vocab_size}
+    if ordinary := beyond.keys() - special:
+        raise InputError(
+            f'{source}: its tokenizer has {len(tokenizer)} tokens, more than the {config.vocab_size} rows of '
+            f'{FAMILIES[config.family].names["embed/embedding"]}; the first without one is {beyond[min(ordinary)]!r}'
+        )
 
 
 def read_config(folder: str | Path) -> ModelConfig:

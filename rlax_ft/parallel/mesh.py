@@ -23,7 +23,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r'attention/out/kernel$', P('tensor', 'fsdp')),
     (r'mlp/(gate|up)/kernel$', P('fsdp', 'tensor')),
     (r'mlp/down/kernel$', P('tensor', 'fsdp')),
-    (r'/head$', P('fsdp', 'tensor')),
+    (r'(^|/)head$', P('fsdp', 'tensor')),
 )
 
 

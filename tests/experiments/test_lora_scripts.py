@@ -91,3 +91,5 @@ def test_a_run_in_which_nothing_trains_is_stopped(start, tmp_path):
         run(start, sft, tmp_path, learning_rate=0.0)
     with pytest.raises(InputError, match=r'--lora_targets=q_proj: matches none of attention/key'):
         run(start, sft, tmp_path / 'targets', lora_targets='q_proj')
+    with pytest.raises(InputError, match=r'--lora_dropout=0.1: the ratio of PPO needs a policy without dropout'):
+        run(start, ppo, tmp_path / 'dropout', lora_dropout=0.1)

@@ -1,12 +1,15 @@
 """What the families add to the transformer, without torch: kinds of layers, experts, caps, cache, rotary scalings."""
 
+import ast
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlax_ft.models import families
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.rotary import scaled_frequencies
 from rlax_ft.models.scoring import token_logps
@@ -143,3 +146,13 @@ def test_llama3_keeps_high_frequencies_and_stretches_low_ones():
     np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
     between = (turns > 1) & (turns < 4)
     assert between.any() and ((scaled < plain) & (scaled > plain / 8))[between].all()
+
+
+def test_a_dense_family_is_an_entry_of_at_most_60_lines():
+    (table,) = (
+        node.value
+        for node in ast.parse(Path(families.__file__).read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == 'FAMILIES'
+    )
+    lines = {key.value: value.end_lineno - key.lineno + 1 for key, value in zip(table.keys, table.values)}
+    assert set(lines) == set(families.FAMILIES) and max(lines.values()) <= 60

@@ -34,7 +34,7 @@ def test_round_trip(folder):
     config, params, tokenizer = load_pretrained(folder)
     assert config == CONFIG
     jax.tree.map(np.testing.assert_array_equal, params, init_params(CONFIG, jax.random.key(0)))
-    assert tokenizer('a b').input_ids == word_tokenizer('abcde')('a b').input_ids == [3, 4]
+    assert tokenizer('a b').input_ids == word_tokenizer('abcde')('a b').input_ids == [1, 3, 4]
 
 
 def test_reward_model_round_trip(tmp_path):
@@ -132,11 +132,14 @@ def test_numbers_that_are_not_finite_are_named(tmp_path, value):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
-    save_pretrained(tmp_path, CONFIG, init_params(CONFIG, jax.random.key(0)), word_tokenizer('abcdefg'))
-    with pytest.raises(
-        InputError, match=r'its tokenizer has 10 tokens, more than the 8 rows of model.embed_tokens.weight'
-    ):
+    params = init_params(CONFIG, jax.random.key(0))
+    save_pretrained(tmp_path, CONFIG, params, word_tokenizer('abcdefg'))
+    with pytest.raises(InputError, match=r'10 tokens, more than the 8 rows of model.embed_tokens.weight; .* is .f.$'):
         load_pretrained(tmp_path)
+    tokenizer = word_tokenizer('abcde')
+    tokenizer.add_special_tokens({'additional_special_tokens': ['<image>']})
+    save_pretrained(tmp_path, CONFIG, params, tokenizer)
+    assert len(load_pretrained(tmp_path)[2]) == 9
 
 
 def test_shards_and_a_missing_one(tmp_path):
@@ -155,14 +158,16 @@ def test_shards_and_a_missing_one(tmp_path):
 
 @pytest.mark.parametrize('spec', ['fsdp=8', 'data=2,fsdp=2,tensor=2'])
 def test_loading_places_every_shard(tmp_path, spec):
-    params = init_params(CONFIG, jax.random.key(0))
-    save_pretrained(tmp_path, CONFIG, params)
+    config = dataclasses.replace(CONFIG, tied=False)
+    params = init_params(config, jax.random.key(0))
+    save_pretrained(tmp_path, config, params)
     mesh = make_mesh(spec)
     _, placed, _ = load_pretrained(tmp_path, mesh=mesh)
     jax.tree.map(np.testing.assert_array_equal, placed, params)
     wanted = tree_shardings(params, mesh)
     assert jax.tree.all(jax.tree.map(lambda x, w: x.sharding.is_equivalent_to(w, x.ndim), placed, wanted))
     assert placed['layers']['mlp']['up']['kernel'].addressable_shards[0].data.size * 4 <= 2 * 32 * 96
+    assert placed['head'].addressable_shards[0].data.size < 32 * 8
 
 
 def test_dtype_on_load_and_on_saving(tmp_path):

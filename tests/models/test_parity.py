@@ -1,5 +1,7 @@
 """Every family against transformers' own torch model: logits and scores, padding and packing, in and out."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from rlax_ft.models.families import FAMILIES
 from rlax_ft.models.heads import ScalarModel
 from rlax_ft.models.hf import load_pretrained, save_pretrained
 from rlax_ft.models.transformer import Transformer
+from rlax_ft.sampling.sampler import generate
 
 torch = pytest.importorskip('torch', reason='torch is not installed: pip install -e .[parity]')
 transformers = pytest.importorskip('transformers')
@@ -70,6 +73,7 @@ CASES = {
     'phi3': ('phi3', dict(sliding_window=None)),
     'phi3 with partial rotary': ('phi3', dict(partial_rotary_factor=0.5)),
     'smollm3': ('smollm3', dict(no_rope_layer_interval=2, num_hidden_layers=3)),
+    'stablelm': ('stablelm', dict(use_qkv_bias=True)),
     'olmo2': ('olmo2', {}),
     'gpt2': ('gpt2', dict(n_embd=32, n_layer=2, n_head=4, n_positions=64)),
     'gpt_neox': ('gpt_neox', {}),
@@ -81,6 +85,7 @@ CASES = {
     'mixtral': ('mixtral', dict(num_local_experts=4, num_experts_per_tok=2)),
 }
 
+STORIES = Path(__file__).parents[2].parent / 'shared/weights/stories260K'
 LENGTH = 14
 PAD = 0
 rng = np.random.default_rng(0)
@@ -178,3 +183,29 @@ def test_scores_in_and_out(case, tmp_path):
     save_pretrained(tmp_path / 'ours', config, params)
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'ours')
     np.testing.assert_array_equal(score(again), score(theirs))
+
+
+@pytest.mark.skipif(not STORIES.exists(), reason='the shared pretrained model is not here')
+def test_real_weights_give_the_same_logits_and_greedy_tokens(tmp_path):
+    config, params, tokenizer = load_pretrained(STORIES)
+    save_pretrained(tmp_path, config, params, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = tokenizer('Once upon a time').input_ids
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)('Once upon a time').input_ids == ids
+    prompt = np.asarray([ids])
+    right = theirs.generate(torch.tensor(prompt), max_new_tokens=40, do_sample=False, pad_token_id=0)[:, len(ids) :]
+    ours = generate(
+        Transformer(config).apply,
+        {'params': params},
+        jnp.asarray(prompt),
+        jnp.ones(prompt.shape, bool),
+        jax.random.key(0),
+        max_new_tokens=40,
+        temperature=0.0,
+    )
+    np.testing.assert_array_equal(ours.tokens, right.numpy())
+    model = Transformer(config)
+    text = np.concatenate([prompt, right.numpy()], axis=1)
+    logits = model.apply({'params': params}, model.apply({'params': params}, text)[0], method='unembed')
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, theirs(torch.tensor(text)).logits.numpy(), atol=1e-4, rtol=0)
