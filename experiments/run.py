@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 import settings as flags_of
-from settings import Settings
+from settings import RunSettings, Settings
 
 from rlax_ft.data.batches import Codec
 from rlax_ft.data.tasks import Task, get_task
@@ -53,7 +53,7 @@ class Run:
         return summary
 
 
-def open_run(settings: Settings, name: str) -> Run:
+def open_run(settings: RunSettings, name: str) -> Run:
     """Opens the run folder, new or to be gone on with, and writes its flags.txt.
 
     Raises:
@@ -71,7 +71,7 @@ def open_run(settings: Settings, name: str) -> Run:
     summary = None
     if saved and (summary_file.exists() or checkpoints.latest_step() is not None):
         flags_of.check_same(settings, saved, folder)
-        if summary_file.exists() and f'--max_steps={settings.max_steps}' in saved:
+        if summary_file.exists() and f'--{settings.length}={getattr(settings, settings.length)}' in saved:
             summary = json.loads(summary_file.read_text())
     elif saved and saved != flags_of.flag_lines(settings):
         # The run stopped before its first step, perhaps over a flag: what it had prepared goes.
