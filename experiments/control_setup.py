@@ -5,27 +5,22 @@ Leaves out the algorithm, which is in the script itself and in rlax_ft/training/
 
 import dataclasses
 import itertools
-import time
-from collections.abc import Callable
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from settings import RunSettings, flag
 
 from rlax_ft.envs.adapters import make_environment
 from rlax_ft.envs.environment import Environment
+from rlax_ft.envs.gymnasium import HostEnvironments
 from rlax_ft.envs.wrappers import episode_statistics, select_observation, time_limit
 from rlax_ft.errors import InputError
 from rlax_ft.models.actor_critic import Agent, NetworkConfig, make_agent
 from rlax_ft.models.distributions import KINDS, Normal, make_distribution
-from rlax_ft.parallel.compile import PMAP_AXIS
 from rlax_ft.parallel.mesh import batch_devices, make_mesh
-from rlax_ft.training.control import ControlState
+from rlax_ft.training.optimizer import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +127,33 @@ def check(settings: ControlSettings) -> None:
 
 
 def environment_devices(settings: ControlSettings) -> int:
-    """Over how many devices the environments are split."""
-    return jax.local_device_count() if settings.backend == 'pmap' else batch_devices(make_mesh(settings.mesh))
+    """Over how many devices the environments of a run are split.
+
+    Runs side by side need not talk to each other, so devices take whole runs where these divide over them. Else they
+    share the environments; but a CPU's virtual devices do so only when --mesh or --backend=pmap asks for it.
+    """
+    if settings.backend == 'pmap':
+        return jax.local_device_count()
+    if settings.mesh:
+        return batch_devices(make_mesh(settings.mesh))
+    alone = split_runs(settings) or jax.default_backend() == 'cpu'
+    return 1 if alone else batch_devices(make_mesh())
+
+
+def split_runs(settings: ControlSettings) -> bool:
+    """Whether every device takes whole runs."""
+    return settings.backend == 'jit' and not settings.mesh and len(runs_of(settings)) % jax.device_count() == 0
+
+
+def optimizer_of(settings: ControlSettings, learning_rate):
+    """Adam with PPO's epsilon over all minibatch steps of the run; the rate may be traced."""
+    return make_optimizer(
+        learning_rate,
+        max_steps=settings.updates * settings.epochs * settings.minibatches,
+        schedule=settings.schedule,
+        clip_norm=settings.clip_norm,
+        eps=1e-5,
+    )
 
 
 def numbers(text: str, name: str, kind: type = int) -> tuple:
@@ -148,11 +168,14 @@ def numbers(text: str, name: str, kind: type = int) -> tuple:
         raise InputError(f'--{name}={text}: {error}; give numbers with commas between') from error
 
 
-def make_env(settings: ControlSettings) -> Environment | None:
-    """The environment with its wrappers, or None where it steps on the host."""
+def make_env(settings: ControlSettings) -> Environment | HostEnvironments:
+    """The environment with its wrappers, or Gymnasium's, which step on the host."""
     env = make_environment(settings.env)
     if env is None:
-        return None
+        wrapped = [f'--{name}' for name in ('observe', 'time_limit', 'mesh') if getattr(settings, name)]
+        if wrapped or settings.backend == 'pmap':
+            raise InputError(f'--env={settings.env}: steps on the host, where {[*wrapped, "--backend=pmap"][0]} has no use')
+        return HostEnvironments(settings.env.removeprefix('gymnasium:'), len(runs_of(settings)) * settings.num_envs, settings.seed)
     if settings.observe:
         env = select_observation(env, numbers(settings.observe, 'observe'))
     if settings.time_limit:
@@ -160,9 +183,9 @@ def make_env(settings: ControlSettings) -> Environment | None:
     return episode_statistics(env)
 
 
-def agent_for(settings: ControlSettings, observation, action) -> Agent:
+def agent_for(settings: ControlSettings, env: Environment | HostEnvironments) -> Agent:
     """The network and distribution that the flags name, for the spaces of an environment."""
-    distribution = make_distribution(action, settings.policy)
+    distribution = make_distribution(env.action, settings.policy)
     config = NetworkConfig(
         outputs=distribution.outputs,
         log_std=distribution.size if isinstance(distribution, Normal) else 0,
@@ -173,7 +196,7 @@ def agent_for(settings: ControlSettings, observation, action) -> Agent:
         cnn=settings.network == 'cnn',
         gru=settings.gru,
     )
-    return make_agent(config, distribution, observation.shape)
+    return make_agent(config, distribution, env.observation.shape)
 
 
 def runs_of(settings: ControlSettings) -> list[dict]:
@@ -193,77 +216,6 @@ def hyper_of(runs: list[dict]) -> Hyper:
     return Hyper(column('learning_rate'), column('entropy_coef'))
 
 
-def compile_options(lowered):
-    """Compiles a lowered program, on a CPU without the scheduler that deadlocks vmapped programs in jaxlib 0.10.2."""
-    if jax.default_backend() == 'cpu':
-        try:
-            return lowered.compile(compiler_options={'xla_cpu_enable_concurrency_optimized_scheduler': False})
-        except jax.errors.JaxRuntimeError as error:
-            if 'No such compile option' not in str(error):
-                raise
-    return lowered.compile()
-
-
-class Program:
-    """A function of (hyper, state, ...) for all runs at once, compiled at its first call, the state donated.
-
-    Under `jit` the environments (axis 1, after the runs) are split over the mesh and the compiler does the rest: the
-    numbers are those of one device. Under `pmap` every device shuffles its own environments, and gradients are summed.
-    """
-
-    def __init__(self, settings: ControlSettings, function: Callable):
-        """Takes a function of unbatched (hyper, state, *shared) -> (state, metrics)."""
-        self._settings = settings
-        self._function = function
-        self._compiled = None
-        self.compile_seconds = 0.0
-
-    def __call__(self, hyper, state, *shared):
-        """Runs it; `shared` is the same for all runs."""
-        if self._compiled is None:
-            started = time.perf_counter()
-            self._compiled = compile_options(self._jit(state, len(shared)).lower(hyper, state, *shared))
-            self.compile_seconds = time.perf_counter() - started
-        return self._compiled(hyper, state, *shared)
-
-    def _jit(self, state, shared):
-        batched = jax.vmap(self._function, in_axes=(0, 0) + (None,) * shared)
-        if self._settings.backend == 'pmap':
-            axes = jax.tree.map(lambda _: None, state).replace(actors=1)
-            return jax.pmap(
-                batched,
-                axis_name=PMAP_AXIS,
-                in_axes=(None, axes) + (None,) * shared,
-                out_axes=(axes, None),
-                donate_argnums=1,
-            )
-        return jax.jit(batched, donate_argnums=1, out_shardings=(placement_of(self._settings, state), None))
-
-
-def placement_of(settings: ControlSettings, state: ControlState):
-    """Where a state [runs, ...] lives under jit: environments split over the mesh, all else everywhere."""
-    mesh = make_mesh(settings.mesh)
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, ('data', 'fsdp')))
-    return jax.tree.map(lambda _: whole, state).replace(actors=jax.tree.map(lambda _: split, state.actors))
-
-
-def place(settings: ControlSettings, state: ControlState) -> ControlState:
-    """A state where the program wants it; under pmap the environments [runs, N] become [runs, devices, N / devices]."""
-    if settings.backend == 'pmap':
-        devices = jax.local_device_count()
-        split = lambda x: x.reshape(x.shape[0], devices, x.shape[1] // devices, *x.shape[2:])  # noqa: E731
-        return state.replace(actors=jax.tree.map(split, state.actors))
-    return jax.device_put(state, placement_of(settings, state))
-
-
-def gathered(settings: ControlSettings, state: ControlState) -> ControlState:
-    """The state as a checkpoint has it, whatever it ran on: undoes `place`."""
-    if settings.backend == 'pmap':
-        join = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])  # noqa: E731
-        return state.replace(actors=jax.tree.map(join, state.actors))
-    return state
-
-
 def boundaries(settings: ControlSettings, start: int) -> list[int]:
     """The updates after `start` at which the loop comes back from the device."""
     every = settings.log_every or max(settings.updates // 100, 1)
@@ -271,17 +223,3 @@ def boundaries(settings: ControlSettings, start: int) -> list[int]:
     for step in filter(None, (every, settings.save_every, settings.eval_every)):
         stops |= set(range(step, settings.updates, step))
     return sorted(s for s in stops if s > start)
-
-
-def log_record(metrics: dict, runs: int) -> dict:
-    """Metrics [runs] as numbers: means over runs, and each run's episode return under its own name."""
-    record = {name: jnp.mean(value) for name, value in metrics.items() if not name.startswith('episode')}
-    record |= {name: jnp.nanmean(metrics[name]) for name in ('episode_return', 'episode_length')}
-    if runs > 1:
-        record |= {f'episode_return/{i}': metrics['episode_return'][i] for i in range(runs)}
-    return record
-
-
-def as_list(x) -> list[float]:
-    """A device array as plain numbers."""
-    return np.asarray(x, np.float64).tolist()

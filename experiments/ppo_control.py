@@ -9,29 +9,29 @@ The loss is that of language, unchanged: a row is one decision. All seeds train 
 time, the state donated, and metrics come back one chunk late. Leaves out formulas.
 """
 
+import itertools
+
+import cpu_flags  # noqa: F401  Before jax: what a CPU needs.
 import jax
 import jax.numpy as jnp
+from control_loop import Logbook, evaluate, finish, save, starting_state
+from control_programs import HostProgram, Program
 from control_setup import (
     ControlSettings,
     Hyper,
-    Program,
     agent_for,
-    as_list,
     boundaries,
     check,
-    compile_options,
-    gathered,
     hyper_of,
-    log_record,
     make_env,
-    place,
+    optimizer_of,
     runs_of,
 )
 from run import load_loss, open_run
 from settings import run_script
 
-from rlax_ft.errors import InputError
-from rlax_ft.evaluate.episodes import draw_episode, play_episodes, plot_learning_curve
+from rlax_ft.envs.gymnasium import HostEnvironments
+from rlax_ft.ops.kl import adaptive_coef
 from rlax_ft.parallel.compile import PMAP_AXIS
 from rlax_ft.training.control import (
     ControlState,
@@ -40,68 +40,46 @@ from rlax_ft.training.control import (
     control_objective,
     episode_metrics,
     estimate,
-    init_control,
+    log_ratios,
     make_batch,
+    mean_metrics,
     split_key,
     track,
     update,
 )
-from rlax_ft.training.metrics import MetricsWriter, read_records
-from rlax_ft.training.optimizer import make_optimizer
+from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.step import make_train_step
 
 
-def optimizer_of(settings: ControlSettings, learning_rate):
-    return make_optimizer(
-        learning_rate,
-        max_steps=settings.updates * settings.epochs * settings.minibatches,
-        schedule=settings.schedule,
-        clip_norm=settings.clip_norm,
-        eps=1e-5,
-    )
+def train(settings: ControlSettings) -> dict:
+    """Runs PPO for all seeds together and returns what summary.json holds."""
+    check(settings)
+    env = make_env(settings)
+    agent = agent_for(settings, env)
+    run = open_run(settings, 'ppo_control')
+    if run.summary:
+        return run.summary
+    runs = runs_of(settings)
+    hyper = hyper_of(runs)
+    state, start = starting_state(settings, run, env, agent, runs, hyper)
+    if isinstance(env, HostEnvironments):
+        program = HostProgram(settings, env, agent, make_learner(settings, agent))
+    else:
+        program = Program(settings, make_iterations(settings, env, agent))
 
-
-def make_learner(settings: ControlSettings, agent):
-    """`learn(hyper, state, actors, frames, key) -> (state, metrics)`: all of PPO after the rollout, for one run."""
-    axis_name = PMAP_AXIS if settings.backend == 'pmap' else None
-    loss = load_loss(settings, settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args)
-
-    def learn(hyper: Hyper, state: ControlState, actors, frames, key):
-        acted_with = state.observation_stats
-        state, rewards = track(state.replace(actors=actors), frames, gamma=settings.gamma, axis_name=axis_name)
-        objective = control_objective(
-            agent,
-            loss=loss,
-            value_clip=settings.value_clip or None,
-            value_coef=settings.value_coef,
-            entropy_coef=hyper.entropy_coef,
-            whiten=settings.normalize_advantages,
-            axis_name=axis_name,
-        )
-        step = make_train_step(objective, optimizer_of(settings, hyper.learning_rate), axis_name=axis_name)
-
-        def batch_of(params):
-            transition = assess(agent, params, acted_with, state.actors, frames).replace(reward=rewards)
-            advantages, returns = estimate(
-                transition, gamma=settings.gamma, lam=settings.lam, truncation=settings.truncation
-            )
-            batch = make_batch(frames, transition, advantages, returns, length=settings.row_length)
-            return batch, episode_metrics(frames, transition, returns, axis_name=axis_name)
-
-        batch, episodes = batch_of(state.train.params)
-        rows = batch.logps.shape[0]
-        train, metrics = update(
-            step,
-            state.train,
-            key,
-            lambda params: batch,
-            rows,
-            epochs=settings.epochs,
-            minibatches=settings.minibatches,
-        )
-        return state.replace(train=train), {**metrics, **episodes}
-
-    return learn
+    logbook, per_update = Logbook(settings, runs, program), settings.steps_per_update
+    total, show = settings.updates * per_update, ('episode_return', 'eval/return')
+    with MetricsWriter(run.folder, start=start * per_update, total=total, title='ppo_control', show=show) as writer:
+        for before, now in itertools.pairwise([start, *boundaries(settings, start)]):
+            state, metrics = program(hyper, state, jnp.asarray(now - before, jnp.int32))
+            record = logbook.record(now - before, metrics)
+            if settings.eval_every and now % settings.eval_every == 0:
+                record['eval/return'] = logbook.elsewhere(evaluate, settings, env, agent, state, runs).mean()
+            writer.write(now * per_update, record)
+            if now % settings.save_every == 0 or now == settings.updates:
+                save(settings, run, now, state)
+        rate = logbook.steps_per_second()
+    return finish(settings, run, env, agent, state, runs, rate, program)
 
 
 def make_iterations(settings: ControlSettings, env, agent):
@@ -116,16 +94,66 @@ def make_iterations(settings: ControlSettings, env, agent):
         return learn(hyper, state, actors, frames, shuffle_key)
 
     def iterations(hyper, state, count):
-        shapes = jax.eval_shape(iteration, hyper, state)[1]
-        totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
         def one(_, carry):
             state, totals = carry
             state, metrics = iteration(hyper, state)
             return state, jax.tree.map(jnp.add, totals, metrics)
 
-        state, totals = jax.lax.fori_loop(0, count, one, (state, totals))
-        means = jax.tree.map(lambda x: x / count, totals)
-        return state, {**means, **{k: totals[k] / totals['episodes'] for k in ('episode_return', 'episode_length')}}
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(iteration, hyper, state)[1])
+        state, totals = jax.lax.fori_loop(0, count, one, (state, zeros))
+        return state, mean_metrics(totals, count)
 
     return iterations
+
+
+def make_learner(settings: ControlSettings, agent):
+    """`learn(hyper, state, actors, frames, key) -> (state, metrics)`: all of PPO after the rollout, for one run."""
+    axis_name = PMAP_AXIS if settings.backend == 'pmap' else None
+    loss = load_loss(settings, settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args)
+    penalised = settings.beta > 0 or settings.target_kl > 0
+
+    def learn(hyper: Hyper, state: ControlState, actors, frames, key):
+        acted_with = state.observation_stats
+        state, rewards = track(state.replace(actors=actors), frames, gamma=settings.gamma, axis_name=axis_name)
+
+        # Estimate.
+        def batch_of(params):
+            transition = assess(agent, params, acted_with, actors, frames).replace(reward=rewards)
+            log_rhos = log_ratios(agent, params, frames, transition) if settings.estimator == 'vtrace' else None
+            advantages, returns = estimate(
+                transition, gamma=settings.gamma, lam=settings.lam, truncation=settings.truncation, log_rhos=log_rhos
+            )
+            return make_batch(frames, transition, advantages, returns, length=settings.row_length)
+
+        batch = batch_of(state.train.params)
+        # Update.
+        objective = control_objective(
+            agent,
+            loss=loss,
+            value_clip=settings.value_clip or None,
+            value_coef=settings.value_coef,
+            entropy_coef=hyper.entropy_coef,
+            kl_coef=state.kl_coef if penalised else None,
+            whiten=settings.normalize_advantages,
+            axis_name=axis_name,
+        )
+        train, metrics = update(
+            make_train_step(objective, optimizer_of(settings, hyper.learning_rate), axis_name=axis_name),
+            state.train,
+            batch,
+            key,
+            epochs=settings.epochs,
+            minibatches=settings.minibatches,
+            renew=batch_of if settings.estimator == 'vtrace' else None,
+        )
+        kl_coef = state.kl_coef
+        if settings.target_kl:
+            kl_coef = adaptive_coef(kl_coef, metrics['objective/kl'], target=settings.target_kl, horizon=1.0, n_steps=1.0)
+        metrics |= episode_metrics(frames, batch, axis_name=axis_name)
+        return state.replace(train=train, kl_coef=kl_coef), metrics
+
+    return learn
+
+
+if __name__ == '__main__':
+    run_script(ControlSettings, train)

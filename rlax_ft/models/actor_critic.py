@@ -57,15 +57,16 @@ class Body(nn.Module):
     def __call__(self, x):
         """float[..., *observation] -> float[..., layers[-1]]."""
         activation = ACTIVATIONS[self.config.activation]
+        # One leading axis: a gradient that sums over two is no plain matrix product, and slow on a CPU.
         lead = x.shape[: x.ndim - self.rank]
+        x = x.reshape(-1, *x.shape[len(lead) :])
         if self.config.cnn:
-            x = x.reshape(-1, *x.shape[len(lead) :])
             gain = nn.initializers.orthogonal(np.sqrt(2))
             x = activation(nn.Conv(16, (3, 3), padding='VALID', kernel_init=gain, name='conv')(x))
-        x = x.reshape(*lead, -1)
+        x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.config.layers):
             x = activation(_dense(width, np.sqrt(2), f'dense_{i}')(x))
-        return x
+        return x.reshape(*lead, -1)
 
 
 class ActorCritic(nn.Module):

@@ -21,7 +21,7 @@ from rlax_ft.envs.wrappers import continue_from
 from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.losses.value import clipped_value_loss
 from rlax_ft.models.actor_critic import Agent
-from rlax_ft.ops.reduce import aggregate, masked_mean, masked_var, masked_whiten
+from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
 from rlax_ft.ops.returns import gae, vtrace
 from rlax_ft.training.step import init_state
 from rlax_ft.types import TrainState, Transition
@@ -313,9 +313,16 @@ def make_batch(frames: Frames, transition: Transition, advantages, returns, *, l
 
 
 def minibatch_rows(key: jax.Array, rows: int, *, epochs: int, minibatches: int) -> jax.Array:
-    """int32[epochs, minibatches, rows / minibatches]: a permutation of the rows for each epoch."""
-    permute = jax.vmap(lambda k: jax.random.permutation(k, rows))
-    return permute(jax.random.split(key, epochs)).reshape(epochs, minibatches, rows // minibatches)
+    """int32[epochs, minibatches, rows / minibatches]: a permutation of the rows for each epoch.
+
+    Each row number is put below random bits of its own and the words are sorted: five times faster on a CPU than
+    sorting pairs. Rows whose bits agree (one pair of 512 rows in 64 epochs) stay in order.
+    """
+    low = (1 << (rows - 1).bit_length()) - 1
+    bits = jax.random.bits(key, (epochs, rows), jnp.uint32)
+    words = (bits & ~jnp.uint32(low)) | jnp.arange(rows, dtype=jnp.uint32)
+    order = jnp.sort(words, axis=-1) & jnp.uint32(low)
+    return order.astype(jnp.int32).reshape(epochs, minibatches, rows // minibatches)
 
 
 def control_objective(
@@ -374,35 +381,37 @@ def control_objective(
 
 
 def update(
-    step: Callable, train: TrainState, key: jax.Array, batch_of: Callable, rows: int, *, epochs: int, minibatches: int,
-    fresh_estimates: bool = False,
+    step: Callable,
+    train: TrainState,
+    batch: ControlBatch,
+    key: jax.Array,
+    *,
+    epochs: int,
+    minibatches: int,
+    renew: Callable | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Epochs of reshuffled minibatches.
+    """Epochs of reshuffled minibatches: (the state after, metrics averaged over all minibatches).
 
     Args:
       step: `(TrainState, ControlBatch) -> (TrainState, metrics)`, of `make_train_step`.
       train: the state before.
+      batch: all rows.
       key: of this update's permutations.
-      batch_of: params -> ControlBatch of all rows.
-      rows: their number, R.
       epochs: how often the rows are gone through.
       minibatches: parts of an epoch.
-      fresh_estimates: values, advantages and targets anew before each epoch (V-trace), or once.
-
-    Returns:
-      (the state after, metrics averaged over all minibatches).
+      renew: `params -> ControlBatch`: values, advantages and targets anew before each epoch; None: as they are.
     """
-    batch = None if fresh_estimates else batch_of(train.params)
 
     def epoch(train, parts):
-        whole = batch_of(train.params) if fresh_estimates else batch
+        whole = batch if renew is None else renew(train.params)
         return jax.lax.scan(lambda s, part: step(s, jax.tree.map(lambda x: x[part], whole)), train, parts)
 
-    train, metrics = jax.lax.scan(epoch, train, minibatch_rows(key, rows, epochs=epochs, minibatches=minibatches))
+    rows = minibatch_rows(key, batch.logps.shape[0], epochs=epochs, minibatches=minibatches)
+    train, metrics = jax.lax.scan(epoch, train, rows)
     return train, jax.tree.map(jnp.mean, metrics)
 
 
-def episode_metrics(frames: Frames, transition: Transition, returns, *, axis_name: str | None = None):
+def episode_metrics(frames: Frames, batch: ControlBatch, *, axis_name: str | None = None):
     """Sums over the episodes that ended, how many they were, and how well the critic explains its targets."""
     ended = (frames.terminated | frames.truncated).astype(jnp.float32)
     sums = {
@@ -411,9 +420,22 @@ def episode_metrics(frames: Frames, transition: Transition, returns, *, axis_nam
         'episode_length': jnp.sum(ended * frames.episode_length),
         'rewards_not_finite': jnp.sum(~jnp.isfinite(frames.reward)).astype(jnp.float32),
     }
-    ones = jnp.ones_like(returns)
-    unexplained = masked_var(returns - transition.value, ones, axis_name=axis_name)
-    explained = 1.0 - unexplained / (masked_var(returns, ones, axis_name=axis_name) + 1e-8)
-    reward = masked_mean(frames.reward, ones, axis_name=axis_name)
+    mask = jnp.ones_like(batch.returns)
+    unexplained = masked_var(batch.returns - batch.values, mask, axis_name=axis_name)
+    explained = 1.0 - unexplained / (masked_var(batch.returns, mask, axis_name=axis_name) + 1e-8)
     sums = sums if axis_name is None else jax.lax.psum(sums, axis_name)
-    return {**sums, 'reward': reward, 'val/explained_variance': explained}
+    return {**sums, 'val/explained_variance': explained}
+
+
+def log_ratios(agent: Agent, params, frames: Frames, transition: Transition) -> jax.Array:
+    """log pi(a|s) under `params` minus that of the policy that acted: float32[T, N], for V-trace."""
+    rows = lambda x: jnp.swapaxes(x, 0, 1)  # noqa: E731
+    hidden = jax.tree.map(lambda h: h[0], frames.hidden)
+    outputs, _ = agent.evaluate(params, hidden, rows(transition.observation), rows(frames.first))
+    return agent.distribution.log_prob(rows(outputs), frames.action) - transition.logp
+
+
+def mean_metrics(totals: dict[str, jax.Array], updates) -> dict[str, jax.Array]:
+    """Sums of metrics over updates -> their means; those of episodes are means over the episodes that ended."""
+    means = jax.tree.map(lambda x: x / updates, totals)
+    return means | {name: totals[name] / totals['episodes'] for name in ('episode_return', 'episode_length')}
