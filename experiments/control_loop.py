@@ -72,6 +72,8 @@ class Logbook:
         """
         self.updates += count
         self._watch()
+        # To one device: a mean over devices would be a collective, in which one waits for the other's updates.
+        metrics = jax.device_put(metrics, jax.devices()[0])
         self._pending = metrics['rewards_not_finite']
         names = [n for n in metrics if not n.startswith('episode') and n != 'rewards_not_finite']
         record = {name: jnp.mean(metrics[name]) for name in names}

@@ -47,6 +47,16 @@ def _dense(width, gain, name):
     return nn.Dense(width, kernel_init=nn.initializers.orthogonal(gain), name=name)
 
 
+def _patches(x):
+    """[N, H, W, C] -> [N, H - 2, W - 2, 9 C]: a 3 x 3 convolution is a matrix product on these.
+
+    With parameters batched over seeds a convolution would become a grouped one, which XLA has no fast code for on a CPU.
+    """
+    height, width = x.shape[1] - 2, x.shape[2] - 2
+    corners = [(i, j) for i in range(3) for j in range(3)]
+    return jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in corners], axis=-1)
+
+
 class Body(nn.Module):
     """Observation -> features; any leading axes."""
 
@@ -61,8 +71,7 @@ class Body(nn.Module):
         lead = x.shape[: x.ndim - self.rank]
         x = x.reshape(-1, *x.shape[len(lead) :])
         if self.config.cnn:
-            gain = nn.initializers.orthogonal(np.sqrt(2))
-            x = activation(nn.Conv(16, (3, 3), padding='VALID', kernel_init=gain, name='conv')(x))
+            x = activation(_dense(16, np.sqrt(2), 'conv')(_patches(x)))
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.config.layers):
             x = activation(_dense(width, np.sqrt(2), f'dense_{i}')(x))

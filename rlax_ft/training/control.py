@@ -206,11 +206,8 @@ def collect(env: Environment, agent: Agent, state: ControlState, key: jax.Array,
         )
         return Actors(*following, hidden=after, first=done, discounted=actors.discounted), frame
 
-    return jax.lax.scan(step, state.actors, (noise, step_keys, fresh), unroll=_unroll(num_steps))
-
-
-def _unroll(length):
-    return next(n for n in (4, 2, 1) if length % n == 0)
+    # Not unrolled: XLA would fuse across steps, and compute a MinAtar screen again for each pixel of the next.
+    return jax.lax.scan(step, state.actors, (noise, step_keys, fresh))
 
 
 def assess(agent: Agent, params, stats: RunningStats | None, actors: Actors, frames: Frames) -> Transition:

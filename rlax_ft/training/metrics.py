@@ -53,7 +53,8 @@ class MetricsWriter:
         self._file.write(json.dumps({'step': step, **{k: _json_number(v) for k, v in values.items()}}) + '\n')
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if math.isfinite(value):
+                self._board.add_scalar(name, value, step)
         self._bar.set_postfix({name: f'{values[name]:.3g}' for name in self._show if name in values}, refresh=False)
 
     def __enter__(self):
