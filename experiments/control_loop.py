@@ -18,7 +18,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.evaluate.episodes import draw_episode, play_episodes, plot_learning_curve
 from rlax_ft.models.actor_critic import Agent
 from rlax_ft.training.control import ControlState, init_control
-from rlax_ft.training.control_host import play_on_host
+from rlax_ft.training.control_host import draw_on_host, play_on_host
 from rlax_ft.training.metrics import read_records
 
 _EVALUATION = 0x0E7A1  # Folded into a seed's key: evaluation never sees training's random numbers.
@@ -124,7 +124,8 @@ def finish(settings, run: Run, env, agent: Agent, state: ControlState, runs: lis
     plot_curve(settings, run.folder, len(runs))
     if settings.render:
         one = jax.tree.map(lambda x: jax.device_get(x)[0], (state.train.params, state.observation_stats))
-        draw_episode(env, agent, *one, _keys(runs)[0], run.folder / 'episode.gif')
+        draw = draw_on_host if isinstance(env, HostEnvironments) else draw_episode
+        draw(env, agent, *one, _keys(runs)[0], run.folder / 'episode.gif')
     summary = {
         'env': settings.env,
         'total_steps': settings.updates * settings.steps_per_update,

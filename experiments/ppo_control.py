@@ -6,7 +6,25 @@
     python experiments/ppo_control.py --env=my_module:my_environment
 
 The loss is that of language, unchanged: a row is one decision. All seeds train in one program, chunks of updates at a
-time, the state donated, and metrics come back one chunk late. Leaves out formulas.
+time, the state donated, and metrics come back one chunk late. The details of PPO's code (iclr-blog-track.github.io,
+"The 37 implementation details", 2022), by their order there; what is a switch names its flag, [on] or [off] by default:
+
+ 1 parallel environments [--num_envs=4]            15-20 Atari's frames (no-op start, skip, lives, fire, warp,
+ 2 orthogonal init, biases 0 [on]                        sign of rewards, stack): not here; MinAtar needs none
+ 3 Adam's epsilon 1e-5 [on]                        21 one body for policy and value [--shared off]
+ 4 learning rate to 0 [--schedule=linear]          22 pixels in [0, 1]: MinAtar's are
+ 5 GAE, bootstrapped at the cut [--lam=0.95]       23 normal policies [on]
+ 6 shuffled minibatches, anew each epoch [on]      24 log deviation free of the state [on]
+ 7 advantages whitened [--normalize_advantages on] 25 action components independent [on]
+ 8 clipped surrogate [--loss=ppo_clip, 0.2]        26 bodies apart [on]
+ 9 clipped value loss [--value_clip=0.2]           27 actions clipped on the way out, kept as drawn [on]
+10 one loss, entropy bonus [--entropy_coef=0.01]   28-29 observations normalised, clipped [off]
+11 global gradient norm [--clip_norm=0.5]          30-31 rewards scaled, clipped [--scale_rewards off]
+12 debug variables [on]                            32-36 recurrent: hidden state 0 at start and at each episode's
+13 bodies shared or apart [--shared off]                 first step, rows of whole stretches, states rebuilt [--gru]
+14 (Atari starts here)                             37 several discrete choices at once [on where the actions are]
+
+Beyond them: truncation is no termination [--truncation=bootstrap], statistics move once per rollout. Leaves out formulas.
 """
 
 import itertools

@@ -146,8 +146,8 @@ def _need(module, name):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = {'brax.envs': 'brax', 'mujoco_playground': 'playground'}.get(module, module)
-        raise InputError(f'--env={name}: needs the package {package} ({error}); pip install {package}') from error
+        package = {'gymnax': "'rlax_ft[control]'", 'brax.envs': 'brax', 'mujoco_playground': 'playground'}[module]
+        raise InputError(f'--env={name}: needs more packages ({error}); pip install {package}') from error
 
 def _host(bound):
     return np.asarray(bound, np.float64)

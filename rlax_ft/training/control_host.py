@@ -102,3 +102,22 @@ def play_on_host(env: HostEnvironments, agent: Agent, params, stats, *, episodes
         first = done.reshape(runs, side)
     apart.close()
     return returns.reshape(runs, -1)[:, :episodes]
+
+
+def draw_on_host(env: HostEnvironments, agent: Agent, params, stats, key: jax.Array, path) -> None:
+    """Plays one greedy episode and writes it as a GIF.
+
+    Raises:
+      InputError: the environment gives no pictures.
+    """
+    one = make_decider(agent, greedy=True)
+    lead = lambda tree: jax.tree.map(lambda x: jnp.asarray(x)[None], tree)  # noqa: E731
+    carried = {'hidden': lead(agent.initial_hidden(1)), 'first': np.ones((1, 1), bool)}
+
+    def decide(observation):
+        actors = Actors(None, observation[None], carried['hidden'], carried['first'], np.zeros((1, 1)))
+        (_, _, _, hidden), action = one(lead(params), lead(stats), actors, key[None], 0)
+        carried.update(hidden=hidden, first=np.zeros((1, 1), bool))
+        return np.asarray(action)[0]
+
+    env.draw(decide, path)
