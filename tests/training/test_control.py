@@ -117,7 +117,7 @@ def test_estimates_and_updates_are_numpys_minibatch_by_minibatch():
     np.testing.assert_allclose(returns, wanted + values[:-1], rtol=2e-4, atol=2e-4)
 
     batch = make_batch(frames, transition, advantages, returns, length=1)
-    step = make_train_step(control_objective(agent, entropy_coef=ENTROPY, value_coef=VALUE), optimizer)
+    step = jax.jit(make_train_step(control_objective(agent, entropy_coef=ENTROPY, value_coef=VALUE), optimizer))
     key, train = jax.random.key(5), state.train
     flat = [
         np.asarray(x, np.float64).reshape(96, -1)
