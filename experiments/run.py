@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import settings as flags_of
-from settings import Settings
+from settings import RunSettings, Settings
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.lora import adapter_objective
@@ -49,7 +49,7 @@ class Run:
         return summary
 
 
-def open_run(settings: Settings, name: str) -> Run:
+def open_run(settings: RunSettings, name: str) -> Run:
     """Opens the run folder, new or to be gone on with, and writes its flags.txt.
 
     Raises:
@@ -67,7 +67,7 @@ def open_run(settings: Settings, name: str) -> Run:
     summary = None
     if saved and (summary_file.exists() or checkpoints.latest_step() is not None):
         flags_of.check_same(settings, saved, folder)
-        if summary_file.exists() and f'--max_steps={settings.max_steps}' in saved:
+        if summary_file.exists() and f'--{settings.length}={getattr(settings, settings.length)}' in saved:
             summary = json.loads(summary_file.read_text())
     elif saved and saved != flags_of.flag_lines(settings):
         # The run stopped before its first step, perhaps over a flag: what it had prepared goes.

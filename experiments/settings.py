@@ -8,6 +8,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 from absl import app, flags, logging
@@ -26,12 +27,22 @@ _DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What every script takes."""
+class RunSettings:
+    """What every script takes, whatever it trains."""
+
+    length: ClassVar[str] = 'max_steps'  # The flag that says how long a run is.
 
     out: str = flag('', 'Run folder; runs/SCRIPT when empty. A run that was stopped goes on where it was.')
     resume: bool = flag(True, 'Go on with the run in --out. False starts again; the old folder is moved aside.')
     seed: int = flag(0, 'Seed of everything random: the same seed gives the same run.')
+    mesh: str = flag('', 'Device mesh such as data=4,fsdp=2; empty puts all devices on data.')
+    backend: str = flag('jit', 'jit over the mesh, or pmap over the local devices.', ('jit', 'pmap'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(RunSettings):
+    """What every script on language takes."""
+
     task: str = flag('', 'Embedded task: reviews, exact or sort; reviews when there is no --data either.')
     data: str = flag(
         '',
@@ -67,32 +78,20 @@ class Settings:
     save_every: int = flag(200, 'Steps between checkpoints.')
     eval_every: int = flag(0, 'Steps between evaluations during training; 0 evaluates at the end only.')
     profile_steps: str = flag('', 'FIRST:LAST, steps of which a trace is written to profile/ in the run folder.')
-    mesh: str = flag('', 'Device mesh such as data=4,fsdp=2; empty puts all devices on data.')
-    backend: str = flag('jit', 'jit over the mesh, or pmap over the local devices.', ('jit', 'pmap'))
 
 
 # A resumed run may go on longer, on other devices, and save more or less often; nothing else of it may change.
-_MAY_CHANGE = {
-    'out',
-    'resume',
-    'max_steps',
-    'mesh',
-    'backend',
-    'micro_batches',
-    'save_every',
-    'eval_every',
-    'profile_steps',
-    'remat',
-    'attention',
-}
+_MAY_CHANGE = {'out', 'resume', 'max_steps', 'mesh', 'backend', 'micro_batches', 'save_every', 'eval_every'}
+_MAY_CHANGE |= {'profile_steps', 'remat', 'attention'}
+_MAY_CHANGE |= {'total_steps', 'log_every', 'eval_episodes', 'eval_mode', 'render'}
 
 
-def flag_lines(settings: Settings) -> list[str]:
+def flag_lines(settings: RunSettings) -> list[str]:
     """The settings as lines of a flag file."""
     return [f'--{field.name}={getattr(settings, field.name)}' for field in dataclasses.fields(settings)]
 
 
-def check_same(settings: Settings, saved: list[str], path) -> None:
+def check_same(settings: RunSettings, saved: list[str], path) -> None:
     """Refuses to go on with a run under other settings.
 
     Raises:
@@ -108,7 +107,7 @@ def check_same(settings: Settings, saved: list[str], path) -> None:
             )
 
 
-def run_script(settings_class: type[Settings], main: Callable[[Settings], object]) -> None:
+def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], object]) -> None:
     """Defines the flags, parses the command line and calls `main`; a user's mistake is one line and exit code 2."""
     define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
     for field in dataclasses.fields(settings_class):
@@ -151,10 +150,13 @@ def _cache_compilations():
 
 def _check_numbers(settings):
     smallest = {'batch_size': 1, 'micro_batches': 1, 'save_every': 1, 'max_steps': 0, 'eval_every': 0, 'lora_rank': 0}
+    smallest |= dict.fromkeys(('num_envs', 'num_steps', 'num_seeds', 'epochs', 'minibatches', 'eval_episodes'), 1)
     for field in dataclasses.fields(settings):
         value, least = getattr(settings, field.name), smallest.get(field.name)
         if least is not None and value < least:
             raise InputError(f'--{field.name}={value}: must be at least {least}')
+    if not isinstance(settings, Settings):
+        return
     if not 0 <= settings.lora_dropout < 1:
         raise InputError(f'--lora_dropout={settings.lora_dropout}: must be at least 0 and below 1')
     if settings.batch_size % settings.micro_batches:

@@ -79,7 +79,7 @@ class MetricsWriter:
         self._file.write(json.dumps({'step': step, **{k: _json_number(k, v) for k, v in values.items()}}) + '\n')
         self._file.flush()
         for name, value in values.items():
-            if math.isfinite(value) or not name.startswith('perf/'):
+            if math.isfinite(value):
                 self._board.add_scalar(name, value, step)
         self._bar.set_postfix({name: f'{values[name]:.3g}' for name in self._show if name in values}, refresh=False)
 

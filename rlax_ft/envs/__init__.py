@@ -1,0 +1,1 @@
+"""Environments as pairs of pure functions, adapters from other libraries, and wrappers."""
