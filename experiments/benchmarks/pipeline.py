@@ -36,14 +36,14 @@ def main(_):
     again = time.time() - started
     run(runs, 'sft.py', '--flagfile=' + recipe('sort_sft'))
     run(runs, 'ppo.py', '--flagfile=' + recipe('sort_ppo'))
-    sections = [rlhf_section(runs / 'runs/rlhf', seconds, again), sort_section(runs / 'runs/sort/ppo')]
+    record('`rlhf.py`', rlhf_section(runs / 'runs/rlhf', seconds, again))
+    record('Sorting: recipes `sort_sft`, `sort_ppo`', sort_section(runs / 'runs/sort/ppo'))
     if _DATA.value:
         data = '--data=' + str(Path(_DATA.value).absolute())
         for script in ('sft', 'reward_model', 'dpo'):
             run(runs, f'{script}.py', '--flagfile=' + recipe(f'hh_{script}'), data)
-        sections.append(human_section(runs / 'runs/hh'))
+        record('Human comparisons: recipes `hh_sft`, `hh_reward_model`, `hh_dpo`', human_section(runs / 'runs/hh'))
     shutil.copy(runs / 'runs/rlhf/frontier.png', HERE / 'frontier.png')
-    record('The pipeline: `rlhf.py`, sorting, human comparisons', '\n'.join(sections))
 
 
 def run(folder, script, *arguments):
@@ -62,9 +62,7 @@ def rlhf_section(folder, seconds, again):
     report = (folder / 'report.md').read_text()
     table = '\n'.join(line for line in report.split('\n## ')[0].splitlines() if line.startswith('|'))
     summary = json.loads((folder / 'summary.json').read_text())
-    return f"""### `python experiments/rlhf.py`
-
-{seconds:.0f} s from a cold start, caches empty; run again in the same folder, {again:.1f} s. The reward model's
+    return f"""{seconds:.0f} s from a cold start, caches empty; run again in the same folder, {again:.1f} s. The reward model's
 correlation with the gold reward on fresh SFT samples is {summary['reward_model_correlation']:.2f}.
 
 {table}
@@ -78,9 +76,7 @@ def sort_section(folder):
     records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     summary = json.loads((folder / 'summary.json').read_text())
     before = records[0]['objective/scores']
-    return f"""### Sorting: recipes `sort_sft`, `sort_ppo`
-
-Samples of the SFT model, whose demonstrations are right half of the time, are right {before:.1%} of the time;
+    return f"""Samples of the SFT model, whose demonstrations are right half of the time, are right {before:.1%} of the time;
 after {summary['steps']} updates of PPO {summary['gold']:.1%}, at a KL of {summary['kl']:.2f} nats.
 """
 
@@ -94,9 +90,7 @@ def human_section(folder):
         rows.append(f'| {name} | {s["eval_accuracy"]:.1%} | {interval} | {s["eval_pairs"]} |')
     baseline = json.loads((folder / 'reward_model/summary.json').read_text())['length_baseline_accuracy']
     sft = json.loads((folder / 'sft/summary.json').read_text())
-    return f"""### Human comparisons: recipes `hh_sft`, `hh_reward_model`, `hh_dpo`
-
-A model from scratch with a BPE of 2,048 tokens, held-out perplexity {sft['eval_perplexity']:.0f}. Accuracy on held-out
+    return f"""A model from scratch with a BPE of 2,048 tokens, held-out perplexity {sft['eval_perplexity']:.0f}. Accuracy on held-out
 comparisons; a judge that knows only which response is longer has {baseline:.1%}.
 
 | | accuracy | 95 % interval | pairs |

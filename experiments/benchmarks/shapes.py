@@ -17,7 +17,7 @@ _CPU = dict(vocab=8192, width=256, layers=4, heads=8, kv_heads=4, mlp=688, dtype
 _1B = dict(vocab=128_256, width=2048, layers=16, heads=32, kv_heads=8, mlp=8192, dtype='bfloat16', remat='dots')
 _TOY = dict(vocab=64, width=16, layers=2, heads=2, kv_heads=1, mlp=32, dtype='float32', remat='none')
 SHAPES = {
-    'toy': _TOY | dict(rows=2, prompt=8, response=8, group=2, groups=2, group_prompt=16, group_response=8),
+    'toy': _TOY | dict(rows=8, prompt=8, response=8, group=2, groups=8, group_prompt=16, group_response=8),
     'cpu': _CPU | dict(rows=8, prompt=128, response=128, group=8, groups=16, group_prompt=256, group_response=64),
     '1b': _1B | dict(rows=4, prompt=1024, response=1024, group=8, groups=4, group_prompt=1024, group_response=256),
 }

@@ -168,16 +168,22 @@ def test_the_readmes_examples(base, tmp_path, monkeypatch):
     check_run_folder(tmp_path / 'ppo')
 
 
+def numbers(folder):
+    """A run's metrics but its speed, which is never the same twice."""
+    records = read_records(folder / 'metrics.jsonl')
+    return [{name: x for name, x in record.items() if not name.startswith('perf/')} for record in records]
+
+
 @pytest.mark.parametrize('script', ['dpo', 'ppo'])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(base, tmp_path, monkeypatch, script):
     train, make = {'dpo': (dpo.train, dpo_settings), 'ppo': (ppo.train, ppo_settings)}[script]
     whole = train(make(base, tmp_path / 'whole', max_steps=5))
     write = MetricsWriter.write
 
-    def cut(self, step, metrics):
+    def cut(self, step, metrics, batch=None):
         if step == 4:
             raise KeyboardInterrupt
-        write(self, step, metrics)
+        write(self, step, metrics, batch)
 
     monkeypatch.setattr(MetricsWriter, 'write', cut)
     with pytest.raises(KeyboardInterrupt):
@@ -187,7 +193,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(base, tmp_path, monke
     assert train(make(base, tmp_path / 'cut', max_steps=5)) == whole
     params = [load_pretrained(tmp_path / name / 'model')[1] for name in ('whole', 'cut')]
     jax.tree.map(np.testing.assert_array_equal, *params)
-    assert read_records(tmp_path / 'cut/metrics.jsonl') == read_records(tmp_path / 'whole/metrics.jsonl')
+    assert numbers(tmp_path / 'cut') == numbers(tmp_path / 'whole')
 
 
 def test_starting_again_keeps_the_old_run_and_ending_again_is_at_once(base, tmp_path):

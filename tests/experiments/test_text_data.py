@@ -99,10 +99,10 @@ def test_a_stream_that_was_cut_off_goes_on_exactly(data, tmp_path, monkeypatch, 
     whole = sft.train(make('whole'))
     write = MetricsWriter.write
 
-    def cut(self, step, metrics):
+    def cut(self, step, metrics, batch=None):
         if step == 5:
             raise KeyboardInterrupt
-        write(self, step, metrics)
+        write(self, step, metrics, batch)
 
     monkeypatch.setattr(MetricsWriter, 'write', cut)
     with pytest.raises(KeyboardInterrupt):

@@ -5,6 +5,7 @@ score_plain: the log-probabilities, with gradients, of groups of completions, wi
 """
 
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,9 @@ def ppo(shape, apply, params, value_apply):
     """One minibatch of an update."""
     tokens = jax.tree.map(jnp.asarray, shared(rows(shape, 1)) or candidate_rows(rows(shape, 1)))
     noise = jax.random.normal(jax.random.key(1), tokens.mask.shape) * tokens.mask
-    batch = PPOBatch(tokens=tokens, logps=noise - 9.0, values=noise, advantages=noise, returns=noise)
+    batch = PPOBatch(
+        tokens=tokens, logps=0.1 * noise - math.log(shape['vocab']), values=noise, advantages=noise, returns=noise
+    )
     both = {'policy': params, 'value': value_params(params)}
     return ppo_objective(apply, value_apply), both, lambda: (batch, jnp.sum(tokens.mask))
 
