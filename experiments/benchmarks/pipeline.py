@@ -62,8 +62,8 @@ def rlhf_section(folder, seconds, again):
     report = (folder / 'report.md').read_text()
     table = '\n'.join(line for line in report.split('\n## ')[0].splitlines() if line.startswith('|'))
     summary = json.loads((folder / 'summary.json').read_text())
-    return f"""{seconds:.0f} s from a cold start, caches empty; run again in the same folder, {again:.1f} s. The reward model's
-correlation with the gold reward on fresh SFT samples is {summary['reward_model_correlation']:.2f}.
+    return f"""{seconds:.0f} s from a cold start, caches empty; run again in the same folder, {again:.1f} s. The
+reward model's correlation with the gold reward on fresh SFT samples is {summary['reward_model_correlation']:.2f}.
 
 {table}
 
@@ -76,8 +76,8 @@ def sort_section(folder):
     records = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
     summary = json.loads((folder / 'summary.json').read_text())
     before = records[0]['objective/scores']
-    return f"""Samples of the SFT model, whose demonstrations are right half of the time, are right {before:.1%} of the time;
-after {summary['steps']} updates of PPO {summary['gold']:.1%}, at a KL of {summary['kl']:.2f} nats.
+    return f"""Samples of the SFT model, whose demonstrations are right half of the time, are right {before:.1%} of the
+time; after {summary['steps']} updates of PPO {summary['gold']:.1%}, at a KL of {summary['kl']:.2f} nats.
 """
 
 
@@ -90,8 +90,8 @@ def human_section(folder):
         rows.append(f'| {name} | {s["eval_accuracy"]:.1%} | {interval} | {s["eval_pairs"]} |')
     baseline = json.loads((folder / 'reward_model/summary.json').read_text())['length_baseline_accuracy']
     sft = json.loads((folder / 'sft/summary.json').read_text())
-    return f"""A model from scratch with a BPE of 2,048 tokens, held-out perplexity {sft['eval_perplexity']:.0f}. Accuracy on held-out
-comparisons; a judge that knows only which response is longer has {baseline:.1%}.
+    return f"""A model from scratch with a BPE of 2,048 tokens, held-out perplexity {sft['eval_perplexity']:.0f}. Accuracy
+on held-out comparisons; a judge that knows only which response is longer has {baseline:.1%}.
 
 | | accuracy | 95 % interval | pairs |
 |---|---|---|---|
