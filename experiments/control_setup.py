@@ -53,7 +53,7 @@ class ControlSettings(RunSettings):
     entropy_coef: float = flag(0.01, 'Weight of the entropy bonus.')
     normalize_advantages: bool = flag(True, 'Centre and scale the advantages of each minibatch.')
     normalize_observations: bool = flag(False, 'By running mean and variance, then clipped to +-10.')
-    scale_rewards: bool = flag(False, "By the running deviation of discounted sums, then clipped to +-10.")
+    scale_rewards: bool = flag(False, 'By the running deviation of discounted sums, then clipped to +-10.')
     policy: str = flag('auto', 'Distribution of actions; auto takes what fits the environment.', KINDS)
     log_std_init: float = flag(0.0, "Start of a normal policy's log standard deviations.")
     network: str = flag('mlp', 'mlp, or cnn for observations [height, width, channels].', ('mlp', 'cnn'))
@@ -174,8 +174,12 @@ def make_env(settings: ControlSettings) -> Environment | HostEnvironments:
     if env is None:
         wrapped = [f'--{name}' for name in ('observe', 'time_limit', 'mesh') if getattr(settings, name)]
         if wrapped or settings.backend == 'pmap':
-            raise InputError(f'--env={settings.env}: steps on the host, where {[*wrapped, "--backend=pmap"][0]} has no use')
-        return HostEnvironments(settings.env.removeprefix('gymnasium:'), len(runs_of(settings)) * settings.num_envs, settings.seed)
+            raise InputError(
+                f'--env={settings.env}: steps on the host, where {[*wrapped, "--backend=pmap"][0]} has no use'
+            )
+        return HostEnvironments(
+            settings.env.removeprefix('gymnasium:'), len(runs_of(settings)) * settings.num_envs, settings.seed
+        )
     if settings.observe:
         env = select_observation(env, numbers(settings.observe, 'observe'))
     if settings.time_limit:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 _WANTED = {
     '--xla_cpu_enable_concurrency_optimized_scheduler': 'false',
-    '--xla_force_host_platform_device_count': str(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1),
+    '--xla_force_host_platform_device_count': str(
+        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 1
+    ),
 }
 
 

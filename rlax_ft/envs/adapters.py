@@ -15,6 +15,7 @@ import numpy as np
 from rlax_ft.envs.environment import Box, Discrete, Environment, Step
 from rlax_ft.errors import InputError
 
+
 def make_environment(name: str) -> Environment | None:
     """The environment of a name, or None where only Gymnasium, on the host, has it.
 
@@ -46,6 +47,7 @@ def make_environment(name: str) -> Environment | None:
     lower = {k.lower(): k for k in known}
     near += [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4) if lower[n] not in near]
     raise InputError(f'--env={name}: no such environment; near: {", ".join(near[:4] or known[:4])}')
+
 
 def from_gymnax(env, params) -> Environment:
     """An environment of gymnax 1.0: `step_env` and `reset_env` without its auto-reset.
@@ -85,6 +87,7 @@ def from_gymnax(env, params) -> Environment:
 
     return Environment(env.name, reset, step, observation, action, draw)
 
+
 def gymnasium_names() -> list[str]:
     """The names that Gymnasium knows, where it is installed."""
     try:
@@ -92,7 +95,9 @@ def gymnasium_names() -> list[str]:
     except ImportError:
         return []
 
+
 _KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)
+
 
 def _brax(name):
     envs = _need('brax.envs', f'brax:{name}')
@@ -102,6 +107,7 @@ def _brax(name):
     env = envs.get_environment(name)
     return from_mjx(f'brax:{name}', env, env.observation_size, env.action_size, 1000)
 
+
 def _playground(name):
     registry = _need('mujoco_playground', f'playground:{name}').registry
     if name not in registry.ALL_ENVS:
@@ -109,6 +115,7 @@ def _playground(name):
         raise InputError(f'--env=playground:{name}: no such environment; near: {", ".join(near)}')
     env, config = registry.load(name), registry.get_default_config(name)
     return from_mjx(f'playground:{name}', env, env.observation_size, env.action_size, config.episode_length)
+
 
 def from_mjx(name: str, env, observation_size: int, action_size: int, max_steps: int) -> Environment:
     """An environment of Brax's protocol: `reset(key)` and `step(state, action)` with `obs`, `reward`, `done`.
@@ -133,6 +140,7 @@ def from_mjx(name: str, env, observation_size: int, action_size: int, max_steps:
     box = Box.of((action_size,), -1.0, 1.0)
     return time_limit(Environment(name, reset, step, Box.of((observation_size,)), box), max_steps)
 
+
 def _own(module, function, name):
     try:
         env = getattr(importlib.import_module(module), function)()
@@ -142,6 +150,7 @@ def _own(module, function, name):
         raise InputError(f'--env={name}: returned {type(env).__name__}, where an rlax_ft.envs Environment is needed')
     return env if ':' in env.name else dataclasses.replace(env, name=name)
 
+
 def _need(module, name):
     try:
         return importlib.import_module(module)
@@ -149,7 +158,6 @@ def _need(module, name):
         package = {'gymnax': "'rlax_ft[control]'", 'brax.envs': 'brax', 'mujoco_playground': 'playground'}[module]
         raise InputError(f'--env={name}: needs more packages ({error}); pip install {package}') from error
 
+
 def _host(bound):
     return np.asarray(bound, np.float64)
-
-__all__ = ['MultiDiscrete', 'from_gymnax', 'from_mjx', 'gymnasium_names', 'make_environment']

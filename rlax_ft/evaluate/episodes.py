@@ -14,7 +14,8 @@ from rlax_ft.envs.environment import Environment
 from rlax_ft.envs.statistics import RunningStats
 from rlax_ft.errors import InputError
 from rlax_ft.models.actor_critic import Agent
-from rlax_ft.training.control import Actors, act
+from rlax_ft.training.control import act
+from rlax_ft.training.control_state import Actors
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -55,9 +56,7 @@ def play_episodes(
     def step(carry):
         actors, done, time, returns, lengths = carry
         noise_key, step_key = jax.random.split(jax.random.fold_in(key, time))
-        action, outputs, _, hidden = act(
-            agent, params, stats, actors, agent.distribution.noise(noise_key, (episodes,))
-        )
+        action, outputs, _, hidden = act(agent, params, stats, actors, agent.distribution.noise(noise_key, (episodes,)))
         action = agent.distribution.to_env(agent.distribution.mode(outputs) if greedy else action)
         states, answer = jax.vmap(env.step)(jax.random.split(step_key, episodes), actors.env, action)
         returns = jnp.where(done, returns, states.episode_return)

@@ -39,7 +39,9 @@ def gae(rewards, values, next_values, discounts, traces, *, lam: float) -> tuple
         advantage = delta + decay * advantage
         return advantage, advantage
 
-    _, advantages = jax.lax.scan(step, jnp.zeros_like(deltas[0]), (deltas, discounts * lam * traces), reverse=True, unroll=16)
+    _, advantages = jax.lax.scan(
+        step, jnp.zeros_like(deltas[0]), (deltas, discounts * lam * traces), reverse=True, unroll=16
+    )
     return advantages, advantages + values
 
 

@@ -45,9 +45,7 @@ def delayed_reward():
 def acted_reward():
     """One step, reward 1 for action 1 and -1 for action 0."""
     nothing = jnp.zeros(1)
-    return _environment(
-        'acted', lambda key: ((), nothing), lambda key, s, a: (s, _ends(nothing, 2.0 * a - 1.0))
-    )
+    return _environment('acted', lambda key: ((), nothing), lambda key, s, a: (s, _ends(nothing, 2.0 * a - 1.0)))
 
 
 def both_reward():

@@ -28,9 +28,7 @@ def test_categorical():
 def test_multi_categorical_is_independent():
     policy = MultiCategorical((3, 2))
     outputs = jnp.concatenate([LOGITS, jnp.asarray([1.0, 0.0])])
-    total = sum(
-        np.exp(float(policy.log_prob(outputs, jnp.asarray([a, b])))) for a in range(3) for b in range(2)
-    )
+    total = sum(np.exp(float(policy.log_prob(outputs, jnp.asarray([a, b])))) for a in range(3) for b in range(2))
     np.testing.assert_allclose(total, 1.0, rtol=1e-5)
     parts = Categorical(3).entropy(LOGITS) + Categorical(2).entropy(outputs[3:])
     np.testing.assert_allclose(policy.entropy(outputs), parts, rtol=1e-5)
