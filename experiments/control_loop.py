@@ -17,8 +17,9 @@ from rlax_ft.envs.gymnasium import HostEnvironments
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.episodes import draw_episode, play_episodes, plot_learning_curve
 from rlax_ft.models.actor_critic import Agent
-from rlax_ft.training.control import ControlState, init_control
+from rlax_ft.training.control import init_control
 from rlax_ft.training.control_host import draw_on_host, play_on_host
+from rlax_ft.training.control_state import ControlState
 from rlax_ft.training.metrics import read_records
 
 _EVALUATION = 0x0E7A1  # Folded into a seed's key: evaluation never sees training's random numbers.

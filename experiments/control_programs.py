@@ -17,8 +17,9 @@ from rlax_ft.envs.gymnasium import HostEnvironments
 from rlax_ft.models.actor_critic import Agent
 from rlax_ft.parallel.compile import PMAP_AXIS
 from rlax_ft.parallel.mesh import make_mesh
-from rlax_ft.training.control import ControlState, mean_metrics
+from rlax_ft.training.control import mean_metrics
 from rlax_ft.training.control_host import collect_on_host, make_decider
+from rlax_ft.training.control_state import ControlState
 
 
 class Program:

@@ -24,7 +24,8 @@ time, the state donated, and metrics come back one chunk late. The details of PP
 13 bodies shared or apart [--shared off]                 first step, rows of whole stretches, states rebuilt [--gru]
 14 (Atari starts here)                             37 several discrete choices at once [on where the actions are]
 
-Beyond them: truncation is no termination [--truncation=bootstrap], statistics move once per rollout. Leaves out formulas.
+Beyond them: truncation is no termination [--truncation=bootstrap], statistics move once per rollout.
+Leaves out formulas.
 """
 
 import itertools
@@ -52,7 +53,6 @@ from rlax_ft.envs.gymnasium import HostEnvironments
 from rlax_ft.ops.kl import adaptive_coef
 from rlax_ft.parallel.compile import PMAP_AXIS
 from rlax_ft.training.control import (
-    ControlState,
     assess,
     collect,
     control_objective,
@@ -65,6 +65,7 @@ from rlax_ft.training.control import (
     track,
     update,
 )
+from rlax_ft.training.control_state import ControlState
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.step import make_train_step
 

@@ -42,7 +42,7 @@ def make_environment(name: str) -> Environment | None:
     others = gymnasium_names()
     if name in others:
         return None
-    known = [*gymnax.registered_envs, *others]
+    known = list(dict.fromkeys([*gymnax.registered_envs, *others]))
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
     lower = {k.lower(): k for k in known}
     near += [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.4) if lower[n] not in near]
@@ -161,6 +161,3 @@ def _need(module, name):
 
 def _host(bound):
     return np.asarray(bound, np.float64)
-
-
-__all__ = ['MultiDiscrete', 'from_gymnax', 'from_mjx', 'gymnasium_names', 'make_environment']

@@ -14,7 +14,8 @@ from rlax_ft.envs.environment import Environment
 from rlax_ft.envs.statistics import RunningStats
 from rlax_ft.errors import InputError
 from rlax_ft.models.actor_critic import Agent
-from rlax_ft.training.control import Actors, act
+from rlax_ft.training.control import act
+from rlax_ft.training.control_state import Actors
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

@@ -50,7 +50,7 @@ def _dense(width, gain, name):
 def _patches(x):
     """[N, H, W, C] -> [N, H - 2, W - 2, 9 C]: a 3 x 3 convolution is a matrix product on these.
 
-    With parameters batched over seeds a convolution would become a grouped one, which XLA has no fast code for on a CPU.
+    With parameters batched over seeds a convolution would become a grouped one, which is slow on a CPU.
     """
     height, width = x.shape[1] - 2, x.shape[2] - 2
     corners = [(i, j) for i in range(3) for j in range(3)]
@@ -85,6 +85,7 @@ class ActorCritic(nn.Module):
     rank: int
 
     def setup(self):
+        """Bodies, memory and heads."""
         config = self.config
         if config.shared or config.gru:
             self.body = Body(config, self.rank)

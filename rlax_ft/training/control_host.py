@@ -11,7 +11,8 @@ import numpy as np
 
 from rlax_ft.envs.gymnasium import HostEnvironments
 from rlax_ft.models.actor_critic import Agent
-from rlax_ft.training.control import Actors, ControlState, Frames, act, split_key
+from rlax_ft.training.control import act, split_key
+from rlax_ft.training.control_state import Actors, ControlState, Frames
 
 
 def make_decider(agent: Agent, *, greedy: bool = False) -> Callable:

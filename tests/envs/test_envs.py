@@ -127,7 +127,7 @@ def test_brax_protocol():
             return SimpleNamespace(obs=state.obs + action[0], reward=action[0], done=(state.obs[0] > 1).astype(float))
 
     env = from_mjx('falls', Falls(), 2, 1, 3)
-    state, observation = env.reset(jax.random.key(0))
+    state, _ = env.reset(jax.random.key(0))
     for _ in range(3):
         state, answer = env.step(jax.random.key(0), state, jnp.asarray([0.1]))
     assert bool(answer.truncated) and not bool(answer.terminated)
@@ -160,7 +160,7 @@ def test_gymnasium_keeps_final_observations_and_restarts():
 def test_gymnasium_by_name_and_nearest_names():
     assert make_environment('LunarLander-v3') is None
     assert make_environment('gymnasium:CartPole-v1') is None
-    with pytest.raises(InputError, match='near:.*LunarLander-v3'):
+    with pytest.raises(InputError, match=r'near:.*LunarLander-v3'):
         make_environment('LunarLnder-v3')
     with pytest.raises(InputError, match='Gymnasium cannot make it'):
         HostEnvironments('Nothing-v0', 1)

@@ -1,4 +1,4 @@
-"""GAE and the update of PPO for environments against plain numpy, minibatch by minibatch; and the shared loss object."""
+"""GAE and the update of PPO for environments against plain numpy, minibatch by minibatch; the shared loss."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,8 @@ from control_setup import ControlSettings, agent_for, make_env
 
 from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.models.config import embedded_config
-from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.models.scoring import token_logps
+from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.ops.reduce import aggregate
 from rlax_ft.training.control import (
     assess,
@@ -127,7 +127,7 @@ def test_estimates_and_updates_are_numpys_minibatch_by_minibatch():
     for rows in np.asarray(minibatch_rows(key, 96, epochs=3, minibatches=4)).reshape(12, -1):
         obs, logp, value, advantage, target = (x[rows] for x in flat)
         mine = numpy_step(mine, obs, action[rows], logp[:, 0], value[:, 0], advantage[:, 0], target[:, 0])
-        train, _ = step(train, jax.tree.map(lambda x: x[rows], batch))
+        train, _ = step(train, jax.tree.map(lambda x, rows=rows: x[rows], batch))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), train.params, mine)
     whole, _ = update(step, state.train, batch, key, epochs=3, minibatches=4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole.params, train.params)
