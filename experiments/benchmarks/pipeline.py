@@ -90,8 +90,8 @@ def human_section(folder):
         rows.append(f'| {name} | {s["eval_accuracy"]:.1%} | {interval} | {s["eval_pairs"]} |')
     baseline = json.loads((folder / 'reward_model/summary.json').read_text())['length_baseline_accuracy']
     sft = json.loads((folder / 'sft/summary.json').read_text())
-    return f"""A model from scratch with a BPE of 2,048 tokens, held-out perplexity {sft['eval_perplexity']:.0f}. Accuracy
-on held-out comparisons; a judge that knows only which response is longer has {baseline:.1%}.
+    return f"""A model from scratch with a BPE of 2,048 tokens, held-out perplexity {sft['eval_perplexity']:.0f}.
+Accuracy on held-out comparisons; a judge that knows only which response is longer has {baseline:.1%}.
 
 | | accuracy | 95 % interval | pairs |
 |---|---|---|---|
