@@ -5,19 +5,21 @@
     python experiments/dpo.py --data=pairs.jsonl --init_from=runs/sft --labels=preference_model --reward=runs/rm
     python experiments/dpo.py --task=reviews --init_from=runs/sft --loss=my_module:my_loss
 
-Reference log-probabilities are computed once, before the first step. Leaves out formulas: --loss names one of
+Reference log-probabilities are computed once, before the first step, and kept; with --sync_reference=N the policy becomes
+the reference every N steps (arXiv 2404.09656), which is then scored in the step. Leaves out formulas: --loss names one of
 rlax_ft.losses.preference, or a function `f(pair, *, beta) -> float[B]` of your own.
 """
 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from collect import FeedbackSettings, check_packing, comparisons, pair_batches
 from evaluation import Evaluator
 from learner import make_learner
 from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
-from reference import with_reference
+from reference import referred, with_reference
 from reward_model import flatten
 from run import load_loss, open_metrics, open_run, placement, resume, train_setup
 from settings import flag, run_script
@@ -51,6 +53,7 @@ class DPOSettings(FeedbackSettings):
         ('human', 'preference_model', 'gold'),
     )
     reward: str = flag('', 'Run folder of the reward model that gives --labels=preference_model.')
+    sync_reference: int = flag(0, 'Steps after which the policy becomes the reference (TR-DPO); 0 keeps the first one.')
     max_steps: int = flag(60, 'Number of training steps.')
     batch_size: int = flag(256, 'Pairs (or rankings) in a step, over all devices together.')
     learning_rate: float = flag(4.5e-4, 'Peak learning rate of AdamW.')
@@ -76,6 +79,8 @@ def train(settings: DPOSettings) -> dict:
     refer = lambda rows: with_reference(run, reference, learner.reference, rows, settings.batch_size)  # noqa: E731
     by_rank = settings.loss == 'plackett_luce'
     check_packing(settings)
+    if settings.sync_reference and settings.packing:
+        raise InputError('--sync_reference: scores whole rows in every step, which --packing has not; leave one out')
     if by_rank:
         objective = ranking_objective(apply, beta=settings.beta)
         rows = refer(share_prompts(ranking_rows(codec, rankings)))
@@ -90,20 +95,27 @@ def train(settings: DPOSettings) -> dict:
     eval_rows = refer(share_prompts(preference_rows(codec, flatten(held_out))))
     optimizer, step = train_setup(settings, objective, learner.base)
     state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
-    state, start = resume(settings, run, state)
+    # What a checkpoint holds: a reference that moves belongs to it, and starts as the policy does.
+    moving = settings.sync_reference > 0
+    saved, start = resume(settings, run, (state, learner.start()) if moving else state)
+    state, anchor = saved if moving else (saved, None)
     guard = ChangeGuard(state.params, start)
 
     show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold', 'padding_share')
     with open_metrics(settings, run, learner.config, start, title='dpo', show=show) as writer:
         for i, batch, padding in pair_batches(settings, rows, range(start, settings.max_steps)):
+            if moving:
+                batch = referred(batch[0], score(learner.whole(anchor), batch[0].candidates)), batch[1]
             state, metrics = step(state, batch)
             metrics |= padding
+            if moving and (i + 1) % settings.sync_reference == 0:
+                anchor = jax.tree.map(jnp.copy, state.params)
             if evaluator and settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(learner.whole(state.params), seed=settings.seed)
             writer.write(i + 1, metrics, batch)
             guard.check(i + 1, state.params)
             if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
-                run.checkpoints.save(i + 1, state)
+                run.checkpoints.save(i + 1, (state, anchor) if moving else state)
 
     learner.export(run, state.params, codec)
     trained = learner.whole(state.params)

@@ -1,7 +1,7 @@
 """Log-probabilities of a run's data under its reference policy: computed once, and kept in the run folder.
 
-What is kept is named by its content, so that a resumed run finds it and any change of data or reference does not.
-Leaves out what is learned from them.
+What is kept is named by its content, so that a resumed run finds it and any change of data or reference does not. A
+reference that moves is scored in every step instead. Leaves out what is learned from them.
 """
 
 import hashlib
@@ -32,6 +32,11 @@ def with_reference(run: Run, reference, params, rows: PreferenceBatch | RankingB
         if path is not None:
             np.save(path.with_suffix('.tmp.npy'), logps)
             path.with_suffix('.tmp.npy').replace(path)
+    return referred(rows, logps)
+
+
+def referred(rows: PreferenceBatch | RankingBatch, logps):
+    """The rows with these log-probabilities of their candidates, float[B, K], as the reference's."""
     if isinstance(rows, RankingBatch):
         return rows.replace(ref_logps=logps)
     return rows.replace(ref_chosen=logps[:, 0], ref_rejected=logps[:, 1])

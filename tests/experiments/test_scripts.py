@@ -1,6 +1,7 @@
 """Each script end to end on a tiny setting, in the order of the pipeline; what they leave, and that they resume."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import collect
@@ -174,9 +175,21 @@ def numbers(folder):
     return [{name: x for name, x in record.items() if not name.startswith('perf/')} for record in records]
 
 
-@pytest.mark.parametrize('script', ['dpo', 'ppo'])
-def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(base, tmp_path, monkeypatch, script):
-    train, make = {'dpo': (dpo.train, dpo_settings), 'ppo': (ppo.train, ppo_settings)}[script]
+def test_a_reference_that_moves(base, tmp_path):
+    for name, every in (('still', 0), ('late', 99), ('always', 1)):
+        dpo.train(dpo_settings(base, tmp_path / name, sync_reference=every, max_steps=3))
+    still, late, always = (numbers(tmp_path / name) for name in ('still', 'late', 'always'))
+    for a, b in zip(still, late):  # before it moves it is the first one, scored in the step
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+    assert abs(still[-1]['rewards/margins']) > 1e-5
+    # A reference that is the policy itself leaves no margin.
+    assert [r['rewards/margins'] for r in always] == pytest.approx([0.0] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize(('script', 'options'), [('dpo', {}), ('dpo', {'sync_reference': 2}), ('ppo', {})], ids=str)
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(base, tmp_path, monkeypatch, script, options):
+    train, settings = {'dpo': (dpo.train, dpo_settings), 'ppo': (ppo.train, ppo_settings)}[script]
+    make = partial(settings, **options)
     whole = train(make(base, tmp_path / 'whole', max_steps=5))
     write = MetricsWriter.write
 
