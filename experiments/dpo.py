@@ -5,9 +5,9 @@
     python experiments/dpo.py --data=pairs.jsonl --init_from=runs/sft --labels=preference_model --reward=runs/rm
     python experiments/dpo.py --task=reviews --init_from=runs/sft --loss=my_module:my_loss
 
-Reference log-probabilities are computed once, before the first step, and kept; with --sync_reference=N the policy becomes
-the reference every N steps (arXiv 2404.09656), which is then scored in the step. Leaves out formulas: --loss names one of
-rlax_ft.losses.preference, or a function `f(pair, *, beta) -> float[B]` of your own.
+Reference log-probabilities are computed once, before the first step, and kept; with --sync_reference=N the policy
+becomes the reference every N steps (arXiv 2404.09656), and is scored in the step. Leaves out formulas: --loss names one
+of rlax_ft.losses.preference, or a function `f(pair, *, beta) -> float[B]` of your own.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from learner import make_learner
 from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
 from reference import referred, with_reference
 from reward_model import flatten
-from run import load_loss, open_metrics, open_run, placement, resume, train_setup
+from run import load_loss, open_metrics, open_run, placement, resume, train_setup, within_mesh
 from settings import flag, run_script
 
 from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
@@ -74,6 +74,7 @@ def train(settings: DPOSettings) -> dict:
     task = task_of(settings)
     evaluator = Evaluator(task, codec, apply, learner.reference) if task else None
     score = jax.jit(lambda params, candidates: candidate_logps(apply, {'params': params}, candidates))
+    score = within_mesh(settings, score)
     place = placement(settings)
     reference = lambda candidates: score(learner.reference, place(candidates))  # noqa: E731
     refer = lambda rows: with_reference(run, reference, learner.reference, rows, settings.batch_size)  # noqa: E731

@@ -18,7 +18,7 @@ import numpy as np
 from evaluation import Evaluator
 from learner import make_learner
 from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
-from run import find_function, load_loss, open_metrics, open_run, placement, resume, train_setup
+from run import find_function, load_loss, open_metrics, open_run, placement, resume, train_setup, within_mesh
 from settings import Settings, flag, run_script
 
 from rlax_ft.data.batches import prompt_arrays
@@ -90,9 +90,8 @@ def train(settings: PPOSettings) -> dict:
     place = placement(settings)
     score = make_reward(settings, task, codec)
     sample = make_sampler(apply, codec, rows=settings.engine_rows or None, temperature=settings.temperature)
-    estimator = jax.jit(
-        partial(estimate, apply, value_apply, temperature=settings.temperature, gamma=settings.gamma, lam=settings.lam)
-    )
+    how = dict(temperature=settings.temperature, gamma=settings.gamma, lam=settings.lam)
+    estimator = within_mesh(settings, jax.jit(partial(estimate, apply, value_apply, **how)))
     pick = jax.jit(partial(minibatch, count=settings.minibatches))
     adapt = jax.jit(
         partial(adaptive_coef, target=settings.target_kl, horizon=settings.kl_horizon, n_steps=settings.batch_size)

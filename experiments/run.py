@@ -13,6 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import jax
 import settings as flags_of
 from settings import RunSettings, Settings
 
@@ -126,6 +127,22 @@ def resume(settings: Settings, run: Run, state):
 def placement(settings: Settings):
     """How a batch that is sampled or scored goes to the devices: split over the mesh, under jit."""
     return partial(shard_batch, mesh=make_mesh(settings.mesh)) if settings.backend == 'jit' else lambda batch: batch
+
+
+def within_mesh(settings: Settings, function):
+    """A compiled function that scores batches on the mesh, called so that the chunked LM head keeps rows in place.
+
+    Without it each chunk's hidden states are gathered on every device.
+    """
+    if settings.backend != 'jit':
+        return function
+    mesh = make_mesh(settings.mesh)
+
+    def run(*arguments):
+        with jax.set_mesh(mesh):
+            return function(*arguments)
+
+    return run
 
 
 def open_metrics(settings: Settings, run: Run, config, start: int, *, title: str, show: tuple, passes: float = 3.0):
