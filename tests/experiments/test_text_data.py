@@ -127,16 +127,8 @@ def test_a_stream_needs_something_to_measure_on(data, tmp_path):
         ('sft', 'gsm8k/test.jsonl'),
         ('sft', 'llama-factory-demos/alpaca_en_demo.json'),
         ('sft', 'llama-factory-demos/kto_en_demo.json'),
-        pytest.param(
-            'dpo',
-            'llama-factory-demos/dpo_en_demo.json',
-            marks=pytest.mark.skip(reason='scoring long rows on 8 virtual devices of two cores aborts in XLA'),
-        ),
-        pytest.param(
-            'dpo',
-            'hh-rlhf/harmless-base-test.jsonl.gz',
-            marks=pytest.mark.skip(reason='scoring long rows on 8 virtual devices of two cores aborts in XLA'),
-        ),
+        ('dpo', 'llama-factory-demos/dpo_en_demo.json'),
+        ('dpo', 'hh-rlhf/harmless-base-test.jsonl.gz'),
     ],
 )
 def test_real_data_by_the_data_flag_alone(tmp_path, script, name):
