@@ -6,12 +6,14 @@ is a float32[N, H] for a recurrent one and an empty tuple for the rest.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.flatten_util import ravel_pytree
 
 from rlax_ft.errors import InputError
 
@@ -146,38 +148,53 @@ class ActorCritic(nn.Module):
 class Agent:
     """A network and its distribution, as the pure functions that rollouts and losses call.
 
+    The parameters are one vector: an optimiser's step on a dozen small arrays costs their number, not their size. A
+    loop gives `tree(params)` instead, so as to cut the vector up only once.
+
     Attributes:
       network: an ActorCritic.
       distribution: of rlax_ft.models.distributions.
       observation_shape: of one observation.
+      tree: the vector -> the parameters by name.
     """
 
     network: ActorCritic
     distribution: Any
     observation_shape: tuple[int, ...]
+    tree: Callable
 
-    def init(self, key: jax.Array):
-        """New parameters."""
-        observation = jnp.zeros((1, 1, *self.observation_shape))
-        first = jnp.zeros((1, 1), bool)
-        return self.network.init(key, self.initial_hidden(1), observation, first, method='evaluate')['params']
+    def init(self, key: jax.Array) -> jax.Array:
+        """New parameters, as one vector."""
+        return ravel_pytree(_init(self.network, self.observation_shape, key))[0]
 
     def initial_hidden(self, count: int):
         """The hidden state at the start of an episode: zeros [count, H], or ()."""
-        width = self.network.config.gru
-        return jnp.zeros((count, width)) if width else ()
+        return _initial_hidden(self.network.config, count)
 
     def act(self, params, hidden, observation):
         """(outputs [N, K], hidden) for observations [N, ...]."""
-        return self.network.apply({'params': params}, hidden, observation, method='act')
+        return self._apply('act', params, hidden, observation)
 
     def value(self, params, hidden, observation):
         """Values float32[...] of observations [..., observation], given the hidden states before them."""
-        return self.network.apply({'params': params}, hidden, observation, method='value')
+        return self._apply('value', params, hidden, observation)
 
     def evaluate(self, params, hidden, observation, first):
         """(outputs [R, L, K], values [R, L]) of rows of observations; hidden states restart where `first`."""
-        return self.network.apply({'params': params}, hidden, observation, first, method='evaluate')
+        return self._apply('evaluate', params, hidden, observation, first)
+
+    def _apply(self, method, params, *arguments):
+        named = params if isinstance(params, dict) else self.tree(params)
+        return self.network.apply({'params': named}, *arguments, method=method)
+
+
+def _init(network, observation_shape, key):
+    observation, first = jnp.zeros((1, 1, *observation_shape)), jnp.zeros((1, 1), bool)
+    return network.init(key, _initial_hidden(network.config, 1), observation, first, method='evaluate')['params']
+
+
+def _initial_hidden(config, count):
+    return jnp.zeros((count, config.gru)) if config.gru else ()
 
 
 def make_agent(config: NetworkConfig, distribution, observation_shape: tuple[int, ...]) -> Agent:
@@ -191,4 +208,7 @@ def make_agent(config: NetworkConfig, distribution, observation_shape: tuple[int
         raise InputError(f'--activation={config.activation}: one of {", ".join(ACTIVATIONS)}')
     if config.cnn and (len(observation_shape) != 3 or min(observation_shape[:2]) < 3):
         raise InputError(f'--network=cnn: observations have shape {observation_shape}, not [height, width, channels]')
-    return Agent(ActorCritic(config, len(observation_shape)), distribution, tuple(observation_shape))
+    network = ActorCritic(config, len(observation_shape))
+    shapes = jax.eval_shape(lambda key: _init(network, observation_shape, key), jax.random.key(0))
+    tree = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))[1]
+    return Agent(network, distribution, tuple(observation_shape), tree)

@@ -46,7 +46,7 @@ class Categorical:
         """log pi(action), float32[...]."""
         # A comparison in place of a gather, whose gradient would be a scatter.
         chosen = jnp.arange(self.n) == action[..., None]
-        return jnp.sum(jnp.where(chosen, outputs, 0.0), axis=-1) - jax.nn.logsumexp(outputs, axis=-1)
+        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(outputs), 0.0), axis=-1)
 
     def entropy(self, outputs):
         """-sum p log p, in nats."""

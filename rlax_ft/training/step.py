@@ -57,7 +57,7 @@ def make_train_step(
         return jax.lax.scan(accumulate, zeros, (batched, keys))[0]
 
     def step(state: TrainState, batch, *frozen):
-        key, step_key = jax.random.split(state.key)
+        step_key = jax.random.fold_in(state.key, state.step)
         if axis_name is not None:
             step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
         (loss, metrics), grads = shares(state.params, batch, step_key, frozen)
@@ -66,7 +66,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {**metrics, 'loss': loss, 'grad_norm': optax.global_norm(grads), **_learning_rate(opt_state)}
         params = optax.apply_updates(state.params, updates)
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, key=key), metrics
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, key=state.key), metrics
 
     return step
 

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from control_setup import ControlSettings, agent_for, make_env
+from jax.flatten_util import ravel_pytree
 
 from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.models.config import embedded_config
@@ -39,9 +40,9 @@ def recorded(num_steps=24, num_envs=4, **settings):
     state = init_control(agent, optimizer, jax.random.key(3), env=env, num_envs=num_envs)
     state, key = split_key(state)
     # A step that hits the pole hard enough for terminations: larger weights in the policy's head.
-    params = jax.tree.map(lambda x: x * 1.0, state.train.params)
-    params['policy_head']['kernel'] = 200.0 * params['policy_head']['kernel']
-    state = state.replace(train=state.train.replace(params=params))
+    params = agent.tree(state.train.params)
+    params['policy_head']['kernel'] *= 200.0
+    state = state.replace(train=state.train.replace(params=ravel_pytree(params)[0]))
     actors, frames = jax.jit(lambda s, k: collect(env, agent, s, k, num_steps=num_steps))(state, key)
     return agent, optimizer, state, actors, frames
 
@@ -103,7 +104,7 @@ def numpy_step(params, obs, action, old_logp, old_value, advantage, target):
 
 def test_estimates_and_updates_are_numpys_minibatch_by_minibatch():
     agent, optimizer, state, actors, frames = recorded()
-    params = state.train.params
+    params = agent.tree(state.train.params)
     f = jax.tree.map(np.asarray, frames)
     assert f.truncated.sum() >= 4 and not (f.truncated & f.terminated).any()
     observations = np.concatenate([f.observation, np.asarray(actors.observation)[None]])
@@ -124,11 +125,14 @@ def test_estimates_and_updates_are_numpys_minibatch_by_minibatch():
         for x in (batch.observation, batch.logps, batch.values, batch.advantages, batch.returns)
     ]
     action, mine = np.asarray(batch.action).reshape(-1), params
-    for rows in np.asarray(minibatch_rows(key, 96, epochs=3, minibatches=4)).reshape(12, -1):
+    order = [minibatch_rows(k, 96, minibatches=4) for k in jax.random.split(key, 3)]
+    for rows in np.concatenate(order):
         obs, logp, value, advantage, target = (x[rows] for x in flat)
         mine = numpy_step(mine, obs, action[rows], logp[:, 0], value[:, 0], advantage[:, 0], target[:, 0])
         train, _ = step(train, jax.tree.map(lambda x, rows=rows: x[rows], batch))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), train.params, mine)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), agent.tree(train.params), mine
+        )
     whole, _ = update(step, state.train, batch, key, epochs=3, minibatches=4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole.params, train.params)
 
@@ -142,12 +146,15 @@ def test_terminate_is_another_number():
 
 
 def test_minibatches_are_permutations():
-    rows = minibatch_rows(jax.random.key(0), 96, epochs=50, minibatches=4)
+    draw = lambda seed, epochs, rows, parts: np.asarray(  # noqa: E731
+        jax.vmap(lambda k: minibatch_rows(k, rows, minibatches=parts))(jax.random.split(jax.random.key(seed), epochs))
+    )
+    rows = draw(0, 50, 96, 4)
     assert rows.shape == (50, 4, 24)
     np.testing.assert_array_equal(np.sort(rows.reshape(50, 96), axis=1), np.tile(np.arange(96), (50, 1)))
-    assert len({tuple(r) for r in np.asarray(rows.reshape(50, 96)).tolist()}) == 50
+    assert len({tuple(r) for r in rows.reshape(50, 96).tolist()}) == 50
     # No row is drawn to any place: its mean place over many epochs is the middle.
-    places = np.argsort(np.asarray(minibatch_rows(jax.random.key(1), 16, epochs=20_000, minibatches=1))[:, 0], axis=1)
+    places = np.argsort(draw(1, 20_000, 16, 1)[:, 0], axis=1)
     np.testing.assert_allclose(places.mean(axis=0), 7.5, atol=0.2)
 
 
