@@ -48,7 +48,10 @@ class Program:
 
     def _jit(self, state, shared):
         settings = self._settings
-        batched = over_runs(self._function)
+
+        def batched(hyper, state, *shared):
+            return over_runs(lambda one, its: self._function(one, its, *shared))(hyper, state)
+
         if settings.backend == 'pmap':
             axes = state.replace(train=None, actors=1, observation_stats=None, return_stats=None, kl_coef=None)
             return jax.pmap(
@@ -70,16 +73,16 @@ class Program:
 
 
 def over_runs(function: Callable) -> Callable:
-    """`f(hyper, state, *shared)` of one run -> the same of runs along a leading axis.
+    """A function of one run -> the same of runs along a leading axis of all its arguments.
 
     One run is taken out of its axis rather than vmapped over it: on a CPU a matrix product with a batch axis, even of
     length 1, misses the fast path (15 % of an update on CartPole).
     """
 
-    def all_runs(hyper, state, *shared):
-        if len(state.kl_coef) > 1:
-            return jax.vmap(lambda one, its: function(one, its, *shared))(hyper, state)
-        answer = function(*jax.tree.map(lambda x: x[0], (hyper, state)), *shared)
+    def all_runs(*arguments):
+        if len(jax.tree.leaves(arguments)[0]) > 1:
+            return jax.vmap(function)(*arguments)
+        answer = function(*jax.tree.map(lambda x: x[0], arguments))
         return jax.tree.map(lambda x: x[None], answer)
 
     return all_runs

@@ -1,34 +1,32 @@
-"""Measures training speed on CartPole against PPO as others write it, in one run, peers and ours in turn.
+"""Measures training speed on CartPole against PPO as others write it, ours and a peer in turn.
 
-    python experiments/benchmarks/control.py --json=control.json
+    python experiments/benchmarks/control.py --rounds=7 --record
     python experiments/benchmarks/control.py --total_steps=4096 --rounds=1     # small, to see that it works
 
 Peers: plain_ppo.py beside this file, a restatement of purejaxrl's program with its settings (4 environments, 128 steps,
-4 epochs of 4 minibatches), since purejaxrl itself does not run with gymnax 1.0; and a loop in the manner of CleanRL's
-`ppo.py` (Gymnasium's synchronous vector of environments and PyTorch, the same settings), if torch is installed. Every
-program is compiled first and timed afterwards, each in a process of its own, and the best of the rounds counts. Leaves
-out scores, which the recipes give.
+4 epochs of 4 minibatches), since purejaxrl itself does not run with gymnax 1.0; and torch_ppo.py, a loop in the manner
+of CleanRL's `ppo.py` (Gymnasium's synchronous vector of environments and PyTorch, the same settings). Compilation is
+not counted. Leaves out scores, which control_scores.py gives.
 """
 
-import json
-import os
-import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags
+from alternate import race, serve
+from shapes import ROUNDS, report
 
 HERE = Path(__file__).parent
 _STEPS = flags.DEFINE_integer('total_steps', 500_000, 'Environment steps of a run.', lower_bound=512)
-_ROUNDS = flags.DEFINE_integer('rounds', 3, 'Times that everything is measured; the best counts.', lower_bound=1)
-_SEEDS = flags.DEFINE_integer('num_seeds', 8, 'Seeds of the vmapped comparison.', lower_bound=1)
-_JSON = flags.DEFINE_string('json', '', 'File for the records.')
-_PART = flags.DEFINE_string('part', '', 'Measure one program and print its steps per second: for its own process.')
+_SEEDS = flags.DEFINE_integer('num_seeds', 8, 'Seeds of the vmapped comparison.', lower_bound=2)
+_PART = flags.DEFINE_string('part', '', 'Be the worker `PROGRAM:SEEDS`.')
+# A host loop is slow; its rate does not depend on how long it runs.
+_HOST_STEPS = 20_480
 
 
-def ours(steps: int, seeds: int) -> float:
-    """Steps a second of all seeds of ppo_control.py's own program."""
+def ours(steps: int, seeds: int) -> Callable:
+    """All updates of ppo_control.py's own program, for so many seeds."""
     import jax
     import jax.numpy as jnp
     import ppo_control
@@ -42,75 +40,70 @@ def ours(steps: int, seeds: int) -> float:
     agent, hyper = agent_for(settings, env), hyper_of(runs)
     first = lambda key, rate: init_control(agent, optimizer_of(settings, rate), key, env=env, num_envs=4)  # noqa: E731
     keys = jnp.stack([jax.random.key(one['seed']) for one in runs])
-    state = place(settings, jax.jit(jax.vmap(first))(keys, hyper.learning_rate))
+    held = [place(settings, jax.jit(jax.vmap(first))(keys, hyper.learning_rate))]
     program = Program(settings, ppo_control.make_iterations(settings, env, agent))
-    state, _ = jax.block_until_ready(program(hyper, state, jnp.int32(1)))
-    started = time.perf_counter()
-    jax.block_until_ready(program(hyper, state, jnp.int32(settings.updates)))
-    return seeds * settings.updates * settings.steps_per_update / (time.perf_counter() - started)
+
+    def work():
+        held[0], _ = jax.block_until_ready(program(hyper, held[0], jnp.int32(settings.updates)))
+
+    return work
 
 
-def plain(steps: int, seeds: int) -> float:
-    """Steps a second of all seeds of the restated purejaxrl program."""
+def plain(steps: int, seeds: int) -> Callable:
+    """A run of the restated purejaxrl program, for so many seeds."""
     import jax
     from plain_ppo import make_train
 
-    steps -= steps % 512
-    train = make_train(total=steps)
-    key = jax.random.key(0)
+    train, key = make_train(total=steps), jax.random.key(0)
     train, key = (jax.vmap(train), jax.random.split(key, seeds)) if seeds > 1 else (train, key)
     compiled = jax.jit(train).lower(key).compile()
-    jax.block_until_ready(compiled(key))
-    started = time.perf_counter()
-    jax.block_until_ready(compiled(key))
-    return seeds * steps / (time.perf_counter() - started)
+
+    def work():
+        jax.block_until_ready(compiled(key))
+
+    return work
 
 
-def host_loop(steps: int, seeds: int) -> float:
-    """Steps a second of a Gymnasium and PyTorch loop in the manner of CleanRL's `ppo.py`."""
+def host_loop(steps: int, seeds: int) -> Callable:
+    """A Gymnasium and PyTorch loop in the manner of CleanRL's `ppo.py`."""
     del seeds
     from torch_ppo import train
 
-    return train(min(steps, 20_480))
+    return lambda: train(steps)
 
 
-def measure(part: str) -> float:
-    """One program in a process of its own."""
-    command = [sys.executable, __file__, f'--part={part}', f'--total_steps={_STEPS.value}']
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
-    if done.returncode:
-        raise SystemExit(f'error: {part}: {(done.stderr.strip().splitlines() or ["no output"])[-1]}')
-    return float(done.stdout.split()[-1])
+def serve_part(part: str) -> None:
+    """Becomes the worker `PROGRAM:SEEDS`."""
+    sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+    # Peers, too, run without the scheduler that can deadlock: a program that hangs has no speed.
+    import cpu_flags  # noqa: F401
+
+    name, _, seeds = part.partition(':')
+    serve({'ours': ours, 'plain': plain, 'host_loop': host_loop}[name](_STEPS.value, int(seeds)))
+
+
+def rival(name: str, part: str, peer: str, *, peer_steps: int) -> dict:
+    """The record of one of our programs against a peer, in environment steps a second."""
+    command = lambda part, steps: [sys.executable, __file__, f'--part={part}', f'--total_steps={steps}']  # noqa: E731
+    times = race([command(part, _STEPS.value), command(peer, peer_steps)], rounds=ROUNDS.value)
+    seeds = int(part.partition(':')[2])
+    whole = [steps // 512 * 512 * seeds for steps in (_STEPS.value, peer_steps)]
+    mine, other = (steps / t['seconds'] for steps, t in zip(whole, times))
+    return {'name': name, 'ours': mine, 'peer': other, 'unit': 'steps/s', 'ratio': mine / other}
 
 
 def main(_):
-    """Measures and prints; with --part, one program."""
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+    """Measures and prints; with --part, is a worker."""
     if _PART.value:
-        name, _, seeds = _PART.value.partition(':')
-        # Peers, too, run without the scheduler that can deadlock: a program that hangs has no speed.
-        import cpu_flags  # noqa: F401
-
-        print({'ours': ours, 'plain': plain, 'host_loop': host_loop}[name](_STEPS.value, int(seeds)))
+        serve_part(_PART.value)
         return
-    many, best = _SEEDS.value, {}
-    pairs = [
-        ('steps per second, 1 seed, against purejaxrl restated', 'ours:1', 'plain:1'),
-        (f'steps per second, {many} seeds together, against purejaxrl restated', f'ours:{many}', f'plain:{many}'),
-        ('steps per second, 1 seed, against a CleanRL-like loop', 'ours:1', 'host_loop:1'),
-    ]
-    parts = sorted({part for _, *both in pairs for part in both})
-    for _ in range(_ROUNDS.value):
-        for part in parts:
-            best[part] = max(best.get(part, 0.0), measure(part))
+    steps, many = _STEPS.value, _SEEDS.value
     records = [
-        {'name': name, 'ours': best[a], 'peer': best[b], 'unit': 'steps/s', 'ratio': best[a] / best[b]}
-        for name, a, b in pairs
+        rival('1 seed, against purejaxrl restated', 'ours:1', 'plain:1', peer_steps=steps),
+        rival(f'{many} seeds, against purejaxrl restated', f'ours:{many}', f'plain:{many}', peer_steps=steps),
+        rival('1 seed, against a CleanRL-like loop', 'ours:1', 'host_loop:1', peer_steps=min(steps, _HOST_STEPS)),
     ]
-    for record in records:
-        print('{name}: {ours:,.0f} / {peer:,.0f} = {ratio:.2f}'.format(**record))
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps({'cores': os.cpu_count(), 'records': records}, indent=2) + '\n')
+    report('PPO for environments: speed', records)
 
 
 if __name__ == '__main__':

@@ -166,6 +166,16 @@ def test_what_a_run_leaves(tmp_path):
     assert ppo_control.train(ControlSettings(out=str(tmp_path), num_seeds=2, render=True, **CARTPOLE)) == summary
 
 
+@pytest.mark.parametrize('seeds', [1, 2])
+def test_environments_of_gymnasium_are_learned_on_the_host(tmp_path, seeds):
+    settings = CARTPOLE | {'total_steps': 128 * 60, 'learning_rate': 2e-3, 'epochs': 8, 'eval_episodes': 20}
+    summary = trained(tmp_path, env='gymnasium:CartPole-v1', num_seeds=seeds, render=True, **settings)[-1]
+    assert len(summary['eval_return_mean']) == seeds
+    # A random policy's episodes last 22 steps.
+    assert min(summary['eval_return_mean']) > 60
+    assert (tmp_path / 'episode.gif').read_bytes()[:3] == b'GIF'
+
+
 def test_kl_penalty_holds_its_target(tmp_path):
     free = {'loss_args': 'clip_low=1,clip_high=Infinity', 'entropy_coef': 0.0, 'learning_rate': 3e-3}
     settings = CARTPOLE | free | {'total_steps': 128 * 40, 'schedule': 'constant', 'epochs': 8}
