@@ -1,7 +1,8 @@
 """The host peer of control.py: PPO on CartPole with Gymnasium and PyTorch, one environment step at a time.
 
-Written for this comparison with the settings and the order of work of CleanRL's `ppo.py`: a synchronous vector of 4
-environments, tensors on the CPU, 128 steps, 4 epochs of 4 minibatches, two towers of 64 x 64 tanh. Leaves out logging.
+Written for this comparison with the settings and the work of CleanRL's `ppo.py`: a synchronous vector of 4
+environments, tensors on the CPU, 128 steps, 4 epochs of 4 minibatches, two towers of 64 x 64 tanh; the entropy with
+each action, the KL and the clipped share with each minibatch. Leaves out writing them anywhere.
 """
 
 import gymnasium
@@ -37,8 +38,9 @@ def train(steps: int, envs: int = 4, length: int = 128, epochs: int = 4, parts: 
             with torch.no_grad():
                 pi, value = torch.distributions.Categorical(logits=actor(obs)), critic(obs)[:, 0]
                 action = pi.sample()
+                logp, _ = pi.log_prob(action), pi.entropy()
             following, reward, ended, cut, _ = vector.step(action.numpy())
-            frames.append((obs, action, pi.log_prob(action), value, torch.tensor(reward, dtype=torch.float32), done))
+            frames.append((obs, action, logp, value, torch.tensor(reward, dtype=torch.float32), done))
             obs, done = torch.tensor(following), torch.tensor(np.logical_or(ended, cut), dtype=torch.float32)
         o, a, logp, value, reward, start = (torch.stack(x) for x in zip(*frames))
         with torch.no_grad():
@@ -53,7 +55,11 @@ def train(steps: int, envs: int = 4, length: int = 128, epochs: int = 4, parts: 
             for rows in torch.randperm(envs * length).chunk(parts):
                 o_, a_, logp_, value_, advantage_, target_ = (x[rows] for x in data)
                 pi, new = torch.distributions.Categorical(logits=actor(o_)), critic(o_)[:, 0]
-                ratio = (pi.log_prob(a_) - logp_).exp()
+                log_ratio = pi.log_prob(a_) - logp_
+                ratio = log_ratio.exp()
+                with torch.no_grad():
+                    _ = (-log_ratio).mean(), (ratio - 1 - log_ratio).mean()
+                    _ = ((ratio - 1).abs() > 0.2).float().mean().item()
                 advantage_ = (advantage_ - advantage_.mean()) / (advantage_.std() + 1e-8)
                 policy_loss = torch.max(-advantage_ * ratio, -advantage_ * ratio.clamp(0.8, 1.2)).mean()
                 bounded = value_ + (new - value_).clamp(-0.2, 0.2)
