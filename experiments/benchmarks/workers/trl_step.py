@@ -10,23 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from alternate import Turns
-
-
-def word_tokenizer(size):
-    """A tokenizer of one token a word, `w3` to `w{size - 1}`, so that lengths in tokens are known."""
-    words = ['<pad>', '<bos>', '<eos>', *(f'w{i}' for i in range(3, size))]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token='<pad>'))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token='<pad>', bos_token='<bos>', eos_token='<eos>')
+from workers.words import texts, word_tokenizer
 
 
 def llama(shape):
@@ -48,12 +39,6 @@ def llama(shape):
     )
     dtype = torch.bfloat16 if shape['dtype'] == 'bfloat16' else torch.float32
     return LlamaForCausalLM(config).to(dtype).to('cuda' if torch.cuda.is_available() else 'cpu')
-
-
-def texts(shape, count, length, seed):
-    """`count` texts of `length` words."""
-    rng = np.random.default_rng(seed)
-    return [' '.join(f'w{i}' for i in rng.integers(3, shape['vocab'], length)) for _ in range(count)]
 
 
 def trainer(stage, shape, out):
