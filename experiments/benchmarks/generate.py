@@ -1,10 +1,10 @@
-"""Speed of sampling against Hugging Face's `generate`, and of the rollout engine against static batches.
+"""Speed of sampling against Hugging Face's `generate` or Tunix, and of the rollout engine against static batches.
 
     python experiments/benchmarks/generate.py --against=hf --peer_python=PATH/TO/python --json=generate.json
 
 The peer runs where it is installed: `--peer_python` names that environment's interpreter (`pip install transformers
-torch`). Both take turns, on the same shapes in the same precision; warm-up, with compilation, is not counted. Leaves
-out training (train_step.py).
+torch`, or `pip install google-tunix`). Both take turns, on the same shapes in the same precision; warm-up, with
+compilation, is not counted. Leaves out training (train_step.py).
 """
 
 import json
@@ -14,7 +14,13 @@ from absl import app, flags
 from alternate import race
 from shapes import PYTHON, ROUNDS, SHAPE, SHAPES, WORKERS, report
 
-_AGAINST = flags.DEFINE_enum('against', 'hf', ['hf', 'none'], 'The peer.')
+# Title, and the packages that RESULTS.md names.
+PEERS = {
+    'hf': (' against Hugging Face', ('transformers', 'torch')),
+    'tunix': (' against Tunix', ('google-tunix', 'jax', 'flax')),
+    'none': ('', ()),
+}
+_AGAINST = flags.DEFINE_enum('against', 'hf', list(PEERS), 'The peer.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '16', '64'], 'Batch sizes.')
 _PROMPT = flags.DEFINE_integer('prompt', 64, 'Tokens of a prompt.')
 _NEW = flags.DEFINE_integer('new', 128, 'Tokens of a completion.')
@@ -27,14 +33,15 @@ def main(_):
     records = [plain(batch, sizes) for batch in _BATCHES.value]
     if _ENGINE_ROWS.value:
         records.append(engine(sizes))
-    report(f'Sampling, shape `{SHAPE.value}`', records)
+    against, packages = PEERS[_AGAINST.value]
+    report(f'Sampling{against}, shape `{SHAPE.value}`', records, packages)
 
 
 def plain(batch: str, sizes: list[str]) -> dict:
     """The record of one batch size."""
     commands = [[sys.executable, str(WORKERS / 'ours_generate.py'), 'plain', batch, *sizes]]
-    if _AGAINST.value == 'hf':
-        commands.append([PYTHON.value, str(WORKERS / 'hf_generate.py'), batch, *sizes])
+    if _AGAINST.value != 'none':
+        commands.append([PYTHON.value, str(WORKERS / f'{_AGAINST.value}_generate.py'), batch, *sizes])
     return record(f'generate, batch {batch}', commands, tokens=int(batch) * _NEW.value)
 
 

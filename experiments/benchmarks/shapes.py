@@ -4,6 +4,7 @@ Leaves out what is timed.
 """
 
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +29,16 @@ JSON = flags.DEFINE_string('json', '', 'File for the records.')
 RECORD = flags.DEFINE_bool('record', False, 'Write the table into RESULTS.md.')
 
 
-def report(title: str, records: Sequence[dict]) -> None:
-    """Prints the table, and writes it and the records where the flags ask for it."""
+def report(title: str, records: Sequence[dict], peers: Sequence[str] = ()) -> None:
+    """Prints the table, and writes it and the records where the flags ask for it; `peers` are packages to name."""
     print(table(records))
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(list(records), indent=2) + '\n')
     if RECORD.value:
-        record(title, table(records))
+        against = f'The peer: {_versions(peers)}.\n\n' if peers else ''
+        record(title, against + table(records))
+
+
+def _versions(packages):
+    code = f'import importlib.metadata as m; print(*(f"{{p}} {{m.version(p)}}" for p in {tuple(packages)}), sep=", ")'
+    return subprocess.run([PYTHON.value, '-c', code], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,10 +1,11 @@
-"""Speed of the train step: SFT, DPO, PPO's update, and scoring of groups, against TRL or our own plain computation.
+"""Speed of the train step: SFT, DPO, PPO's update, and scoring of groups, against a peer or our own plain computation.
 
     python experiments/benchmarks/train_step.py --against=trl --peer_python=PATH/TO/python --json=steps.json
 
-The peer runs where it is installed: `--peer_python` names that environment's interpreter (`pip install trl torch`).
-Both take turns, on the same shapes in the same precision; warm-up, with compilation, is not counted. TRL has no PPO any
-more, so that stage has no peer. Leaves out sampling (generate.py).
+The peer runs where it is installed: `--peer_python` names that environment's interpreter (`pip install trl torch`, or
+`pip install google-tunix`). Both take turns, on the same shapes in the same precision; warm-up, with compilation, is
+not counted. A stage that a peer lacks is timed alone: PPO in TRL, PPO and a reference computed ahead in Tunix. Leaves
+out sampling (generate.py).
 """
 
 import json
@@ -15,14 +16,21 @@ from alternate import race
 from shapes import PYTHON, ROUNDS, SHAPE, SHAPES, WORKERS, report
 
 STAGES = ('sft', 'dpo', 'dpo_cached', 'ppo', 'score')
-_AGAINST = flags.DEFINE_enum('against', 'trl', ['trl', 'none'], 'The peer.')
+# Title, the stages that its worker knows, and the packages that RESULTS.md names.
+PEERS = {
+    'trl': (' against TRL', ('sft', 'dpo', 'dpo_cached'), ('trl', 'torch', 'transformers')),
+    'tunix': (' against Tunix', ('sft', 'dpo'), ('google-tunix', 'jax', 'flax')),
+    'none': ('', (), ()),
+}
+_AGAINST = flags.DEFINE_enum('against', 'trl', list(PEERS), 'The peer.')
 _STAGES = flags.DEFINE_list('stages', list(STAGES), 'Which steps.')
 
 
 def main(_):
     """Races each stage."""
     records = [measure(stage, SHAPES[SHAPE.value]) for stage in _STAGES.value]
-    report(f'The train step, shape `{SHAPE.value}`', records)
+    against, _, packages = PEERS[_AGAINST.value]
+    report(f'The train step{against}, shape `{SHAPE.value}`', records, packages)
 
 
 def measure(stage: str, shape: dict) -> dict:
@@ -34,8 +42,8 @@ def measure(stage: str, shape: dict) -> dict:
     commands = [[sys.executable, str(WORKERS / 'ours_step.py'), stage, sizes]]
     if stage == 'score':
         commands.append([sys.executable, str(WORKERS / 'ours_step.py'), 'score_plain', sizes])
-    elif _AGAINST.value == 'trl' and stage != 'ppo':
-        commands.append([PYTHON.value, str(WORKERS / 'trl_step.py'), stage, sizes])
+    elif stage in PEERS[_AGAINST.value][1]:
+        commands.append([PYTHON.value, str(WORKERS / f'{_AGAINST.value}_step.py'), stage, sizes])
     ours, *peer = (r['seconds'] for r in race(commands, rounds=ROUNDS.value, warmup=2))
     name = 'scoring, prompts shared against repeated' if stage == 'score' else f'{stage} step'
     return {
