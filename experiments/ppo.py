@@ -69,17 +69,7 @@ def train(settings: PPOSettings) -> dict:
     run = open_run(settings, 'ppo')
     if run.summary:
         return run.summary
-    group = settings.group_size
-    if settings.lora_dropout:
-        raise InputError(
-            f'--lora_dropout={settings.lora_dropout}: the ratio of PPO needs a policy without dropout; give 0'
-        )
-    for name, parts in (('group_size', group), ('minibatches', settings.minibatches * group)):
-        if parts < 1 or settings.batch_size % parts:
-            raise InputError(
-                f'--{name}={getattr(settings, name)}: does not divide --batch_size={settings.batch_size} '
-                f'in groups of {max(group, 1)}'
-            )
+    check(settings)
     task = task_of(settings)
     prompts = read_prompts(settings.data) if settings.data else task.sample_prompts(settings.prompts, settings.seed)
     codec = make_codec(settings, run, lambda: map(plain_text, prompts))
@@ -87,26 +77,14 @@ def train(settings: PPOSettings) -> dict:
     announce_model(run, learner.config, codec)
     apply, value_apply, ref_params = learner.apply, learner.scalar_apply, learner.reference
     evaluator = Evaluator(task, codec, apply, ref_params) if task else None
-    place = placement(settings)
-    score = make_reward(settings, task, codec)
-    sample = make_sampler(apply, codec, rows=settings.engine_rows or None, temperature=settings.temperature)
+    collect = make_collector(settings, task, codec, learner)
     how = dict(temperature=settings.temperature, gamma=settings.gamma, lam=settings.lam)
     estimator = within_mesh(settings, jax.jit(partial(estimate, apply, value_apply, **how)))
     pick = jax.jit(partial(minibatch, count=settings.minibatches))
     adapt = jax.jit(
         partial(adaptive_coef, target=settings.target_kl, horizon=settings.kl_horizon, n_steps=settings.batch_size)
     )
-    objective = ppo_objective(
-        apply,
-        value_apply,
-        loss=load_loss(settings, settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args),
-        value_clip=settings.value_clip or None,
-        value_coef=settings.value_coef,
-        entropy_coef=settings.entropy_coef,
-        temperature=settings.temperature,
-    )
-    updates = settings.max_steps * settings.epochs * settings.minibatches
-    optimizer, step = train_setup(settings, objective, learner.base, max_updates=updates, eps=1e-5)
+    optimizer, step = make_update(settings, learner)
     params = {'policy': learner.start(), 'value': learner.start_value()}
     state = init_state(params, optimizer, jax.random.key(settings.seed))
     kl_coef = jnp.asarray(settings.beta, jnp.float32)
@@ -119,17 +97,13 @@ def train(settings: PPOSettings) -> dict:
     passes = 4 + 6 * settings.epochs
     with open_metrics(settings, run, learner.config, start, title='ppo', show=show, passes=passes) as writer:
         for i in range(start, settings.max_steps):
-            drawn = local_batch(rows, i, batch_size=settings.batch_size // group, seed=settings.seed)
-            tokens, mask, index = (np.repeat(x, group, axis=0) for x in drawn)
+            tokens, mask, index = local_batch(
+                rows, i, batch_size=settings.batch_size // settings.group_size, seed=settings.seed
+            )
             key, shuffle_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), i))
             # Collect.
             whole = learner.whole(state.params)
-            rollout = sample(whole['policy'], *place(trim_prompts(tokens, mask)), key)
-            batch = rollout_branches(rollout, group)
-            finished = ended(rollout, codec.eos_ids)
-            raw = score(rollout, batch, [prompts[j] for j in index])
-            penalized = not np.isnan(settings.missing_eos_penalty)
-            scores = end_scores(raw, finished, settings.missing_eos_penalty) if penalized else raw
+            rollout, batch, scores, finished = collect(whole['policy'], tokens, mask, [prompts[j] for j in index], key)
             # Estimate.
             data, metrics = estimator(whole, ref_params, batch, rollout.logps, scores, kl_coef)
             # Update.
@@ -154,6 +128,62 @@ def train(settings: PPOSettings) -> dict:
             learner.whole(state.params['policy']), run.folder / 'samples.jsonl', seed=settings.seed
         )
     return run.finish(summary)
+
+
+def check(settings: PPOSettings) -> None:
+    """Refuses what the flags alone show to be wrong.
+
+    Raises:
+      InputError: a batch that does not divide into groups and minibatches, or a policy with dropout.
+    """
+    if settings.lora_dropout:
+        raise InputError(
+            f'--lora_dropout={settings.lora_dropout}: the ratio of PPO needs a policy without dropout; give 0'
+        )
+    group = settings.group_size
+    for name, parts in (('group_size', group), ('minibatches', settings.minibatches * group)):
+        if parts < 1 or settings.batch_size % parts:
+            raise InputError(
+                f'--{name}={getattr(settings, name)}: does not divide --batch_size={settings.batch_size} '
+                f'in groups of {max(group, 1)}'
+            )
+
+
+def make_update(settings: PPOSettings, learner):
+    """(optimiser, compiled step on a minibatch)."""
+    objective = ppo_objective(
+        learner.apply,
+        learner.scalar_apply,
+        loss=load_loss(settings, settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args),
+        value_clip=settings.value_clip or None,
+        value_coef=settings.value_coef,
+        entropy_coef=settings.entropy_coef,
+        temperature=settings.temperature,
+    )
+    updates = settings.max_steps * settings.epochs * settings.minibatches
+    return train_setup(settings, objective, learner.base, max_updates=updates, eps=1e-5)
+
+
+def make_collector(settings: PPOSettings, task, codec, learner):
+    """`collect(params, tokens, mask, prompts, key) -> (rollout, its batch, scores, which completions ended)`.
+
+    Each prompt is answered `group_size` times.
+    """
+    group, place = settings.group_size, placement(settings)
+    score = make_reward(settings, task, codec)
+    sample = make_sampler(learner.apply, codec, rows=settings.engine_rows or None, temperature=settings.temperature)
+
+    def collect(params, tokens, mask, prompts, key):
+        tokens, mask = (np.repeat(x, group, axis=0) for x in (tokens, mask))
+        rollout = sample(params, *place(trim_prompts(tokens, mask)), key)
+        batch = rollout_branches(rollout, group)
+        finished = ended(rollout, codec.eos_ids)
+        scores = score(rollout, batch, [prompt for prompt in prompts for _ in range(group)])
+        if not np.isnan(settings.missing_eos_penalty):
+            scores = end_scores(scores, finished, settings.missing_eos_penalty)
+        return rollout, batch, scores, finished
+
+    return collect
 
 
 def make_reward(settings: PPOSettings, task, codec):

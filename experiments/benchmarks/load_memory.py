@@ -1,12 +1,11 @@
 """How much host memory load_pretrained needs beyond the parameters, measured on a random model.
 
-    python experiments/benchmarks/load_memory.py --gigabytes=1 --devices=8
+    python experiments/benchmarks/load_memory.py --record
 
 A fresh process loads the folder onto virtual CPU devices, whose memory is host memory: its peak should be the
 parameters and about one layer. Leaves out time.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -17,33 +16,42 @@ import threading
 import time
 from pathlib import Path
 
+from absl import app, flags
+from results import record
+
 LAYERS, WIDTH = 16, 1024
+_GIGABYTES = flags.DEFINE_float('gigabytes', 1.0, 'Size of the parameters in float32.')
+_DEVICES = flags.DEFINE_integer('devices', 8, 'Virtual devices.', lower_bound=1)
+_MESH = flags.DEFINE_string('mesh', '', 'Such as data=2,fsdp=4; all devices on fsdp when empty.')
+_RECORD = flags.DEFINE_bool('record', False, 'Write the section of RESULTS.md.')
+_LOAD = flags.DEFINE_string('load', '', 'Be the process that loads this folder.')
 
 
-def main():
+def main(_):
     """Writes the model, loads it in a process of its own, prints the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--gigabytes', type=float, default=1.0, help='size of the parameters in float32')
-    parser.add_argument('--devices', type=int, default=8, help='virtual devices')
-    parser.add_argument('--mesh', default='', help='such as data=2,fsdp=4; all devices on fsdp when empty')
-    parser.add_argument('--load', default='', help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.load:
-        print(json.dumps(load(args.load, args.mesh)))
+    mesh = _MESH.value or f'fsdp={_DEVICES.value}'
+    if _LOAD.value:
+        print(json.dumps(load(_LOAD.value, mesh)))
         return
-    mesh = args.mesh or f'fsdp={args.devices}'
-    flags = f'--xla_force_host_platform_device_count={args.devices}'
+    flag = f'--xla_force_host_platform_device_count={_DEVICES.value}'
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), args.gigabytes)
+        write_model(Path(folder), _GIGABYTES.value)
         figures = json.loads(
             subprocess.run(
                 [sys.executable, __file__, f'--load={folder}', f'--mesh={mesh}'],
-                env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+                env={**os.environ, 'XLA_FLAGS': flag, 'JAX_PLATFORMS': 'cpu'},
                 stdout=subprocess.PIPE,
                 check=True,
             ).stdout
         )
     print(json.dumps({'mesh': mesh, **figures}, indent=2))
+    if _RECORD.value:
+        record(
+            'Memory of loading a model',
+            f'{figures["parameters_mb"]:,} MB of float32 parameters on {_DEVICES.value} virtual devices '
+            f'(`--mesh={mesh}`): the peak of host memory is {figures["peak_over_parameters_mb"]} MB above their size; '
+            f'one layer is {figures["one_layer_mb"]} MB.',
+        )
 
 
 def write_model(folder: Path, gigabytes: float) -> None:
@@ -119,9 +127,9 @@ def load(folder: str, mesh: str) -> dict:
 
 def resident() -> float:
     """Resident memory of this process in MB, mapped files included."""
-    with open('/proc/self/statm') as file:
+    with open('/proc/self/statm') as file:  # Linux.
         return int(file.read().split()[1]) * resource.getpagesize() / 1e6
 
 
 if __name__ == '__main__':
-    main()
+    app.run(main)

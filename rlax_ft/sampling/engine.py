@@ -131,17 +131,7 @@ def generate_many(
         idle = jnp.sum(s.prompt == count)
         return (idle < rows) & ((idle < refill) | (s.waiting >= count))
 
-    cache = apply(variables, rows, length + max_new_tokens, method='init_cache').replace(empty=False)
-    hidden = jax.eval_shape(lambda: apply(variables, prompts[:1], None, None)[0])
-    start = _Slots(
-        cache,
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((), jnp.int32),
-        jnp.full(rows, count, jnp.int32),
-        jnp.zeros(rows, jnp.int32),
-        jnp.zeros((rows, hidden.shape[-1]), hidden.dtype),
-        *blank(count + 1, max_new_tokens, pad_id),
-    )
+    start = _idle(apply, variables, prompts, rows, max_new_tokens, pad_id)
     end = jax.lax.while_loop(
         lambda s: (s.waiting < count) | jnp.any(s.prompt < count),
         lambda s: jax.lax.while_loop(busy, decode, read_waiting(s)),
@@ -149,3 +139,21 @@ def generate_many(
     )
     tokens, mask, logps = (x[:count] for x in (end.tokens, end.mask, end.logps))
     return Rollout(prompts=prompts, prompt_mask=prompt_mask, tokens=tokens, mask=mask, logps=logps)
+
+
+def _idle(apply, variables, prompts, rows, max_new_tokens, pad_id):
+    """No row has a prompt yet."""
+    count, length = prompts.shape
+    hidden = jax.eval_shape(lambda: apply(variables, prompts[:1], None, None)[0])
+    tokens, mask, logps = blank(count + 1, max_new_tokens, pad_id)
+    return _Slots(
+        cache=apply(variables, rows, length + max_new_tokens, method='init_cache').replace(empty=False),
+        turn=jnp.zeros((), jnp.int32),
+        waiting=jnp.zeros((), jnp.int32),
+        prompt=jnp.full(rows, count, jnp.int32),
+        step=jnp.zeros(rows, jnp.int32),
+        hidden=jnp.zeros((rows, hidden.shape[-1]), hidden.dtype),
+        tokens=tokens,
+        mask=mask,
+        logps=logps,
+    )
