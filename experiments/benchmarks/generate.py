@@ -34,7 +34,20 @@ def main(_):
     if _ENGINE_ROWS.value:
         records.append(engine(sizes))
     against, packages = PEERS[_AGAINST.value]
-    report(f'Sampling{against}, shape `{SHAPE.value}`', records, packages)
+    notes = [limits(int(batch), r['ours'], SHAPES[SHAPE.value]) for batch, r in zip(_BATCHES.value, records)]
+    report(f'Sampling{against}, shape `{SHAPE.value}`', records, packages, notes=notes)
+
+
+def limits(batch: int, rate: float, shape: dict) -> str:
+    """How near decoding is to what it must multiply and read, by the weights alone: the cache comes on top."""
+    head = shape['width'] // shape['heads']
+    attention = 2 * shape['width'] * head * (shape['heads'] + shape['kv_heads'])
+    weights = shape['layers'] * (attention + 3 * shape['width'] * shape['mlp']) + shape['vocab'] * shape['width']
+    read = weights * (2 if shape['dtype'] == 'bfloat16' else 4) * rate / batch
+    return (
+        f'- batch {batch}: {2 * weights * rate / 1e9:,.0f} GFLOP/s in products with the weights, which are read at '
+        f'{read / 1e9:,.1f} GB/s'
+    )
 
 
 def plain(batch: str, sizes: list[str]) -> dict:

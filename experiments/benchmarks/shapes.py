@@ -6,9 +6,11 @@ Leaves out what is timed.
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 from alternate import table
 from results import record
@@ -29,14 +31,35 @@ JSON = flags.DEFINE_string('json', '', 'File for the records.')
 RECORD = flags.DEFINE_bool('record', False, 'Write the table into RESULTS.md.')
 
 
-def report(title: str, records: Sequence[dict], peers: Sequence[str] = ()) -> None:
-    """Prints the table, and writes it and the records where the flags ask for it; `peers` are packages to name."""
-    print(table(records))
+def report(title: str, records: Sequence[dict], peers: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
+    """Prints the table with notes, and writes it and the records where the flags ask for it.
+
+    Args:
+      title: of the section.
+      records: with the columns of the table.
+      peers: packages to name, with the versions that the peer's interpreter has.
+      notes: lines below the table.
+    """
+    body = '\n\n'.join([table(records), *(['\n'.join([*notes, _matrix_rate()])] if notes else [])])
+    print(body)
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(list(records), indent=2) + '\n')
     if RECORD.value:
         against = f'The peer: {_versions(peers)}.\n\n' if peers else ''
-        record(title, against + table(records))
+        record(title, against + body)
+
+
+def _matrix_rate():
+    """What this machine does in one large product, for comparison."""
+    size = 2048
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(product(x))
+    started = time.perf_counter()
+    for _ in range(10):
+        jax.block_until_ready(product(x))
+    rate = 20 * size**3 / (time.perf_counter() - started)
+    return f'- one product of two float32 matrices {size} x {size}: {rate / 1e9:,.0f} GFLOP/s'
 
 
 def _versions(packages):
