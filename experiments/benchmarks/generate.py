@@ -39,14 +39,15 @@ def main(_):
 
 
 def limits(batch: int, rate: float, shape: dict) -> str:
-    """How near decoding is to what it must multiply and read, by the weights alone: the cache comes on top."""
-    head = shape['width'] // shape['heads']
+    """What decoding does a second: products with the weights, reading of the weights and of all slots of the cache."""
+    head, size = shape['width'] // shape['heads'], 2 if shape['dtype'] == 'bfloat16' else 4
     attention = 2 * shape['width'] * head * (shape['heads'] + shape['kv_heads'])
     weights = shape['layers'] * (attention + 3 * shape['width'] * shape['mlp']) + shape['vocab'] * shape['width']
-    read = weights * (2 if shape['dtype'] == 'bfloat16' else 4) * rate / batch
+    cache = 2 * shape['layers'] * shape['kv_heads'] * head * (_PROMPT.value + _NEW.value)
+    steps = rate / batch
     return (
-        f'- batch {batch}: {2 * weights * rate / 1e9:,.0f} GFLOP/s in products with the weights, which are read at '
-        f'{read / 1e9:,.1f} GB/s'
+        f'- batch {batch}: {2 * weights * rate / 1e9:,.0f} GFLOP/s, the weights at {size * weights * steps / 1e9:,.1f} '
+        f'GB/s, the cache at {size * cache * rate / 1e9:,.1f} GB/s'
     )
 
 

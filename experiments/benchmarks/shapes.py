@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from alternate import table
 from results import record
@@ -40,7 +41,7 @@ def report(title: str, records: Sequence[dict], peers: Sequence[str] = (), notes
       peers: packages to name, with the versions that the peer's interpreter has.
       notes: lines below the table.
     """
-    body = '\n\n'.join([table(records), *(['\n'.join([*notes, _matrix_rate()])] if notes else [])])
+    body = '\n\n'.join([table(records), *(['\n'.join([*notes, _machine()])] if notes else [])])
     print(body)
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(list(records), indent=2) + '\n')
@@ -49,17 +50,24 @@ def report(title: str, records: Sequence[dict], peers: Sequence[str] = (), notes
         record(title, against + body)
 
 
-def _matrix_rate():
-    """What this machine does in one large product, for comparison."""
-    size = 2048
-    x = jax.random.normal(jax.random.key(0), (size, size))
-    product = jax.jit(lambda x: x @ x)
-    jax.block_until_ready(product(x))
+def _machine():
+    """What this machine does in one large product and in one large sum, for comparison."""
+    size, x = 2048, jax.random.normal(jax.random.key(0), (2048, 2048))
+    product = _seconds(lambda x: x @ x, x)
+    long = jnp.ones(2**27)
+    return (
+        f'- this machine: {2 * size**3 / product / 1e9:,.0f} GFLOP/s in a product of float32 matrices {size} x {size}, '
+        f'{long.nbytes / _seconds(jnp.sum, long) / 1e9:,.0f} GB/s in a sum of 2^27 numbers'
+    )
+
+
+def _seconds(function, x):
+    compiled = jax.jit(function)
+    jax.block_until_ready(compiled(x))
     started = time.perf_counter()
     for _ in range(10):
-        jax.block_until_ready(product(x))
-    rate = 20 * size**3 / (time.perf_counter() - started)
-    return f'- one product of two float32 matrices {size} x {size}: {rate / 1e9:,.0f} GFLOP/s'
+        jax.block_until_ready(compiled(x))
+    return (time.perf_counter() - started) / 10
 
 
 def _versions(packages):
