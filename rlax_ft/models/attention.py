@@ -25,16 +25,16 @@ class KVCache:
     """Keys and values of what has been read so far.
 
     Attributes:
-      key: [L, B, kv_heads, S, H], rotated keys of every layer.
-      value: [L, B, kv_heads, S, H].
+      key: for each layer [B, kv_heads, H, S], rotated. Slots come last: a query's scores are sums of whole rows.
+      value: for each layer [B, kv_heads, S, H].
       segment_ids: int32[B, S], 0 where a slot is padding or not yet filled.
       positions: int32[B, S].
       index: int32[], the slot that is filled next; a row needs no order among its slots.
       empty: nothing has been read yet, so that the first pass need not look at it.
     """
 
-    key: jax.Array
-    value: jax.Array
+    key: tuple[jax.Array, ...]
+    value: tuple[jax.Array, ...]
     segment_ids: jax.Array
     positions: jax.Array
     index: jax.Array
@@ -48,16 +48,17 @@ class KVCache:
         )
         return Reading(segment_ids, positions, segments, places, self.index, prefill=self.empty)
 
-    def filled(self, slots: tuple[jax.Array, jax.Array], reading: 'Reading') -> 'KVCache':
-        """The cache after such a reading, with the keys and values that it wrote."""
+    def filled(self, key, value, reading: 'Reading') -> 'KVCache':
+        """The cache after such a reading, with the keys and values that the layers wrote."""
         index = self.index + reading.segment_ids.shape[1]
-        return KVCache(*slots, reading.cache_segments, reading.cache_positions, index)
+        return KVCache(key, value, reading.cache_segments, reading.cache_positions, index)
 
 
-def empty_cache(shape: tuple[int, ...], dtype) -> KVCache:
-    """A cache of [L, B, kv_heads, S, H] in which nothing has been read yet."""
-    zeros, blank = jnp.zeros(shape, dtype), jnp.zeros((shape[1], shape[3]), jnp.int32)
-    return KVCache(zeros, zeros, blank, blank, jnp.zeros((), jnp.int32), empty=True)
+def empty_cache(layers: int, batch: int, kv_heads: int, slots: int, width: int, dtype) -> KVCache:
+    """A cache in which nothing has been read yet."""
+    key, value = jnp.zeros((batch, kv_heads, width, slots), dtype), jnp.zeros((batch, kv_heads, slots, width), dtype)
+    blank = jnp.zeros((batch, slots), jnp.int32)
+    return KVCache((key,) * layers, (value,) * layers, blank, blank, jnp.zeros((), jnp.int32), empty=True)
 
 
 @struct.dataclass
@@ -92,7 +93,6 @@ def attend(
     value: jax.Array,
     reading: Reading,
     cache: tuple[jax.Array, jax.Array] | None = None,
-    layer: jax.Array | int = 0,
     *,
     scale: float | None = None,
     soft_cap: float | None = None,
@@ -106,8 +106,7 @@ def attend(
       key: [B, T, kv_heads, H], rotated.
       value: [B, T, kv_heads, H].
       reading: which keys each query may see.
-      cache: keys and values of all layers, each [L, B, kv_heads, S, H], or None.
-      layer: which of them is ours.
+      cache: keys [B, kv_heads, H, S] and values [B, kv_heads, S, H] of this layer, or None.
       scale: of the scores; 1 / sqrt(H) when absent.
       soft_cap: scores become soft_cap tanh(scores / soft_cap) (arXiv 2408.00118).
       window: positions that a query sees, its own included; an int32[] that may be traced; None sees all.
@@ -118,9 +117,9 @@ def attend(
     """
     how = dict(scale=query.shape[-1] ** -0.5 if scale is None else scale, soft_cap=soft_cap, window=window)
     if cache is not None:
-        cache = tuple(_write(slots, x, layer, reading.index) for slots, x in zip(cache, (key, value)))
+        cache = _write(*cache, key, value, reading.index)
         if not reading.prefill:
-            return _attend_cache(query, *cache, layer, reading, **how), cache
+            return _attend_cache(query, *cache, reading, **how), cache
     how['kernel'] = kernel
     if reading.prompt is None:
         places = (reading.segment_ids, reading.positions)
@@ -153,7 +152,8 @@ def _attend_keys(query, key, value, segments, positions, key_segments, key_posit
         return jax.nn.dot_product_attention(
             query, key, value, mask=mask[:, None], scale=how['scale'], implementation='cudnn'
         )
-    out = _softmax_product(query, *(x.transpose(0, 2, 1, 3) for x in (key, value)), mask, how['scale'], how['soft_cap'])
+    key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
+    out = _softmax_product(query, key, value, mask, how['scale'], how['soft_cap'])
     return out.astype(value.dtype)
 
 
@@ -190,20 +190,19 @@ def visible(segments, positions, key_segments, key_positions, window=None) -> ja
     return seen if window is None else seen & (behind < window)
 
 
-def _write(slots, x, layer, index):
-    """Puts [B, T, kv_heads, H] at slots index.. of one layer of [L, B, kv_heads, S, H], in place inside a loop."""
-    return jax.lax.dynamic_update_slice(
-        slots, x.transpose(0, 2, 1, 3)[None].astype(slots.dtype), (layer, 0, 0, index, 0)
-    )
+def _write(keys, values, key, value, index):
+    """Puts keys and values [B, T, kv_heads, H] at the slots index.. of a layer's, in place inside a loop."""
+    key, value = key.transpose(0, 2, 3, 1).astype(keys.dtype), value.transpose(0, 2, 1, 3).astype(values.dtype)
+    keys = jax.lax.dynamic_update_slice_in_dim(keys, key, index, axis=3)
+    return keys, jax.lax.dynamic_update_slice_in_dim(values, value, index, axis=2)
 
 
-def _attend_cache(query, keys, values, layer, reading, *, scale, soft_cap, window):
-    """Over the slots of the cache, block by block as far as they are filled."""
-    slots = keys.shape[3]
+def _attend_cache(query, keys, values, reading, *, scale, soft_cap, window):
+    """Over the slots of a layer's cache, block by block as far as they are filled."""
+    slots = values.shape[2]
     mask = visible(reading.segment_ids, reading.positions, reading.cache_segments, reading.cache_positions, window)
     if slots <= _CACHE_BLOCK:
-        key, value = (jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False) for x in (keys, values))
-        return _softmax_product(query, key, value, mask, scale, soft_cap).astype(values.dtype)
+        return _softmax_product(query, keys, values, mask, scale, soft_cap).astype(values.dtype)
 
     size = _CACHE_BLOCK
     filled = jnp.max(jnp.where(reading.cache_segments > 0, jnp.arange(1, slots + 1), 0))
@@ -211,18 +210,18 @@ def _attend_cache(query, keys, values, layer, reading, *, scale, soft_cap, windo
     def block(i, carry):
         # The last block reaches back where the slots do not divide; what it sees again is masked out.
         start = jnp.minimum(i * size, slots - size)
-        at = (layer, 0, 0, start, 0)
-        key, value = (jax.lax.dynamic_slice(x, at, (1, *x.shape[1:3], size, x.shape[4]))[0] for x in (keys, values))
+        key = jax.lax.dynamic_slice_in_dim(keys, start, size, axis=3)
+        value = jax.lax.dynamic_slice_in_dim(values, start, size, axis=2)
         seen = jax.lax.dynamic_slice_in_dim(mask, start, size, axis=2) & (jnp.arange(size) + start >= i * size)
         scores = _scores(query, key, seen, scale, soft_cap)
         highest, total, out = carry
         new = jnp.maximum(highest, jnp.max(scores, axis=-1, keepdims=True))
         weights, shrink = jnp.exp(scores - new), jnp.exp(highest - new)
-        out = shrink * out + jnp.einsum('bkgts,bksh->bkgth', weights.astype(value.dtype), value)
+        out = shrink * out + _weighted(weights, value)
         return new, shrink * total + jnp.sum(weights, axis=-1, keepdims=True), out
 
     batch, length, heads, width = query.shape
-    shape = (batch, keys.shape[2], heads // keys.shape[2], length)
+    shape = (batch, keys.shape[1], heads // keys.shape[1], length)
     start = jnp.full((*shape, 1), -1e30), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width))
     _, total, out = jax.lax.fori_loop(0, (filled + size - 1) // size, block, start)
     out = out / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
@@ -230,18 +229,27 @@ def _attend_cache(query, keys, values, layer, reading, *, scale, soft_cap, windo
 
 
 def _scores(query, key, mask, scale, soft_cap):
-    """[B, T, heads, H], [B, kv_heads, S, H] -> float32[B, kv_heads, heads / kv_heads, T, S]."""
+    """[B, T, heads, H], [B, kv_heads, H, S] -> float32[B, kv_heads, heads / kv_heads, T, S]."""
     batch, length, _, width = query.shape
-    groups = query.reshape(batch, length, key.shape[1], -1, width)
-    scores = jnp.einsum('btkgh,bksh->bkgts', groups, key, preferred_element_type=jnp.float32) * scale
+    groups = query.reshape(batch, length, key.shape[1], -1, width).transpose(0, 2, 3, 1, 4)
+    # All queries of a key's head in one axis: with two, XLA's CPU products would copy the keys in another order.
+    rows = groups.reshape(batch, key.shape[1], -1, width)
+    scores = jnp.einsum('bkqh,bkhs->bkqs', rows, key, preferred_element_type=jnp.float32) * scale
+    scores = scores.reshape(*groups.shape[:4], -1)
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     return jnp.where(mask[:, None, None], scores, -1e30)
 
 
+def _weighted(weights, value):
+    """[B, kv_heads, heads / kv_heads, T, S], [B, kv_heads, S, H] -> [B, kv_heads, heads / kv_heads, T, H]."""
+    rows = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(value.dtype)
+    return jnp.einsum('bkqs,bksh->bkqh', rows, value).reshape(*weights.shape[:4], -1)
+
+
 def _softmax_product(query, key, value, mask, scale, soft_cap):
     weights = jax.nn.softmax(_scores(query, key, mask, scale, soft_cap), axis=-1)
-    return jnp.einsum('bkgts,bksh->btkgh', weights.astype(value.dtype), value).reshape(query.shape)
+    return _weighted(weights, value).transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
 def _splash(query, key, value, segments, positions, key_segments, key_positions, *, scale, soft_cap, window):

@@ -114,8 +114,8 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, rotary, kinds, reading, cache, layer):
-        """[B, T, D] -> ([B, T, D], the cache with this layer's keys and values, or None without a cache)."""
+    def __call__(self, x, rotary, kinds, reading, cache):
+        """[B, T, D] -> ([B, T, D], this layer's cache with these keys and values, or None without a cache)."""
         c = self.config
         widths = {'query': c.heads * c.head_dim, 'key': c.kv_heads * c.head_dim, 'value': c.kv_heads * c.head_dim}
         projected = _projections(self, x, widths, 'qkv', c.qkv_bias)
@@ -139,7 +139,6 @@ class Attention(nn.Module):
             value,
             reading,
             cache,
-            layer,
             scale=c.attention_scale,
             soft_cap=c.attention_soft_cap,
             window=window,
@@ -174,10 +173,9 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, carry, kinds, layer, rotary, reading):
-        """A scan's body: carries the residual stream and the cache of all layers, maps over the layers' kinds."""
+    def __call__(self, x, kinds, cache, rotary, reading):
+        """A scan's body: carries the residual stream, maps over the layers' kinds and caches."""
         c = self.config
-        x, cache = carry
 
         def before(x, name):
             return Norm(c, name=f'{name}_norm')(x) if c.pre_norm else x
@@ -185,12 +183,12 @@ class Block(nn.Module):
         def after(x, name):
             return Norm(c, name=f'{name}_post_norm')(x) if c.post_norm else x
 
-        attended, cache = Attention(c, name='attention')(before(x, 'attention'), rotary, kinds, reading, cache, layer)
+        attended, cache = Attention(c, name='attention')(before(x, 'attention'), rotary, kinds, reading, cache)
         attended = after(attended, 'attention')
         residual = x + attended
         mlp = (MixtureOfExperts if c.experts else MLP)(c, name='mlp')
         out = after(mlp(before(x if c.parallel else residual, 'mlp')), 'mlp')
-        return (residual + out, cache), None
+        return residual + out, cache
 
 
 class Transformer(nn.Module):
@@ -255,17 +253,20 @@ class Transformer(nn.Module):
         if cache is not None:
             reading = cache.reading(segment_ids, positions)
         rotary = rotary_tables(positions, self.config) if self.config.rotary_dim else None
-        kinds, layers = layer_kinds(self.config), jnp.arange(self.config.layers)
-        slots = None if cache is None else (cache.key, cache.value)
-        carry = self._embed(tokens, positions), slots
+        kinds, hidden = layer_kinds(self.config), self._embed(tokens, positions)
+        slots = None if cache is None else list(zip(cache.key, cache.value))
         if isinstance(self.layers, list | tuple):
             for i, layer in enumerate(self.layers):
-                carry, _ = layer(carry, jax.tree.map(lambda kind, i=i: kind[i], kinds), i, rotary, reading)
+                of_layer = jax.tree.map(lambda kind, i=i: kind[i], kinds)
+                hidden, written = layer(hidden, of_layer, slots and slots[i], rotary, reading)
+                if slots:
+                    slots[i] = written
         else:
-            carry, _ = self.layers(carry, kinds, layers, rotary, reading)
-        hidden, slots = carry
+            stacked = slots and jax.tree.map(lambda *x: jnp.stack(x), *slots)
+            hidden, stacked = self.layers(hidden, kinds, stacked, rotary, reading)
+            slots = slots and [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.layers)]
         if cache is not None:
-            cache = cache.filled(slots, reading)
+            cache = cache.filled(*zip(*slots), reading)
         return self.final_norm(hidden), cache
 
     def unembed_matrix(self):
@@ -291,7 +292,7 @@ class Transformer(nn.Module):
     def init_cache(self, batch_size, length):
         """An empty cache with `length` slots for `batch_size` rows."""
         c = self.config
-        return empty_cache((c.layers, batch_size, c.kv_heads, length, c.head_dim), c.dtype)
+        return empty_cache(c.layers, batch_size, c.kv_heads, length, c.head_dim, c.dtype)
 
 
 def init_params(config: ModelConfig, key: jax.Array):

@@ -91,11 +91,10 @@ def generate_many(
         row = jnp.argsort(~idle, stable=True)[:refill]
         row = jnp.where(idle[row] & (new < count), row, rows)  # A row out of range is dropped.
         put = lambda old, value: old.at[row].set(value, mode='drop')  # noqa: E731
-        into = lambda old, value: old.at[:, row, :, :length].set(value, mode='drop')  # noqa: E731
         blank_ring = jnp.zeros((refill, max_new_tokens), jnp.int32)
         cache = s.cache.replace(
-            key=into(s.cache.key, fresh.key),
-            value=into(s.cache.value, fresh.value),
+            key=tuple(old.at[row, :, :, :length].set(x, mode='drop') for old, x in zip(s.cache.key, fresh.key)),
+            value=tuple(old.at[row, :, :length].set(x, mode='drop') for old, x in zip(s.cache.value, fresh.value)),
             segment_ids=put(s.cache.segment_ids, jnp.concatenate([real.astype(jnp.int32), blank_ring], axis=1)),
             positions=put(s.cache.positions, jnp.concatenate([positions, blank_ring], axis=1)),
         )

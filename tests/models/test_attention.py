@@ -110,20 +110,21 @@ def test_the_windows_of_positions_and_a_traced_window():
 
 def test_the_cache_in_blocks_is_the_cache_as_a_whole(monkeypatch):
     query, _, _ = arrays(2, 1)
-    slots = jax.random.normal(jax.random.key(3), (2, 3, 2, GROUPS, 21, WIDTH))
+    keys = jax.random.normal(jax.random.key(3), (2, GROUPS, WIDTH, 21))
+    values = jax.random.normal(jax.random.key(4), (2, GROUPS, 21, WIDTH))
     filled = jnp.arange(21) < 14
     segments = jnp.where(filled, jnp.asarray([[1], [1]]), 0)
     segments = segments.at[0, :4].set(0)
     positions = jnp.broadcast_to(jnp.arange(21), (2, 21))
     reading = Reading(jnp.ones((2, 1), jnp.int32), jnp.full((2, 1), 13), segments, positions)
     how = dict(scale=0.4, soft_cap=None, window=None)
-    whole = attention._attend_cache(query, *slots, 1, reading, **how)
+    whole = attention._attend_cache(query, keys, values, reading, **how)
     monkeypatch.setattr(attention, '_CACHE_BLOCK', 5)
-    blocks = attention._attend_cache(query, *slots, 1, reading, **how)
+    blocks = attention._attend_cache(query, keys, values, reading, **how)
     np.testing.assert_allclose(blocks, whole, atol=1e-6)
     # Slots that are not filled are not read: NaN there would spread.
-    poisoned = slots.at[..., 15:, :].set(jnp.nan)
-    np.testing.assert_allclose(attention._attend_cache(query, *poisoned, 1, reading, **how), whole, atol=1e-6)
+    poisoned = keys.at[..., 15:].set(jnp.nan), values.at[:, :, 15:].set(jnp.nan)
+    np.testing.assert_allclose(attention._attend_cache(query, *poisoned, reading, **how), whole, atol=1e-6)
 
 
 def test_the_kernel_is_the_platforms_unless_it_is_forced(monkeypatch):
