@@ -120,26 +120,28 @@ def evaluate(settings: ControlSettings, env, agent: Agent, state: ControlState, 
 
 
 def finish(settings, run: Run, env, agent: Agent, state: ControlState, runs: list[dict], rate: float, program) -> dict:
-    """Evaluates, draws, and writes summary.json: a list entry for each run."""
+    """Evaluates, writes summary.json with a list entry for each run, and draws."""
     returns = evaluate(settings, env, agent, state, runs)
     plot_curve(settings, run.folder, len(runs))
+    summary = run.finish(
+        {
+            'env': settings.env,
+            'total_steps': settings.updates * settings.steps_per_update,
+            **{name: [one[name] for one in runs] for name in runs[0]},
+            'eval_return_mean': returns.mean(axis=1).tolist(),
+            'eval_return_std': returns.std(axis=1).tolist(),
+            'env_steps_per_second': [rate] * len(runs),
+            'compile_seconds': [program.compile_seconds] * len(runs),
+            'return_mean': float(returns.mean()),
+            'return_lowest_run': float(returns.mean(axis=1).min()),
+            'steps_per_second_of_all_runs': rate * len(runs),
+        }
+    )
     if settings.render:
         one = jax.tree.map(lambda x: jax.device_get(x)[0], (state.train.params, state.observation_stats))
         draw = draw_on_host if isinstance(env, HostEnvironments) else draw_episode
         draw(env, agent, *one, _keys(runs)[0], run.folder / 'episode.gif')
-    summary = {
-        'env': settings.env,
-        'total_steps': settings.updates * settings.steps_per_update,
-        **{name: [one[name] for one in runs] for name in runs[0]},
-        'eval_return_mean': returns.mean(axis=1).tolist(),
-        'eval_return_std': returns.std(axis=1).tolist(),
-        'env_steps_per_second': [rate] * len(runs),
-        'compile_seconds': [program.compile_seconds] * len(runs),
-        'return_mean': float(returns.mean()),
-        'return_lowest_run': float(returns.mean(axis=1).min()),
-        'steps_per_second_of_all_runs': rate * len(runs),
-    }
-    return run.finish(summary)
+    return summary
 
 
 def plot_curve(settings: ControlSettings, folder: Path, runs: int) -> None:

@@ -169,7 +169,18 @@ def numbers(text: str, name: str, kind: type = int) -> tuple:
 
 
 def make_env(settings: ControlSettings) -> Environment | HostEnvironments:
-    """The environment with its wrappers, or Gymnasium's, which step on the host."""
+    """The environment with its wrappers, or Gymnasium's, which step on the host.
+
+    Raises:
+      InputError: no such environment, flags that have no use for it, or --render where it cannot be drawn.
+    """
+    env = _make_env(settings)
+    if settings.render and env.draw is None:
+        raise InputError(f'--render: {env.name} cannot be drawn; leave it out')
+    return env
+
+
+def _make_env(settings):
     env = make_environment(settings.env)
     if env is None:
         wrapped = [f'--{name}' for name in ('observe', 'time_limit', 'mesh') if getattr(settings, name)]

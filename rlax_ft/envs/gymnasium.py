@@ -25,7 +25,7 @@ class HostStep:
 
 
 class HostEnvironments:
-    """`count` environments of one name, with the spaces of an `Environment`."""
+    """`count` environments of one name, with the spaces of an `Environment` and its `draw`."""
 
     def __init__(self, name: str, count: int, seed: int = 0):
         """Makes them.
@@ -42,6 +42,7 @@ class HostEnvironments:
         self.observation = self._observation(self._envs.single_observation_space)
         self.action = self._action(self._envs.single_action_space)
         self._returns, self._lengths = np.zeros(count), np.zeros(count, np.int64)
+        self.draw = self._draw if 'rgb_array' in (self._envs.metadata.get('render_modes') or ()) else None
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """First observations, float32[count, ...]."""
@@ -71,12 +72,8 @@ class HostEnvironments:
         """Others of the same name, for evaluation."""
         return HostEnvironments(self.name, count, self._seed)
 
-    def draw(self, decide, path: str | Path, *, max_steps: int = 1000, every: int = 2) -> None:
-        """Plays one episode of `decide(observation) -> action` and writes each `every`-th picture as a GIF.
-
-        Raises:
-          InputError: it gives no pictures.
-        """
+    def _draw(self, decide, path: str | Path, *, max_steps: int = 1000, every: int = 2) -> None:
+        """Plays one episode of `decide(observation) -> action` and writes each `every`-th picture as a GIF."""
         from PIL import Image
 
         env = self._gymnasium.make(self.name, render_mode='rgb_array')
@@ -89,8 +86,6 @@ class HostEnvironments:
             if done:
                 break
         env.close()
-        if pictures[0] is None:
-            raise InputError(f'--render: {self.name} cannot be drawn')
         first, *others = [Image.fromarray(p) for p in pictures[::every]]
         first.save(path, save_all=True, append_images=others, duration=40, loop=0)
 

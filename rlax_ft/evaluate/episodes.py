@@ -12,7 +12,6 @@ import numpy as np
 
 from rlax_ft.envs.environment import Environment
 from rlax_ft.envs.statistics import RunningStats
-from rlax_ft.errors import InputError
 from rlax_ft.models.actor_critic import Agent
 from rlax_ft.training.control import act
 from rlax_ft.training.control_state import Actors
@@ -72,13 +71,7 @@ def play_episodes(
 def draw_episode(
     env: Environment, agent: Agent, params, stats, key: jax.Array, path: str | Path, *, max_steps: int = 500
 ) -> None:
-    """Plays one greedy episode and draws it as a GIF.
-
-    Raises:
-      InputError: the environment cannot be drawn.
-    """
-    if env.draw is None:
-        raise InputError(f'--render: {env.name} cannot be drawn')
+    """Plays one greedy episode and draws it as a GIF."""
     state, observation = env.reset(key)
     hidden, first, states, rewards = agent.initial_hidden(1), True, [], []
     step = jax.jit(env.step)

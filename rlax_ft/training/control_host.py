@@ -106,11 +106,7 @@ def play_on_host(env: HostEnvironments, agent: Agent, params, stats, *, episodes
 
 
 def draw_on_host(env: HostEnvironments, agent: Agent, params, stats, key: jax.Array, path) -> None:
-    """Plays one greedy episode and writes it as a GIF.
-
-    Raises:
-      InputError: the environment gives no pictures.
-    """
+    """Plays one greedy episode and writes it as a GIF."""
     one = make_decider(agent, greedy=True)
     lead = lambda tree: jax.tree.map(lambda x: jnp.asarray(x)[None], tree)  # noqa: E731
     carried = {'hidden': lead(agent.initial_hidden(1)), 'first': np.ones((1, 1), bool)}

@@ -204,6 +204,7 @@ def test_kl_penalty_holds_its_target(tmp_path):
         (dict(mesh='data=8'), '--num_envs=4: does not divide over 8 devices'),
         (dict(env='probes:broken', total_steps=2048), 'a reward that is not finite'),
         (dict(grid_learning_rate='fast'), '--grid_learning_rate=fast'),
+        (dict(env='probes:constant_reward', render=True), '--render: probes:constant_reward cannot be drawn'),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, settings, message):
