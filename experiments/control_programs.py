@@ -76,7 +76,7 @@ def over_runs(function: Callable) -> Callable:
     """A function of one run -> the same of runs along a leading axis of all its arguments.
 
     One run is taken out of its axis rather than vmapped over it: on a CPU a matrix product with a batch axis, even of
-    length 1, misses the fast path (15 % of an update on CartPole).
+    length 1, misses the fast path.
     """
 
     def all_runs(*arguments):

@@ -44,6 +44,7 @@ def ours(steps: int, seeds: int) -> Callable:
     program = Program(settings, ppo_control.make_iterations(settings, env, agent))
 
     def work():
+        # Goes on from where it was: a step costs the same at the end of a run.
         held[0], _ = jax.block_until_ready(program(hyper, held[0], jnp.int32(settings.updates)))
 
     return work

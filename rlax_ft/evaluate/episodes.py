@@ -45,7 +45,7 @@ def play_episodes(
     """
     reset_key, key = jax.random.split(key)
     states, observation = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
-    zeros = jnp.zeros(episodes)
+    zeros, params = jnp.zeros(episodes), agent.tree(params)
     actors = Actors(states, observation, agent.initial_hidden(episodes), jnp.ones(episodes, bool), zeros)
 
     def going(carry):

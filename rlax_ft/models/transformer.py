@@ -92,11 +92,9 @@ def _projections(module, x, widths, fused, use_bias):
 def for_decoding(params):
     """The same transformer laid out for reading its parameters again and again: layers apart, wide matrices joined.
 
-    Query, key and value become one matrix, gate and up another, and each layer has arrays of its own, `layers_0` and so
-    on: a loop over stacked layers would copy each layer's slice before it multiplies. The copy that is made is not for
-    training, a LoRA adapter does not fit it, and what is compiled for it grows with depth.
+    Query, key and value become one matrix, gate and up another, and each layer has arrays of its own. The copy that is
+    made is not for training, and a LoRA adapter does not fit it.
     """
-    rest = {name: part for name, part in params.items() if name != 'layers'}
     layers = dict(params['layers'])
     for module, parts, fused in (('attention', ('query', 'key', 'value'), 'qkv'), ('mlp', ('gate', 'up'), 'gate_up')):
         inner = dict(layers[module])
@@ -104,6 +102,16 @@ def for_decoding(params):
             joined = [inner.pop(part) for part in parts]
             inner[fused] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *joined)
             layers[module] = inner
+    return layers_apart({**params, 'layers': layers})
+
+
+def layers_apart(params):
+    """Parameters, or an adapter of them, with `layers_0` and so on in place of the stacked `layers`.
+
+    A loop over stacked layers would copy each layer's slice, and its cache, before it multiplies. What is compiled for
+    layers apart grows with depth.
+    """
+    rest, layers = {name: part for name, part in params.items() if name != 'layers'}, params['layers']
     depth = jax.tree.leaves(layers)[0].shape[0]
     return rest | {f'layers_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(depth)}
 

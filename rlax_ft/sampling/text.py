@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.data.batches import Codec, prompt_arrays
-from rlax_ft.models.transformer import for_decoding
+from rlax_ft.models.transformer import for_decoding, layers_apart
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.types import Rollout
@@ -34,7 +34,7 @@ def make_sampler(
     def sample(params, prompts, prompt_mask, key):
         return sampler(
             apply,
-            {'params': for_decoding(params) if 'layers' in params else params},
+            {'params': _laid_out(params)},
             prompts,
             prompt_mask,
             key,
@@ -46,6 +46,13 @@ def make_sampler(
         )
 
     return jax.jit(sample)
+
+
+def _laid_out(params):
+    if 'layers' in params:
+        return for_decoding(params)
+    # An adapter beside its base fits no joined matrices.
+    return params | {name: layers_apart(params[name]) for name in ('lora', 'base') if name in params}
 
 
 def sample_prompts(

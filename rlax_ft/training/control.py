@@ -88,7 +88,7 @@ def collect(env: Environment, agent: Agent, state: ControlState, key: jax.Array,
 
     All that is random (the policy's noise, the environments' keys, the states after auto-reset) is drawn before the
     loop: on a CPU the loop's cost is its number of small operations. States are drawn for 32 steps at a time: XLA would
-    share out a longer draw among threads, and waking them for a few microseconds' work costs 8 % of CartPole's speed.
+    share out a longer draw among threads, and waking them costs more than such a draw.
 
     Args:
       env: with episode statistics.

@@ -36,7 +36,7 @@ class ControlState:
     """All that an update changes, and all that a checkpoint needs.
 
     Attributes:
-      train: TrainState.
+      train: TrainState; its parameters are one vector (`Agent.tree` names them).
       actors: Actors.
       observation_stats: RunningStats of observations, or None.
       return_stats: RunningStats of discounted sums of rewards, or None.

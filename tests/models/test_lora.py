@@ -14,7 +14,7 @@ from rlax_ft.models.heads import ScalarModel
 from rlax_ft.models.hf import load_pretrained, save_pretrained
 from rlax_ft.models.lora import adapted, adapter_objective, attach, init_adapter, merge
 from rlax_ft.models.peft import load_adapter, save_adapter
-from rlax_ft.models.transformer import Transformer, init_params
+from rlax_ft.models.transformer import Transformer, init_params, layers_apart
 from rlax_ft.parallel.compile import compile_step
 from rlax_ft.training.step import init_state, make_train_step
 
@@ -48,6 +48,13 @@ def test_a_fresh_adapter_is_the_identity_to_the_bit(base, dtype):
     np.testing.assert_array_equal(hidden_of({'base': base, 'lora': adapter}, config), plain)
     np.testing.assert_array_equal(hidden_of({'base': base}, config), plain)
     assert np.abs(hidden_of({'base': base, 'lora': noisy(adapter)}, config) - plain).max() > 0.1
+
+
+def test_layers_apart_are_the_same_policy(base):
+    whole = {'base': base, 'lora': noisy(init_adapter(base, LORA, jax.random.key(2)))}
+    apart = {name: layers_apart(part) for name, part in whole.items()}
+    np.testing.assert_allclose(hidden_of(apart), hidden_of(whole), rtol=1e-4, atol=1e-5)
+    assert np.abs(hidden_of(whole) - hidden_of({'base': base})).max() > 0.1
 
 
 @pytest.mark.parametrize('rslora', [False, True])

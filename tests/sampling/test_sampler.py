@@ -1,5 +1,7 @@
 """The sampler: its log-probabilities are the trainer's, its draws follow the distribution, its rows end at EOS."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.scoring import rollout_batch, token_logps
-from rlax_ft.models.transformer import Transformer, init_params
+from rlax_ft.models.transformer import Transformer, for_decoding, init_params
 from rlax_ft.sampling.draw import inverse_cdf, truncate
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.sampling.text import map_rows, rollout_logps
@@ -126,3 +128,18 @@ def test_truncation_keeps_what_sorting_keeps(top_k, top_p):
         before = np.cumsum(np.exp(row[order])) - np.exp(row[order])
         count = min(top_k or 500, int((before < top_p).sum()))
         assert sorted(np.flatnonzero(got)) == sorted(order[:count])
+
+
+def test_decoding_copies_no_cache():
+    """What the loop compiles to holds no copy of a layer's keys or values, which would cost more than reading them."""
+    config = embedded_config('tiny', vocab_size=23, max_length=64)
+    params, prompts = init_params(config, jax.random.key(0)), jnp.ones((8, 17), jnp.int32)
+
+    def sample(params, key):
+        variables = {'params': for_decoding(params)}
+        return generate(Transformer(config).apply, variables, prompts, prompts, key, max_new_tokens=40)
+
+    program = jax.jit(sample).lower(params, jax.random.key(1)).compile().as_text()
+    for shape in (f'8,{config.kv_heads},{config.head_dim},57', f'8,{config.kv_heads},57,{config.head_dim}'):
+        assert re.search(rf'f32\[{shape}\]\S* fusion\(', program)
+        assert not re.search(rf'f32\[{shape}\]\S* (copy|transpose)\(', program)

@@ -6,7 +6,6 @@ is what `PeftTrainer.train` does with one batch. Runs where tunix is installed (
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import jax
@@ -81,8 +80,7 @@ def in_turn(batch, model):
 def main():
     """Serves steps until nobody asks."""
     learner, batch = trainer(sys.argv[1], json.loads(sys.argv[2]))
-    with tempfile.TemporaryDirectory():
-        learner.train(in_turn(batch, learner.model))
+    learner.train(in_turn(batch, learner.model))
 
 
 if __name__ == '__main__':
