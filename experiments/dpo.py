@@ -15,28 +15,29 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from collect import FeedbackSettings, check_packing, comparisons, pair_batches
-from evaluation import Evaluator
-from learner import make_learner
-from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
-from reference import referred, with_reference
-from reward_model import flatten
-from run import load_loss, open_metrics, open_run, placement, resume, train_setup, within_mesh
-from settings import flag, run_script
 
-from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
 from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.packing import pack_pairs
 from rlax_ft.data.records import record_texts
+from rlax_ft.data.rows import fitting, preference_rows, ranking_rows
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
+from rlax_ft.harness.comparisons import check_packing, comparisons, flatten, pair_batches
+from rlax_ft.harness.evaluator import Evaluator
+from rlax_ft.harness.learner import make_learner
+from rlax_ft.harness.loading import load_loss
+from rlax_ft.harness.reference import referred, with_reference
+from rlax_ft.harness.run import open_metrics, open_run
+from rlax_ft.harness.settings import FeedbackSettings, flag, run_script
+from rlax_ft.harness.starting_model import announce_model, make_codec, model_folder, starting_model, task_of
+from rlax_ft.harness.step import placement, resume, train_setup, within_mesh
 from rlax_ft.models.scoring import candidate_logps
+from rlax_ft.objectives.packed import packed_preference_objective
+from rlax_ft.objectives.preference import preference_objective, ranking_objective
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.guard import ChangeGuard
-from rlax_ft.training.objectives import preference_objective, ranking_objective
-from rlax_ft.training.packed import packed_preference_objective
 from rlax_ft.training.step import init_state
 
 
@@ -154,7 +155,7 @@ def labelled_rows(settings: DPOSettings, task, codec, rankings):
 def held_out_accuracy(policy, rows, batch_size) -> dict[str, float]:
     """How often the policy, against the reference, moved towards the chosen response of held-out pairs."""
     chosen, rejected = map_rows(policy, rows.candidates, batch_size=batch_size).T
-    moved = (chosen - rows.ref_chosen) - (rejected - rows.ref_rejected)
+    moved = (chosen - rows.ref_logps[:, 0]) - (rejected - rows.ref_logps[:, 1])
     right = ((1 + np.sign(moved)) / 2).sum()
     accuracy, low, high = accuracy_interval(right, len(moved))
     return {

@@ -14,18 +14,18 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from model_setup import make_codec
-from run import Run
-from settings import Settings, flag, run_script
 
-from rlax_ft.data.batches import fitting, token_rows
 from rlax_ft.data.forms import convert
 from rlax_ft.data.packing import pack_rows, padding_share, row_lengths
 from rlax_ft.data.records import read_demonstrations, read_judged, read_pairs, read_prompts, read_rankings, record_texts
+from rlax_ft.data.rows import fitting, token_rows
 from rlax_ft.data.show import count_table, legend, row_text, wants_colour
 from rlax_ft.data.sources import read_raw
 from rlax_ft.data.templates import Dialogue
 from rlax_ft.errors import InputError
+from rlax_ft.harness.run import Run
+from rlax_ft.harness.settings import Settings, flag, run_script
+from rlax_ft.harness.starting_model import make_codec
 
 READERS = {
     'demonstrations': read_demonstrations,

@@ -15,23 +15,25 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from evaluation import Evaluator
-from learner import make_learner
-from model_setup import announce_model, make_codec, model_folder, starting_model, task_of
-from run import find_function, load_loss, open_metrics, open_run, placement, resume, train_setup, within_mesh
-from settings import Settings, flag, run_script
 
-from rlax_ft.data.batches import prompt_arrays
 from rlax_ft.data.loader import local_batch
 from rlax_ft.data.records import plain_text, read_prompts
+from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.errors import InputError
+from rlax_ft.harness.evaluator import Evaluator
+from rlax_ft.harness.learner import make_learner
+from rlax_ft.harness.loading import find_function, load_loss
+from rlax_ft.harness.run import open_metrics, open_run
+from rlax_ft.harness.settings import Settings, flag, run_script
+from rlax_ft.harness.starting_model import announce_model, make_codec, model_folder, starting_model, task_of
+from rlax_ft.harness.step import placement, resume, train_setup, within_mesh
 from rlax_ft.models.scoring import rollout_branches
+from rlax_ft.objectives.ppo import end_scores, ended, estimate, mean_metrics, minibatch, ppo_objective
 from rlax_ft.ops.kl import adaptive_coef
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import rule_scores
 from rlax_ft.sampling.text import make_sampler, trim_prompts
 from rlax_ft.training.guard import ChangeGuard
-from rlax_ft.training.ppo import end_scores, ended, estimate, mean_metrics, minibatch, ppo_objective
 from rlax_ft.training.step import init_state
 
 

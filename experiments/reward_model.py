@@ -12,22 +12,23 @@ from functools import partial
 
 import jax
 import numpy as np
-from collect import FeedbackSettings, check_packing, comparisons, pair_batches
-from learner import make_learner
-from model_setup import make_codec, starting_model
-from run import open_metrics, open_run, resume, train_setup
-from settings import flag, run_script
 
-from rlax_ft.data.batches import fitting, preference_rows, ranking_rows
 from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.packing import pack_pairs
-from rlax_ft.data.records import ranking_pairs, record_texts
+from rlax_ft.data.records import record_texts
+from rlax_ft.data.rows import fitting, preference_rows, ranking_rows
 from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline
+from rlax_ft.harness.comparisons import check_packing, comparisons, flatten, pair_batches
+from rlax_ft.harness.learner import make_learner
+from rlax_ft.harness.run import open_metrics, open_run
+from rlax_ft.harness.settings import FeedbackSettings, flag, run_script
+from rlax_ft.harness.starting_model import make_codec, starting_model
+from rlax_ft.harness.step import resume, train_setup
+from rlax_ft.objectives.packed import packed_reward_objective
+from rlax_ft.objectives.reward import reward_objective, reward_ranking_objective
 from rlax_ft.rewards.learned import RewardModel, save_reward_model
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.guard import ChangeGuard
-from rlax_ft.training.objectives import reward_objective, reward_ranking_objective
-from rlax_ft.training.packed import packed_reward_objective
 from rlax_ft.training.step import init_state
 
 
@@ -88,7 +89,7 @@ def train(settings: RewardModelSettings) -> dict:
     save_reward_model(run.folder / 'model', model, codec.tokenizer)
     right = ((1 + np.sign(held[:, 0] - held[:, 1])) / 2).sum()
     accuracy, low, high = accuracy_interval(right, len(eval_pairs))
-    lengths = [side.mask.sum(axis=1) for r in (train_rows, eval_rows) for side in (r.chosen, r.rejected)]
+    lengths = [side for r in (train_rows, eval_rows) for side in r.candidates.mask.sum(axis=2).T]
     return run.finish(
         {
             'steps': settings.max_steps,
@@ -102,11 +103,6 @@ def train(settings: RewardModelSettings) -> dict:
             'reward_scale': model.scale,
         }
     )
-
-
-def flatten(rankings: list[dict]) -> list[dict]:
-    """All comparisons that the rankings imply."""
-    return [pair for ranking in rankings for pair in ranking_pairs(ranking)]
 
 
 if __name__ == '__main__':

@@ -11,28 +11,25 @@ import dataclasses
 import time
 from pathlib import Path
 
-import collect
-import dpo
 import jax
 import numpy as np
-import ppo
-import reward_model
-import sft
-from evaluation import Evaluator
-from model_setup import make_codec, starting_model, task_of
-from run import open_run, write_text
-from settings import Settings, flag, run_script
 
 from rlax_ft.evaluate.frontier import best_of_n, best_of_n_kl, effective_samples, optimum
 from rlax_ft.evaluate.plots import plot_frontier
 from rlax_ft.evaluate.report import TITLES, policy_table, sample_table
 from rlax_ft.evaluate.win_rate import win_rate
-from rlax_ft.models.hf import load_pretrained
+from rlax_ft.harness.evaluator import Evaluator
+from rlax_ft.harness.loading import load_script
+from rlax_ft.harness.run import open_run, write_text
+from rlax_ft.harness.settings import Settings, flag, run_script
+from rlax_ft.harness.starting_model import make_codec, starting_model, task_of
+from rlax_ft.hf.folder import load_pretrained
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.metrics import read_records
 
+SCRIPTS = Path(__file__).parent
 BETAS = (8.0, 4.0, 3.0, 2.0, 1.5, 1.25, 1.0, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3)
 
 
@@ -84,6 +81,10 @@ def train(settings: RLHFSettings) -> dict:
 
 def stage_list(s: RLHFSettings, folder: Path):
     """(name, function, settings) of each stage, in order."""
+
+    sft, collect, reward_model, ppo, dpo = (
+        load_script(SCRIPTS / f'{name}.py') for name in ('sft', 'collect', 'reward_model', 'ppo', 'dpo')
+    )
 
     def stage(settings_class, name, steps, **given):
         cap = min(steps, s.max_steps) if s.max_steps else steps

@@ -12,22 +12,23 @@ from functools import partial
 
 import jax
 import numpy as np
-from learner import make_learner
-from model_setup import announce_model, make_codec, starting_model, task_of
-from run import open_metrics, open_run, placement, resume, train_setup
-from settings import Settings, flag, run_script
 
-from rlax_ft.data.batches import fitting, token_rows
 from rlax_ft.data.forms import convert
 from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import pack_rows, padding_share
 from rlax_ft.data.records import demonstration, read_demonstrations, record_texts, write_records
+from rlax_ft.data.rows import fitting, token_rows
 from rlax_ft.data.stream import first_records, stream_batches
 from rlax_ft.errors import InputError
+from rlax_ft.harness.learner import make_learner
+from rlax_ft.harness.run import open_metrics, open_run
+from rlax_ft.harness.settings import Settings, flag, run_script
+from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
+from rlax_ft.harness.step import placement, resume, train_setup
 from rlax_ft.models.scoring import token_logps
+from rlax_ft.objectives.supervised import sft_objective
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.training.guard import ChangeGuard
-from rlax_ft.training.objectives import sft_objective
 from rlax_ft.training.step import init_state
 
 

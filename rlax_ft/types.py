@@ -7,7 +7,6 @@ behaviour: whoever makes a struct, or reads one, has the functions for it.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 Params = Any  # A nested dict of arrays.
@@ -89,30 +88,42 @@ class BranchBatch:
 
 @struct.dataclass
 class PreferenceBatch:
-    """Pairs of completions of one prompt, as two rows or as two branches.
+    """Pairs of completions of one prompt: y_w, which was preferred, and y_l.
 
     Attributes:
-      chosen: TokenBatch [B, T] of prompt + y_w; None where there are `branches`.
-      rejected: TokenBatch [B, T] of prompt + y_l.
-      label: float32[B], probability that `chosen` wins: 1 for a plain human comparison.
-      ref_chosen: float32[B], reference log-probability of y_w, or None before it is computed.
-      ref_rejected: float32[B], the same for y_l.
-      branches: BranchBatch with the responses (y_w, y_l), in place of the two rows.
+      candidates: TokenBatch [B, 2, T] of prompt + completion, or a BranchBatch of 2 responses; y_w stands first.
+      label: float32[B], probability that y_w is the better one: 1 for a plain human comparison.
+      margin: float32[B], by how much y_w is better, in reward; None where the data does not say.
+      weight: float32[B], what a pair's loss is multiplied by; None is 1.
+      ref_logps: float32[B, 2], reference log-probabilities of both, or None before they are computed.
     """
 
-    chosen: TokenBatch | None
-    rejected: TokenBatch | None
+    candidates: TokenBatch | BranchBatch
     label: jax.Array
-    ref_chosen: jax.Array | None = None
-    ref_rejected: jax.Array | None = None
-    branches: BranchBatch | None = None
+    margin: jax.Array | None = None
+    weight: jax.Array | None = None
+    ref_logps: jax.Array | None = None
 
-    @property
-    def candidates(self) -> TokenBatch | BranchBatch:
-        """Both as candidates (y_w, y_l): a TokenBatch [B, 2, T], or the branches."""
-        if self.branches is not None:
-            return self.branches
-        return jax.tree.map(lambda *sides: jnp.stack(sides, axis=1), self.chosen, self.rejected)
+
+@struct.dataclass
+class PackedPairs:
+    """Pairs packed into R rows of up to S pairs each: segment s + 1 of both sides of a row is its pair s.
+
+    Attributes:
+      chosen: TokenBatch [R, T], prompts with y_w.
+      rejected: TokenBatch [R, T], the same prompts with y_l.
+      exists: bool[R, S], False where a row holds fewer pairs; what follows is 0 there.
+      label, margin, weight: float32[R, S], as in `PreferenceBatch`.
+      ref_logps: float32[R, S, 2], or None before they are computed.
+    """
+
+    chosen: TokenBatch
+    rejected: TokenBatch
+    exists: jax.Array
+    label: jax.Array
+    margin: jax.Array | None = None
+    weight: jax.Array | None = None
+    ref_logps: jax.Array | None = None
 
 
 @struct.dataclass

@@ -33,7 +33,7 @@ def ours(steps: int, seeds: int) -> Callable:
     from control_programs import Program, place
     from control_setup import ControlSettings, agent_for, hyper_of, make_env, optimizer_of, runs_of
 
-    from rlax_ft.training.control import init_control
+    from rlax_ft.envs.ppo import init_control
 
     settings = ControlSettings(total_steps=steps, num_seeds=seeds)
     env, runs = make_env(settings), runs_of(settings)

@@ -59,9 +59,9 @@ def write_model(folder: Path, gigabytes: float) -> None:
     import jax
     import numpy as np
 
+    from rlax_ft.hf.folder import param_shapes, save_config
+    from rlax_ft.hf.weights import write_params
     from rlax_ft.models.config import ModelConfig
-    from rlax_ft.models.hf import param_shapes, save_config
-    from rlax_ft.models.weights import write_params
 
     # Attention has 3 D^2 parameters with half as many key and value heads as query heads, the MLP 3 D F.
     per_layer = gigabytes * 1e9 / 4 / LAYERS
@@ -86,8 +86,8 @@ def load(folder: str, mesh: str) -> dict:
     """Peak memory of loading, in MB, over what the process held before."""
     import jax
 
+    from rlax_ft.hf.folder import load_pretrained, save_pretrained
     from rlax_ft.models.config import embedded_config
-    from rlax_ft.models.hf import load_pretrained, save_pretrained
     from rlax_ft.models.transformer import init_params
     from rlax_ft.parallel.mesh import make_mesh
 

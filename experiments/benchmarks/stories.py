@@ -18,8 +18,8 @@ import numpy as np
 from absl import app, flags
 from results import record
 
-from rlax_ft.data.batches import Codec
-from rlax_ft.models.hf import load_pretrained
+from rlax_ft.data.codec import Codec
+from rlax_ft.hf.folder import load_pretrained
 from rlax_ft.models.scoring import rollout_batch, sequence_logps
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts

@@ -19,9 +19,7 @@ def share_prompts(batch: PreferenceBatch | RankingBatch) -> PreferenceBatch | Ra
     branches = rows if isinstance(rows, BranchBatch) else shared(rows)
     if branches is None:
         return batch
-    if isinstance(batch, RankingBatch):
-        return batch.replace(candidates=branches)
-    return batch.replace(chosen=None, rejected=None, branches=branches)
+    return batch.replace(candidates=branches)
 
 
 def shared(rows: TokenBatch) -> BranchBatch | None:

@@ -10,8 +10,9 @@ import bisect
 import jax
 import numpy as np
 
+from rlax_ft.data.rows import take_rows
 from rlax_ft.errors import InputError
-from rlax_ft.types import PreferenceBatch, RankingBatch, TokenBatch
+from rlax_ft.types import PackedPairs, PreferenceBatch, RankingBatch, TokenBatch
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
@@ -57,7 +58,7 @@ def pack_rows(rows: TokenBatch, length: int) -> TokenBatch:
     """Rows [N, T] with one segment each, packed into as few rows [R, length] as best-fit finds.
 
     Args:
-      rows: what `batches.token_rows` gives.
+      rows: what `rows.token_rows` gives.
       length: T of the packed rows.
 
     Raises:
@@ -66,32 +67,38 @@ def pack_rows(rows: TokenBatch, length: int) -> TokenBatch:
     return _fill(rows, best_fit(row_lengths(rows), length), length)
 
 
-def pack_pairs(pairs: PreferenceBatch, length: int) -> PreferenceBatch:
-    """Pairs [N] packed into R rows of up to S pairs: segment s + 1 of both sides of a row is its pair s.
+def pack_pairs(pairs: PreferenceBatch, length: int) -> PackedPairs:
+    """Pairs [N] packed into as few rows [R, length] as best-fit finds, both sides of a pair in the same row.
 
     Args:
-      pairs: what `batches.preference_rows` gives.
+      pairs: what `rows.preference_rows` gives, prompts not shared.
       length: T of the packed rows, on either side.
-
-    Returns:
-      A PreferenceBatch whose sides are [R, length] and whose `label`, and `ref_*` where there, are [R, S]; 0 where a
-      row has fewer pairs, see `pair_exists`.
 
     Raises:
       InputError: a side is longer than `length`.
     """
-    bins = best_fit(np.stack([row_lengths(pairs.chosen), row_lengths(pairs.rejected)], axis=1), length)
+    chosen, rejected = (take_rows(pairs.candidates, (slice(None), side)) for side in (0, 1))
+    bins = best_fit(np.stack([row_lengths(chosen), row_lengths(rejected)], axis=1), length)
     by_segment = np.zeros((len(bins), max(map(len, bins))), int)
     exists = np.zeros(by_segment.shape, bool)
     for row, items in enumerate(bins):
         by_segment[row, : len(items)], exists[row, : len(items)] = items, True
-    spread = lambda values: None if values is None else np.where(exists, values[by_segment], 0).astype(np.float32)  # noqa: E731
-    return PreferenceBatch(
-        chosen=_fill(pairs.chosen, bins, length),
-        rejected=_fill(pairs.rejected, bins, length),
+
+    def spread(values):
+        """[N, ...] -> [R, S, ...]."""
+        if values is None:
+            return None
+        at = exists.reshape(exists.shape + (1,) * (values.ndim - 1))
+        return np.where(at, values[by_segment], 0).astype(np.float32)
+
+    return PackedPairs(
+        chosen=_fill(chosen, bins, length),
+        rejected=_fill(rejected, bins, length),
+        exists=exists,
         label=spread(pairs.label),
-        ref_chosen=spread(pairs.ref_chosen),
-        ref_rejected=spread(pairs.ref_rejected),
+        margin=spread(pairs.margin),
+        weight=spread(pairs.weight),
+        ref_logps=spread(pairs.ref_logps),
     )
 
 
@@ -107,10 +114,10 @@ def padding_share(batch) -> float:
     return 1.0 - sum(row_lengths(part).sum() for part in parts) / sum(part.tokens.size for part in parts)
 
 
-def count_examples(batch: PreferenceBatch | RankingBatch) -> np.float32:
-    """How many pairs, packed or not, or rankings a batch has: what the mean over them divides by."""
-    if isinstance(batch, PreferenceBatch) and np.ndim(batch.label) == 2:
-        return np.float32(np.asarray(batch.chosen.segment_ids).max(axis=1).sum())
+def count_examples(batch: PreferenceBatch | PackedPairs | RankingBatch) -> np.float32:
+    """How many pairs or rankings a batch has: what the mean over them divides by."""
+    if isinstance(batch, PackedPairs):
+        return np.float32(batch.exists.sum())
     return np.float32(jax.tree.leaves(batch)[0].shape[0])
 
 

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from rlax_ft.data.tasks.task import Task
+from rlax_ft.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,10 +43,5 @@ def segment_last(x, mask, segment_ids, count: int) -> jax.Array:
     return jnp.where(places >= 0, picked, 0.0)
 
 
-def segment_exists(segment_ids, count: int) -> jax.Array:
-    """bool[B, S]: whether a row has that segment."""
-    return jnp.arange(1, count + 1) <= jnp.max(jnp.asarray(segment_ids), axis=1, keepdims=True)
-
-
 def _members(segment_ids, count):
     return jnp.asarray(segment_ids)[..., None] == jnp.arange(1, count + 1)

@@ -12,9 +12,9 @@ import numpy as np
 from flax import struct
 
 from rlax_ft.errors import InputError
+from rlax_ft.hf.folder import load_pretrained, save_pretrained
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.heads import ScalarModel, sequence_scores
-from rlax_ft.models.hf import load_pretrained, save_pretrained
 from rlax_ft.models.scoring import candidate_count, candidate_rows
 from rlax_ft.types import BranchBatch, Params, TokenBatch
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_ft.data.batches import Codec, prompt_arrays
+from rlax_ft.data.codec import Codec
+from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.models.transformer import for_decoding, layers_apart
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate

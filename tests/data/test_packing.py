@@ -1,22 +1,27 @@
 """Packing: every item once and none too many, near the bound, and the losses of packed rows are those of rows alone."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_ft.data.batches import Codec, preference_rows, take_rows, token_rows
+from rlax_ft.data.codec import Codec
 from rlax_ft.data.packing import best_fit, count_examples, pack_pairs, pack_rows, padding_share
+from rlax_ft.data.rows import preference_rows, take_rows, token_rows
 from rlax_ft.data.tokenizers import train_tokenizer
 from rlax_ft.errors import InputError
-from rlax_ft.losses.preference import dpo_loss, ipo_loss
+from rlax_ft.losses.preference import dpo_loss, ipo_loss, odpo_loss
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.heads import ScalarModel, reward_params
 from rlax_ft.models.scoring import sequence_logps, token_logps
 from rlax_ft.models.transformer import Transformer, init_params
-from rlax_ft.training.objectives import preference_objective, reward_objective, sft_objective
-from rlax_ft.training.packed import packed_preference_objective, packed_reward_objective
+from rlax_ft.objectives.packed import packed_preference_objective, packed_reward_objective
+from rlax_ft.objectives.preference import preference_objective
+from rlax_ft.objectives.reward import reward_objective
+from rlax_ft.objectives.supervised import sft_objective
 
 LENGTH = 48
 CODEC = Codec(train_tokenizer('bytes', ['abc']), max_prompt=24, max_new_tokens=24)
@@ -25,6 +30,11 @@ CONFIG = embedded_config('tiny', vocab_size=len(CODEC.tokenizer), max_length=LEN
 
 def words(rng, low, high):
     return ''.join(rng.choice(list('abcdef '), rng.integers(low, high)))
+
+
+def chosen_rows(pairs):
+    """The preferred sides as rows [N, T]."""
+    return take_rows(pairs.candidates, (slice(None), 0))
 
 
 @pytest.fixture(scope='module')
@@ -66,20 +76,20 @@ def test_best_fit_by_hand():
 
 
 def test_packed_rows_hold_the_same_tokens_and_restart_their_positions(pairs):
-    packed = pack_rows(pairs.chosen, LENGTH)
-    assert len(packed.tokens) < len(pairs.chosen.tokens)
-    assert (packed.segment_ids > 0).sum() == (pairs.chosen.segment_ids > 0).sum()
-    assert packed.mask.sum() == pairs.chosen.mask.sum()
+    packed = pack_rows(chosen_rows(pairs), LENGTH)
+    assert len(packed.tokens) < len(chosen_rows(pairs).tokens)
+    assert (packed.segment_ids > 0).sum() == (chosen_rows(pairs).segment_ids > 0).sum()
+    assert packed.mask.sum() == chosen_rows(pairs).mask.sum()
     texts = lambda rows: sorted(  # noqa: E731
         tuple(row.tokens[row.segment_ids == s])
         for row in (take_rows(rows, i) for i in range(len(rows.tokens)))
         for s in range(1, row.segment_ids.max() + 1)
     )
-    assert texts(packed) == texts(pairs.chosen)
+    assert texts(packed) == texts(chosen_rows(pairs))
     starts = np.diff(packed.segment_ids, axis=1, prepend=0) > 0
     assert (packed.positions[starts] == 0).all()
     assert (packed.tokens[packed.segment_ids == 0] == CODEC.pad_id).all()
-    assert padding_share(packed) < padding_share(pairs.chosen)
+    assert padding_share(packed) < padding_share(chosen_rows(pairs))
     assert padding_share(packed) == pytest.approx(1 - (packed.segment_ids > 0).mean())
 
 
@@ -98,7 +108,7 @@ def agree(ours, theirs, tolerance=1e-5):
 
 def test_sft_loss_packed_and_not(pairs, params):
     objective = sft_objective(Transformer(CONFIG).apply)
-    rows = pairs.chosen
+    rows = chosen_rows(pairs)
     packed = pack_rows(rows, LENGTH)
     total = rows.mask.sum()
     agree(value_and_grads(objective, params, (packed, total)), value_and_grads(objective, params, (rows, total)))
@@ -108,15 +118,17 @@ def test_sft_loss_packed_and_not(pairs, params):
     assert abs(float(wrong - value_and_grads(objective, params, (rows, total))[0][0])) > 1e-3
 
 
-@pytest.mark.parametrize('loss', [dpo_loss, ipo_loss])
+@pytest.mark.parametrize('loss', [dpo_loss, ipo_loss, odpo_loss])
 def test_pair_losses_packed_and_not(pairs, params, loss):
     apply = Transformer(CONFIG).apply
     reference = jax.jit(lambda rows: sequence_logps(apply, {'params': init_params(CONFIG, jax.random.key(1))}, rows))
-    pairs = pairs.replace(ref_chosen=reference(pairs.chosen), ref_rejected=reference(pairs.rejected))
+    sides = [reference(take_rows(pairs.candidates, (slice(None), i))) for i in (0, 1)]
+    margin, weight = np.linspace(0, 1, 24, dtype=np.float32), np.linspace(0.5, 2, 24, dtype=np.float32)
+    pairs = pairs.replace(ref_logps=np.stack(sides, axis=1), margin=margin, weight=weight)
     pairs = jax.tree.map(np.asarray, pairs)
     packed = pack_pairs(pairs, LENGTH)
     assert packed.label.shape[1] > 1 and count_examples(packed) == count_examples(pairs) == 24
-    bound = lambda pair: loss(pair, beta=0.1)  # noqa: E731
+    bound = partial(loss, beta=0.1)
     ours = packed_preference_objective(apply, bound, beta=0.1)
     theirs = preference_objective(apply, bound, beta=0.1)
     agree(value_and_grads(ours, params, (packed, 24.0)), value_and_grads(theirs, params, (pairs, 24.0)))
@@ -136,7 +148,7 @@ def test_a_row_with_fewer_pairs_adds_nothing(pairs, params):
     packed = pack_pairs(pairs, LENGTH)
     assert (packed.chosen.segment_ids.max(axis=1) < packed.label.shape[1]).any()
     objective = packed_preference_objective(Transformer(CONFIG).apply, lambda pair: ipo_loss(pair, beta=0.1), beta=0.1)
-    packed = packed.replace(ref_chosen=np.zeros_like(packed.label), ref_rejected=np.zeros_like(packed.label))
+    packed = packed.replace(ref_logps=np.zeros((*packed.label.shape, 2), np.float32))
     (loss, _), grads = value_and_grads(objective, params, (packed, 24.0))
     halves = np.array_split(np.arange(len(packed.label)), 2)
     parts = [value_and_grads(objective, params, (take_rows(packed, half), 24.0))[0][0] for half in halves]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rlax_ft.data.batches import Codec, fitting, prompt_arrays, token_rows
+from rlax_ft.data.codec import Codec
+from rlax_ft.data.rows import fitting, prompt_arrays, token_rows
 from rlax_ft.data.templates import TEMPLATES, encode_dialogues, set_chat_template, template_tokens, turn_ends
 from rlax_ft.data.tokenizers import encode_continuations, start_ids, train_tokenizer
 from rlax_ft.errors import InputError

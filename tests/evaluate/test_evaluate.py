@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from rlax_ft.data.tasks import reviews
 from rlax_ft.evaluate.frontier import best_of_n, best_of_n_kl, effective_samples, optimum
 from rlax_ft.evaluate.plots import plot_frontier
 from rlax_ft.evaluate.policy import measure
 from rlax_ft.evaluate.report import policy_table, sample_table
 from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline, win_rate
+from rlax_ft.tasks import reviews
 
 
 def test_best_of_n_by_hand():

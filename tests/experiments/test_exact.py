@@ -1,18 +1,24 @@
 """On the enumerable task the optimum is known: PPO and DPO with soft labels must arrive there by their scripts."""
 
-import dpo
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
-import ppo
 import pytest
-import sft
 
-from rlax_ft.data.batches import Codec, token_rows
-from rlax_ft.data.tasks import exact
+from rlax_ft.data.codec import Codec
+from rlax_ft.data.rows import token_rows
 from rlax_ft.data.tokenizers import word_tokenizer
 from rlax_ft.evaluate.enumeration import enumerate_policy, kl_divergence, objective, optimal_policy
-from rlax_ft.models.hf import load_pretrained
+from rlax_ft.harness.loading import load_script
+from rlax_ft.hf.folder import load_pretrained
 from rlax_ft.models.transformer import Transformer
+from rlax_ft.tasks import exact
+
+SCRIPTS = Path(__file__).parents[2] / 'experiments'
+dpo = load_script(SCRIPTS / 'dpo.py')
+ppo = load_script(SCRIPTS / 'ppo.py')
+sft = load_script(SCRIPTS / 'sft.py')
 
 BETA = 1.0
 

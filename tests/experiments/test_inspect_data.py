@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from inspect_data import InspectSettings, inspect
 
 from rlax_ft.errors import InputError
+from rlax_ft.harness.loading import load_script
+
+SCRIPTS = Path(__file__).parents[2] / 'experiments'
+inspect_data = load_script(SCRIPTS / 'inspect_data.py')
+InspectSettings, inspect = inspect_data.InspectSettings, inspect_data.inspect
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / 'shared'

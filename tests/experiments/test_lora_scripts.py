@@ -1,21 +1,25 @@
 """The language scripts with --lora_rank, --dtype and --remat: what they leave, and what stops them."""
 
 import json
+from pathlib import Path
 
-import dpo
 import jax
 import numpy as np
-import ppo
 import pytest
-import reward_model
-import sft
 
 from rlax_ft.errors import InputError
-from rlax_ft.models.hf import load_pretrained
+from rlax_ft.harness.loading import load_script
+from rlax_ft.hf.folder import load_pretrained
+from rlax_ft.hf.peft import load_adapter
 from rlax_ft.models.lora import merge
-from rlax_ft.models.peft import load_adapter
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.training.metrics import read_records
+
+SCRIPTS = Path(__file__).parents[2] / 'experiments'
+dpo = load_script(SCRIPTS / 'dpo.py')
+ppo = load_script(SCRIPTS / 'ppo.py')
+reward_model = load_script(SCRIPTS / 'reward_model.py')
+sft = load_script(SCRIPTS / 'sft.py')
 
 TINY = {'max_steps': 4, 'save_every': 2, 'batch_size': 16, 'task': 'reviews'}
 LORA = {'lora_rank': 2, 'learning_rate': 1e-2}

@@ -5,13 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dpo
-import ppo
 import pytest
-import reward_model
-import sft
 
 from rlax_ft.errors import InputError
+from rlax_ft.harness.loading import load_script
+
+SCRIPTS = Path(__file__).parents[2] / 'experiments'
+dpo = load_script(SCRIPTS / 'dpo.py')
+ppo = load_script(SCRIPTS / 'ppo.py')
+reward_model = load_script(SCRIPTS / 'reward_model.py')
+sft = load_script(SCRIPTS / 'sft.py')
 
 ROOT = Path(__file__).parents[2]
 TINY = {'model': 'tiny', 'max_steps': 2, 'batch_size': 8}

@@ -3,19 +3,22 @@
 import json
 from pathlib import Path
 
-import dpo
 import jax
 import numpy as np
-import ppo
 import pytest
-import reward_model
-import sft
 
 from rlax_ft.data.records import write_records
 from rlax_ft.data.templates import TEMPLATES
 from rlax_ft.errors import InputError
-from rlax_ft.models.hf import load_pretrained
+from rlax_ft.harness.loading import load_script
+from rlax_ft.hf.folder import load_pretrained
 from rlax_ft.training.metrics import MetricsWriter, read_records
+
+SCRIPTS = Path(__file__).parents[2] / 'experiments'
+dpo = load_script(SCRIPTS / 'dpo.py')
+ppo = load_script(SCRIPTS / 'ppo.py')
+reward_model = load_script(SCRIPTS / 'reward_model.py')
+sft = load_script(SCRIPTS / 'sft.py')
 
 SHARED = Path(__file__).parents[2].parent / 'shared'
 TINY = {'model': 'tiny', 'max_steps': 3, 'save_every': 2, 'batch_size': 8, 'tokenizer': 'bytes'}

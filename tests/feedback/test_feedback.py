@@ -9,9 +9,9 @@ from rlax_ft.data.records import read_rankings, write_records
 from rlax_ft.errors import InputError
 from rlax_ft.feedback.annotator import rank_completions
 from rlax_ft.feedback.judgements import judgement
+from rlax_ft.hf.folder import save_pretrained
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.heads import reward_params
-from rlax_ft.models.hf import save_pretrained
 from rlax_ft.models.transformer import init_params
 from rlax_ft.rewards.learned import RewardModel, load_reward_model, save_reward_model
 from rlax_ft.rewards.rules import rule_scores

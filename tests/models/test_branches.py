@@ -13,8 +13,8 @@ from rlax_ft.models.config import embedded_config
 from rlax_ft.models.heads import ScalarModel, candidate_scores, reward_params
 from rlax_ft.models.scoring import candidate_logps, rollout_batch, rollout_branches, token_logps
 from rlax_ft.models.transformer import Transformer, init_params
-from rlax_ft.training.objectives import preference_objective, ranking_objective
-from rlax_ft.training.ppo import token_values
+from rlax_ft.objectives.ppo import token_values
+from rlax_ft.objectives.preference import preference_objective, ranking_objective
 from rlax_ft.types import BranchBatch, PreferenceBatch, RankingBatch, Rollout, TokenBatch
 
 CONFIG = embedded_config('tiny', vocab_size=50, max_length=96)
@@ -73,12 +73,11 @@ def test_a_response_does_not_see_another(params):
 
 def test_objectives_on_pairs_and_rankings(params):
     rows = candidates(groups=2)
-    sides = [jax.tree.map(lambda x, i=i: x[:, i], rows) for i in range(2)]
-    pairs = PreferenceBatch(*sides, np.ones(3, np.float32), -np.ones(3), np.zeros(3))
+    pairs = PreferenceBatch(rows, np.ones(3, np.float32), ref_logps=np.asarray([[-1.0, 0.0]] * 3))
     objective = jax.value_and_grad(preference_objective(APPLY, partial(dpo_loss, beta=0.3), beta=0.3), has_aux=True)
-    assert share_prompts(pairs).branches is not None
+    assert isinstance(share_prompts(pairs).candidates, BranchBatch)
     close(objective(params, (pairs, 3.0), None), objective(params, (share_prompts(pairs), 3.0), None), atol=2e-5)
-    assert share_prompts(share_prompts(pairs)).branches is not None
+    assert isinstance(share_prompts(share_prompts(pairs)).candidates, BranchBatch)
     rows = candidates(groups=4)
     ranking = RankingBatch(rows, np.tile(np.arange(4), (3, 1)), np.ones((3, 4), bool), np.zeros((3, 4)))
     objective = jax.value_and_grad(ranking_objective(APPLY, beta=0.3), has_aux=True)

@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from rlax_ft.errors import InputError
+from rlax_ft.hf.folder import load_pretrained, save_pretrained
+from rlax_ft.hf.peft import load_adapter, save_adapter
 from rlax_ft.models.config import LoRAConfig, embedded_config
 from rlax_ft.models.heads import ScalarModel
-from rlax_ft.models.hf import load_pretrained, save_pretrained
 from rlax_ft.models.lora import adapted, adapter_objective, attach, init_adapter, merge
-from rlax_ft.models.peft import load_adapter, save_adapter
 from rlax_ft.models.transformer import Transformer, init_params, layers_apart
 from rlax_ft.parallel.compile import compile_step
 from rlax_ft.training.step import init_state, make_train_step

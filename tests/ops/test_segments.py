@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rlax_ft.ops.segments import segment_exists, segment_last, segment_sums
+from rlax_ft.ops.segments import segment_last, segment_sums
 
 IDS = np.array([[1, 1, 2, 2, 2, 3, 0], [1, 1, 1, 1, 0, 0, 0]])
 MASK = np.array([[0, 1, 0, 1, 1, 0, 0], [0, 0, 1, 0, 0, 0, 0]])
@@ -17,10 +17,6 @@ def test_sums_and_last_entries():
             assert np.isclose(sums[row, s], X[row][members].sum(), atol=1e-6)
             counted = X[row][members & (MASK[row] > 0)]
             assert np.isclose(last[row, s], counted[-1] if len(counted) else 0.0)
-
-
-def test_which_exist():
-    assert segment_exists(IDS, 4).tolist() == [[True, True, True, False], [True, False, False, False]]
 
 
 def test_padding_belongs_to_no_segment_even_if_it_is_nan():

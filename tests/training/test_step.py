@@ -6,14 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from rlax_ft.data.batches import Codec, token_rows
+from rlax_ft.data.codec import Codec
+from rlax_ft.data.rows import token_rows
 from rlax_ft.data.tokenizers import word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.transformer import Transformer, init_params
+from rlax_ft.objectives.supervised import sft_objective
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
 from rlax_ft.parallel.mesh import make_mesh, tree_shardings
-from rlax_ft.training.objectives import sft_objective
 from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.step import init_state, make_train_step
 

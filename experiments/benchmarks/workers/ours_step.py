@@ -23,10 +23,11 @@ from rlax_ft.losses.preference import dpo_loss
 from rlax_ft.models.heads import ScalarModel, value_params
 from rlax_ft.models.scoring import candidate_logps, candidate_rows
 from rlax_ft.models.transformer import Transformer
+from rlax_ft.objectives.ppo import PPOBatch, ppo_objective
+from rlax_ft.objectives.preference import preference_objective
+from rlax_ft.objectives.supervised import sft_objective
 from rlax_ft.parallel.compile import compile_step
-from rlax_ft.training.objectives import preference_objective, sft_objective
 from rlax_ft.training.optimizer import make_optimizer
-from rlax_ft.training.ppo import PPOBatch, ppo_objective
 from rlax_ft.training.step import init_state, make_train_step
 from rlax_ft.types import PreferenceBatch
 
@@ -41,15 +42,13 @@ def sft(shape, apply, params):
 def dpo(shape, apply, params, *, cached):
     """Pairs of one prompt; the reference is scored in every step, or has been."""
     candidates = rows(shape, 2)
-    sides = [jax.tree.map(lambda x, i=i: x[:, i], candidates) for i in range(2)]
-    pairs = share_prompts(PreferenceBatch(*sides, np.ones(shape['rows'], np.float32)))
+    pairs = share_prompts(PreferenceBatch(candidates, np.ones(shape['rows'], np.float32)))
     ref_params = jax.tree.map(jnp.copy, params)
-    score = jax.jit(lambda p, batch: candidate_logps(apply, {'params': p}, batch.candidates).T)
+    score = jax.jit(lambda p, batch: candidate_logps(apply, {'params': p}, batch.candidates))
     known = score(ref_params, pairs)
 
     def batch():
-        chosen, rejected = known if cached else score(ref_params, pairs)
-        return pairs.replace(ref_chosen=chosen, ref_rejected=rejected), np.float32(shape['rows'])
+        return pairs.replace(ref_logps=known if cached else score(ref_params, pairs)), np.float32(shape['rows'])
 
     return preference_objective(apply, partial(dpo_loss, beta=0.1), beta=0.1), params, batch
 

@@ -1,0 +1,240 @@
+"""What ppo_control.py sets up before its loop: flags, environment, agent, the compiled program.
+
+Leaves out the algorithm, which is in the script itself and in rlax_ft/training/control.py.
+"""
+
+import dataclasses
+import itertools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rlax_ft.envs.adapters import make_environment
+from rlax_ft.envs.agent import Agent, NetworkConfig, make_agent
+from rlax_ft.envs.distributions import KINDS, Normal, make_distribution
+from rlax_ft.envs.environment import Environment
+from rlax_ft.envs.gymnasium import HostEnvironments
+from rlax_ft.envs.wrappers import episode_statistics, select_observation, time_limit
+from rlax_ft.errors import InputError
+from rlax_ft.harness.settings import RunSettings, flag
+from rlax_ft.parallel.mesh import batch_devices, make_mesh
+from rlax_ft.training.optimizer import make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlSettings(RunSettings):
+    """Flags of ppo_control.py."""
+
+    length: ClassVar[str] = 'total_steps'
+    micro_batches: ClassVar[int] = 1  # A minibatch is one optimiser step.
+
+    env: str = flag('CartPole-v1', 'Of gymnax or Gymnasium by name; brax:NAME, playground:NAME, or MODULE:FUNCTION.')
+    total_steps: int = flag(500_000, 'Environment steps of each seed.')
+    num_envs: int = flag(4, 'Environments of each seed, side by side.')
+    num_steps: int = flag(128, 'Steps of each environment between updates.')
+    num_seeds: int = flag(1, 'Seeds trained together: --seed, --seed + 1, ...')
+    epochs: int = flag(4, 'Passes over the samples of an update.')
+    minibatches: int = flag(4, 'Minibatches in a pass; each is one optimiser step.')
+    learning_rate: float = flag(2.5e-4, "Peak learning rate of Adam, whose epsilon is PPO's 1e-5.")
+    schedule: str = flag('linear', 'Learning rate over the run.', ('linear', 'cosine', 'constant'))
+    clip_norm: float = flag(0.5, 'Largest norm of the gradient; 0 does not clip.')
+    gamma: float = flag(0.99, 'Discount.')
+    lam: float = flag(0.95, 'Lambda of the estimator.')
+    loss: str = flag('ppo_clip', 'ppo_clip, cispo, sapo, ... or MODULE:FUNCTION.')
+    loss_args: str = flag('', 'Hyperparameters of the loss, such as clip_low=0.1,clip_high=0.1.')
+    beta: float = flag(0.0, 'Weight of the KL to the policy that acted; above 0, with clip_high=inf: KL-penalty PPO.')
+    target_kl: float = flag(0.0, 'Adapt beta so that this KL, in nats, comes to here; 0 keeps beta fixed.')
+    estimator: str = flag('gae', 'gae, or vtrace, which estimates anew before each epoch.', ('gae', 'vtrace'))
+    truncation: str = flag('bootstrap', 'Value after a time limit: the critic, or 0.', ('bootstrap', 'terminate'))
+    value_coef: float = flag(0.5, 'Weight of the value loss.')
+    value_clip: float = flag(0.2, 'How far a value may move from its old one in an update; 0 does not clip.')
+    entropy_coef: float = flag(0.01, 'Weight of the entropy bonus.')
+    normalize_advantages: bool = flag(True, 'Centre and scale the advantages of each minibatch.')
+    normalize_observations: bool = flag(False, 'By running mean and variance, then clipped to +-10.')
+    scale_rewards: bool = flag(False, 'By the running deviation of discounted sums, then clipped to +-10.')
+    policy: str = flag('auto', 'Distribution of actions; auto takes what fits the environment.', KINDS)
+    log_std_init: float = flag(0.0, "Start of a normal policy's log standard deviations.")
+    network: str = flag('mlp', 'mlp, or cnn for observations [height, width, channels].', ('mlp', 'cnn'))
+    layers: str = flag('64,64', 'Widths of the hidden layers.')
+    activation: str = flag('tanh', 'tanh, relu or silu.')
+    shared: bool = flag(False, 'One body for policy and value.')
+    gru: int = flag(0, 'Width of a GRU before the heads, for what cannot be seen at once; 0: none.')
+    sequence: int = flag(0, "Steps in a row of a recurrent policy's minibatch; 0 takes all of --num_steps.")
+    observe: str = flag('', 'Components of the observation to keep, such as 0,2; empty keeps all.')
+    time_limit: int = flag(0, "Truncate episodes after so many steps; 0 leaves the environment's own limit.")
+    grid_learning_rate: str = flag('', 'Learning rates to train side by side in one program, such as 1e-4,1e-3.')
+    grid_entropy_coef: str = flag('', 'Entropy coefficients to train side by side.')
+    eval_episodes: int = flag(100, 'Whole episodes of each seed in an evaluation.')
+    eval_mode: str = flag('greedy', "The policy's mode, or its samples.", ('greedy', 'sample'))
+    eval_every: int = flag(0, 'Updates between evaluations during training; 0 evaluates at the end only.')
+    log_every: int = flag(0, 'Updates between records; 0 writes about 100 in the run.')
+    save_every: int = flag(500, 'Updates between checkpoints.')
+    render: bool = flag(False, 'Draw an episode of the first seed as episode.gif.')
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps of one seed in an update."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def updates(self) -> int:
+        """Updates in the run."""
+        return self.total_steps // self.steps_per_update
+
+    @property
+    def row_length(self) -> int:
+        """Steps in a row of the losses' arrays: 1 without memory."""
+        return (self.sequence or self.num_steps) if self.gru else 1
+
+
+@struct.dataclass
+class Hyper:
+    """Traced hyperparameters, each float32[runs] before vmap: a grid is trained in one program."""
+
+    learning_rate: jax.Array
+    entropy_coef: jax.Array
+
+
+def check(settings: ControlSettings) -> None:
+    """Refuses numbers that do not fit together.
+
+    Raises:
+      InputError: naming the flag.
+    """
+    if settings.updates < 1:
+        raise InputError(
+            f'--total_steps={settings.total_steps}: less than one update of --num_envs={settings.num_envs} times '
+            f'--num_steps={settings.num_steps} = {settings.steps_per_update} steps'
+        )
+    if settings.num_steps % settings.row_length:
+        raise InputError(f'--sequence={settings.sequence}: does not divide --num_steps={settings.num_steps}')
+    rows, devices = settings.steps_per_update // settings.row_length, environment_devices(settings)
+    if settings.num_envs % devices:
+        raise InputError(f'--num_envs={settings.num_envs}: does not divide over {devices} devices')
+    share = rows // devices if settings.backend == 'pmap' else rows
+    if share % settings.minibatches:
+        what = f'{settings.num_envs} environments x {settings.num_steps} steps'
+        near = [n for n in range(1, share + 1) if share % n == 0]
+        raise InputError(
+            f'--minibatches={settings.minibatches}: does not divide the {share} rows of an update ({what}); '
+            f'nearest that does: {min(near, key=lambda n: abs(n - settings.minibatches))}'
+        )
+    for name in ('gamma', 'lam'):
+        if not 0.0 <= getattr(settings, name) <= 1.0:
+            raise InputError(f'--{name}={getattr(settings, name)}: must be in [0, 1]')
+
+
+def environment_devices(settings: ControlSettings) -> int:
+    """Over how many devices the environments of a run are split.
+
+    Runs side by side need not talk to each other, so devices take whole runs where these divide over them. Else they
+    share the environments; but a CPU's virtual devices do so only when --mesh or --backend=pmap asks for it.
+    """
+    if settings.backend == 'pmap':
+        return jax.local_device_count()
+    if settings.mesh:
+        return batch_devices(make_mesh(settings.mesh))
+    alone = split_runs(settings) or jax.default_backend() == 'cpu'
+    return 1 if alone else batch_devices(make_mesh())
+
+
+def split_runs(settings: ControlSettings) -> bool:
+    """Whether every device takes whole runs."""
+    return settings.backend == 'jit' and not settings.mesh and len(runs_of(settings)) % jax.device_count() == 0
+
+
+def optimizer_of(settings: ControlSettings, learning_rate):
+    """Adam with PPO's epsilon over all minibatch steps of the run; the rate may be traced."""
+    return make_optimizer(
+        learning_rate,
+        max_steps=settings.updates * settings.epochs * settings.minibatches,
+        schedule=settings.schedule,
+        clip_norm=settings.clip_norm,
+        eps=1e-5,
+    )
+
+
+def numbers(text: str, name: str, kind: type = int) -> tuple:
+    """Numbers of a flag such as `64,64`.
+
+    Raises:
+      InputError: it holds something else.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(',') if part)
+    except ValueError as error:
+        raise InputError(f'--{name}={text}: {error}; give numbers with commas between') from error
+
+
+def make_env(settings: ControlSettings) -> Environment | HostEnvironments:
+    """The environment with its wrappers, or Gymnasium's, which step on the host.
+
+    Raises:
+      InputError: no such environment, flags that have no use for it, or --render where it cannot be drawn.
+    """
+    env = _make_env(settings)
+    if settings.render and env.draw is None:
+        raise InputError(f'--render: {env.name} cannot be drawn; leave it out')
+    return env
+
+
+def _make_env(settings):
+    env = make_environment(settings.env)
+    if env is None:
+        wrapped = [f'--{name}' for name in ('observe', 'time_limit', 'mesh') if getattr(settings, name)]
+        if wrapped or settings.backend == 'pmap':
+            raise InputError(
+                f'--env={settings.env}: steps on the host, where {[*wrapped, "--backend=pmap"][0]} has no use'
+            )
+        return HostEnvironments(
+            settings.env.removeprefix('gymnasium:'), len(runs_of(settings)) * settings.num_envs, settings.seed
+        )
+    if settings.observe:
+        env = select_observation(env, numbers(settings.observe, 'observe'))
+    if settings.time_limit:
+        env = time_limit(env, settings.time_limit)
+    return episode_statistics(env)
+
+
+def agent_for(settings: ControlSettings, env: Environment | HostEnvironments) -> Agent:
+    """The network and distribution that the flags name, for the spaces of an environment."""
+    distribution = make_distribution(env.action, settings.policy)
+    config = NetworkConfig(
+        outputs=distribution.outputs,
+        log_std=distribution.size if isinstance(distribution, Normal) else 0,
+        log_std_init=settings.log_std_init,
+        layers=numbers(settings.layers, 'layers'),
+        activation=settings.activation,
+        shared=settings.shared,
+        cnn=settings.network == 'cnn',
+        gru=settings.gru,
+    )
+    return make_agent(config, distribution, env.observation.shape)
+
+
+def runs_of(settings: ControlSettings) -> list[dict]:
+    """What is trained side by side: every seed at every point of the grid."""
+    rates = numbers(settings.grid_learning_rate, 'grid_learning_rate', float) or (settings.learning_rate,)
+    coefs = numbers(settings.grid_entropy_coef, 'grid_entropy_coef', float) or (settings.entropy_coef,)
+    seeds = range(settings.seed, settings.seed + settings.num_seeds)
+    return [
+        {'seed': seed, 'learning_rate': rate, 'entropy_coef': coef}
+        for rate, coef, seed in itertools.product(rates, coefs, seeds)
+    ]
+
+
+def hyper_of(runs: list[dict]) -> Hyper:
+    """The traced hyperparameters of the runs."""
+    column = lambda name: jnp.asarray([run[name] for run in runs], jnp.float32)  # noqa: E731
+    return Hyper(column('learning_rate'), column('entropy_coef'))
+
+
+def boundaries(settings: ControlSettings, start: int) -> list[int]:
+    """The updates after `start` at which the loop comes back from the device."""
+    every = settings.log_every or max(settings.updates // 100, 1)
+    stops = {settings.updates}
+    for step in filter(None, (every, settings.save_every, settings.eval_every)):
+        stops |= set(range(step, settings.updates, step))
+    return sorted(s for s in stops if s > start)

@@ -1,0 +1,75 @@
+"""Comparisons to learn from: read, or judged now by the simulated annotator, and their batches.
+
+Leaves out losses and models.
+"""
+
+import jax
+import numpy as np
+
+from rlax_ft.data.codec import Codec
+from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
+from rlax_ft.data.packing import count_examples, padding_share
+from rlax_ft.data.records import ranking_pairs, read_rankings, write_records
+from rlax_ft.errors import InputError
+from rlax_ft.feedback.annotator import rank_completions
+from rlax_ft.feedback.judgements import judgement
+from rlax_ft.harness.run import Run
+from rlax_ft.harness.settings import FeedbackSettings
+from rlax_ft.harness.starting_model import make_codec, starting_model, task_of
+from rlax_ft.harness.step import placement
+from rlax_ft.models.transformer import Transformer
+from rlax_ft.sampling.text import make_sampler, sample_prompts
+
+
+def judge(settings: FeedbackSettings, codec: Codec, apply, params) -> list[dict]:
+    """Samples completions of the task's prompts and has them ranked by the simulated annotator."""
+    task = task_of(settings)
+    prompts = task.sample_prompts(settings.comparisons, settings.seed)
+    repeated = [prompt for prompt in prompts for _ in range(settings.candidates)]
+    key = jax.random.fold_in(jax.random.key(settings.seed), 4)
+    batch_size = min(1024, len(repeated))
+    rollout = sample_prompts(make_sampler(apply, codec), params, codec, repeated, key, batch_size=batch_size)
+    completions, _ = codec.decode(rollout)
+    gold = np.asarray([task.reward(p, c) for p, c in zip(repeated, completions)]).reshape(len(prompts), -1)
+    ranks = rank_completions(np.random.default_rng([settings.seed, 5]), gold, temperature=settings.annotator_noise)
+    rows = np.asarray(completions, object).reshape(gold.shape)
+    return [judgement(p, list(c), r.tolist(), 'simulated') for p, c, r in zip(prompts, rows, ranks)]
+
+
+def comparisons(settings: FeedbackSettings, run: Run) -> tuple[list[dict], list[dict]]:
+    """(training, held-out) rankings from --data, or judged now for --task and kept in the run folder."""
+    path = settings.data or run.folder / 'judgements.jsonl'
+    if not settings.data and not path.exists():
+        codec = make_codec(settings, run, list)
+        config, params = starting_model(settings, codec)
+        write_records(path, judge(settings, codec, Transformer(config).apply, params))
+    records = read_rankings(path)
+    if settings.eval_data:
+        return records, read_rankings(settings.eval_data)
+    return split_rows(records, seed=settings.seed)
+
+
+def flatten(rankings: list[dict]) -> list[dict]:
+    """All comparisons that the rankings imply."""
+    return [pair for ranking in rankings for pair in ranking_pairs(ranking)]
+
+
+def check_packing(settings: FeedbackSettings) -> None:
+    """Refuses what packed rows cannot do.
+
+    Raises:
+      InputError: the loss compares more than the two sides of a pair.
+    """
+    if settings.packing and settings.loss in ('plackett_luce', 'aot', 'aot_unpaired'):
+        raise InputError(f'--packing: --loss={settings.loss} does not look at each pair alone; leave --packing out')
+
+
+def pair_batches(settings: FeedbackSettings, rows, steps):
+    """(step, batch with its number of examples, padding share) of each step, made ahead in the background."""
+    place = placement(settings)
+
+    def make(i):
+        whole = whole_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
+        return i, place((local_rows(whole), count_examples(whole))), {'padding_share': padding_share(whole)}
+
+    return prefetch(map(make, steps))

@@ -1,0 +1,122 @@
+"""What a script trains: all parameters of its model, or an adapter beside a frozen base (--lora_rank).
+
+A loop reads the same either way: it asks the learner for apply functions and starting parameters, and for what to
+write at the end. Leaves out where models come from (run.py).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from rlax_ft.data.codec import Codec
+from rlax_ft.harness.run import Run
+from rlax_ft.harness.settings import Settings
+from rlax_ft.harness.starting_model import model_source
+from rlax_ft.hf.folder import save_pretrained
+from rlax_ft.hf.peft import save_adapter
+from rlax_ft.models.config import LoRAConfig, ModelConfig
+from rlax_ft.models.heads import ScalarModel, reward_params, value_params
+from rlax_ft.models.lora import adapted, attach, init_adapter, merge
+from rlax_ft.models.transformer import Transformer
+from rlax_ft.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """A model to be trained.
+
+    Attributes:
+      config: of the model, with `lora` where an adapter is trained.
+      model: parameters of the `Transformer` that training starts from; no step donates or changes them.
+      source: folder or hub id of the base, for the adapter's folder.
+      seed: of fresh adapters and heads.
+    """
+
+    config: ModelConfig
+    model: Params
+    source: str = ''
+    seed: int = 0
+
+    @property
+    def base(self) -> Params | None:
+        """What each step reads and none changes; None where everything is trained."""
+        return self.model if self.config.lora else None
+
+    @property
+    def reference(self) -> Params:
+        """The starting model as parameters for `apply`."""
+        return {'base': self.model} if self.config.lora else self.model
+
+    @property
+    def apply(self):
+        """The policy's `apply`, for parameters that `whole` gave."""
+        return self._adapted(Transformer(self.config).apply)
+
+    @property
+    def scalar_apply(self):
+        """The same for a value function or a reward model."""
+        return self._adapted(ScalarModel(self.config).apply)
+
+    def whole(self, params: Params) -> Params:
+        """Trained parameters as the apply functions take them."""
+        return attach(params, self.base)
+
+    def start(self, *, copy: bool = True) -> Params:
+        """Fresh trainable parameters of a policy: a copy of the model, or an adapter that changes nothing.
+
+        Without a copy the model itself is trained, and nobody may read it afterwards.
+        """
+        if not self.config.lora:
+            return jax.tree.map(jnp.copy, self.model) if copy else self.model
+        return {'lora': self._adapter(0)}
+
+    def start_value(self) -> Params:
+        """The same for a value function, with a head of 0."""
+        return self._scalar(value_params, 1)
+
+    def start_reward(self) -> Params:
+        """The same for a reward model, with a random head."""
+        return self._scalar(lambda model: reward_params(model, jax.random.key(self.seed)), 2)
+
+    def merged(self, params: Params) -> Params:
+        """Trained parameters as those of a plain `Transformer` or `ScalarModel`."""
+        if not self.config.lora:
+            return params
+        model = merge(self.model, params['lora'], self.config.lora)
+        if 'head' not in params:
+            return model
+        return {'backbone': {k: v for k, v in model.items() if k != 'head'}, 'head': params['head']}
+
+    def export(self, run: Run, params: Params, codec: Codec) -> None:
+        """Writes the run's model/ as a folder that transformers opens, and adapter/ as one that PEFT opens."""
+        save_pretrained(run.folder / 'model', self.config, self.merged(params), codec.tokenizer)
+        if self.config.lora:
+            save_adapter(run.folder / 'adapter', self.config, params['lora'], base=self.source)
+
+    def _adapted(self, apply):
+        return adapted(apply) if self.config.lora else apply
+
+    def _adapter(self, salt):
+        key = jax.random.fold_in(jax.random.key(self.seed), salt)
+        return init_adapter(self.model, self.config.lora, key)
+
+    def _scalar(self, make, salt):
+        if not self.config.lora:
+            return make(self.model)
+        return {'lora': self._adapter(salt), 'head': make(self.model)['head']}
+
+
+def make_learner(settings: Settings, config: ModelConfig, model: Params) -> Learner:
+    """The learner that the flags ask for, on the model to start from."""
+    lora = lora_config(settings)
+    return Learner(dataclasses.replace(config, lora=lora), model, model_source(settings), settings.seed)
+
+
+def lora_config(settings: Settings) -> LoRAConfig | None:
+    """The adapter that the flags describe; None where there is none."""
+    if not settings.lora_rank:
+        return None
+    return LoRAConfig(
+        settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.lora_targets, settings.rslora
+    )

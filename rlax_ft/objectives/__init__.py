@@ -1,0 +1,1 @@
+"""A loss put on a model, as `loss_fn(params, batch, key) -> (loss, metrics)`."""
