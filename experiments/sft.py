@@ -1,14 +1,14 @@
 """Supervised fine-tuning: the model learns to write as the demonstrations do.
 
-    python experiments/sft.py --task=reviews --out=runs/sft
-    python experiments/sft.py --data=demonstrations.jsonl --model=small --truncate
+    python experiments/sft.py --data=demonstrations.jsonl --model=FOLDER_OR_ID --out=runs/sft
+    python experiments/sft.py --data=OWNER/NAME:train --model=FOLDER_OR_ID --packing --max_new_tokens=2048
+    python experiments/sft.py --flagfile=experiments/recipes/reviews_sft.flags
 
 Leaves out preferences and rewards.
 """
 
 import dataclasses
 import itertools
-from functools import partial
 
 import jax
 import numpy as np
@@ -16,37 +16,36 @@ import numpy as np
 from rlax_ft.data.forms import convert
 from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import pack_rows, padding_share
-from rlax_ft.data.records import demonstration, read_demonstrations, record_texts, write_records
+from rlax_ft.data.records import demonstration, read_demonstrations, record_texts
 from rlax_ft.data.rows import fitting, token_rows
 from rlax_ft.data.stream import first_records, stream_batches
 from rlax_ft.errors import InputError
+from rlax_ft.harness.command_line import run_script
+from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.run import open_metrics, open_run
-from rlax_ft.harness.settings import Settings, flag, run_script
+from rlax_ft.harness.settings import EvalSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
-from rlax_ft.harness.step import placement, resume, train_setup
+from rlax_ft.harness.step import compile_training, placement, resume, with_steps
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.objectives.supervised import sft_objective
-from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
-from rlax_ft.training.guard import ChangeGuard
+from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class SFTSettings(Settings):
+class SFTSettings(EvalSettings, Settings):
     """Flags of sft.py."""
 
-    batch_size: int = flag(128, 'Demonstrations in a step, over all devices together.')
-    learning_rate: float = flag(3e-3, 'Peak learning rate of AdamW.')
-    schedule: str = flag('cosine', 'Learning rate over the run.', ('linear', 'cosine', 'constant'))
-    warmup_steps: int = flag(20, 'Steps over which the learning rate rises to its peak.')
+    learning_rate: float = flag(2e-5, 'Peak learning rate.', above=0)
+    epochs: float = flag(3.0, 'Passes over the data, where --max_steps does not say.', above=0, may_change=True)
     packing: bool = flag(False, 'Several demonstrations in a row of full length; --batch_size then counts such rows.')
     streaming: bool = flag(False, 'Read --data window by window while training, never all of it; needs --eval_data.')
-    demonstrations: int = flag(20_000, 'With --task: how many demonstrations to generate.')
+    demonstrations: int = flag(20_000, 'With --task: how many demonstrations to generate.', at_least=1)
 
 
 def train(settings: SFTSettings) -> dict:
-    """Runs the stage, or goes on with it; returns its summary."""
+    """Runs the stage, or resumes it; returns its summary."""
     run = open_run(settings, 'sft')
     if run.summary:
         return run.summary
@@ -56,57 +55,50 @@ def train(settings: SFTSettings) -> dict:
     eval_rows = encode(codec, held_out)
     records = records if settings.streaming else fitting(codec, records)
     rows = None if settings.streaming else packed(settings, codec, encode(codec, records))
+    settings = settings if settings.streaming else with_steps(settings, len(rows.tokens))
     learner = make_learner(settings, *starting_model(settings, codec))
     announce_model(run, learner.config, codec)
-    apply = learner.apply
-    optimizer, step = train_setup(settings, sft_objective(apply), learner.base)
-    state = init_state(learner.start(copy=False), optimizer, jax.random.key(settings.seed))
+    apply, last = learner.apply, settings.max_steps
+    evaluator = make_evaluator(settings, run, codec, learner, task_of(settings), held_out)
+    optimizer, step = compile_training(settings, sft_objective(apply), learner.base)
+    state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
-    guard = ChangeGuard(state.params, start)
 
     batches = prefetch(make_batches(settings, codec, rows, start, run.checkpoints.record()))
-    with open_metrics(settings, run, learner.config, start, title='sft', show=('loss', 'padding_share')) as writer:
-        for i in range(start, settings.max_steps):
+    show = ('loss', 'padding_share', 'eval/gold')
+    with open_metrics(settings, run, learner.config, start, title='sft', show=show) as writer:
+        for i in range(start, last):
             batch, padding, position = next(batches)
             state, metrics = step(state, batch)
-            writer.write(i + 1, metrics | padding, batch)
-            guard.check(i + 1, state.params)
-            if (i + 1) % settings.save_every == 0 or i + 1 == settings.max_steps:
-                run.checkpoints.save(i + 1, state, position)
+            metrics |= padding
+            if settings.eval_every and (i + 1) % settings.eval_every == 0:
+                metrics |= evaluator.metrics(learner.whole(state.params), i + 1)
+            writer.write(i + 1, metrics, batch)
+            run.save_if_due(settings, i + 1, last, writer, lambda: state, position)  # noqa: B023
 
     batches.close()
     learner.export(run, state.params, codec)
     trained = learner.whole(state.params)
-    logps = map_rows(
-        jax.jit(lambda b: token_logps(apply, {'params': trained}, b)),
-        eval_rows,
-        batch_size=min(64, settings.batch_size),
-    )
-    prompts = [record['prompt'] for record in held_out[:16]]
-    sample = make_sampler(apply, codec)
-    rollout = sample_prompts(sample, trained, codec, prompts, jax.random.key(settings.seed + 1), batch_size=16)
-    completions, _ = codec.decode(rollout)
-    write_records(run.folder / 'samples.jsonl', [{'prompt': p, 'completion': c} for p, c in zip(prompts, completions)])
+    size = min(64, settings.batch_size)
+    logps = map_rows(jax.jit(lambda b: token_logps(apply, {'params': trained}, b)), eval_rows, batch_size=size)
     nll = float(-logps.sum() / eval_rows.mask.sum())
-    return run.finish(
-        {
-            'steps': settings.max_steps,
-            'train_records': len(records),
-            'eval_records': len(held_out),
-            'eval_nll': nll,
-            'eval_perplexity': float(np.exp(nll)),
-        }
-    )
+    summary = {'steps': last, 'train_records': len(records), 'eval_records': len(held_out)}
+    summary |= {'eval_nll': nll, 'eval_perplexity': float(np.exp(nll))}
+    return run.finish(summary | evaluator.finish(trained, last))
 
 
 def demonstrations(settings: SFTSettings) -> tuple[list[dict], list[dict]]:
     """(training records, held-out records), generated by the task or read; of a stream the first ones."""
     if not settings.data:
+        if settings.streaming:
+            raise InputError('--streaming: reads --data; give it, or leave this out')
         records = task_of(settings).demonstrations(settings.demonstrations + 512, settings.seed)
         return records[512:], records[:512]
     if settings.streaming:
         if not settings.eval_data:
             raise InputError('--streaming: a stream holds nothing out; give what to measure on as --eval_data')
+        if settings.max_steps < 0:
+            raise InputError('--streaming: a stream does not say how long it is; give --max_steps')
         first = first_records(settings.data, 10_000)
         records = filter(None, (demonstration(convert(record, where), where) for record, where in first))
         return list(records), read_demonstrations(settings.eval_data)
@@ -139,7 +131,7 @@ def make_batches(settings: SFTSettings, codec, rows, start, position):
         given = dict(batch_size=settings.batch_size, seed=settings.seed, position=position or None)
         wholes = stream_batches(settings.data, encode_window, **given)
     else:
-        at = partial(whole_batch, rows, batch_size=settings.batch_size, seed=settings.seed)
+        at = lambda i: whole_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)  # noqa: E731
         wholes = ((at(i), {}) for i in itertools.count(start))
     for whole, after in wholes:
         yield place((local_rows(whole), whole.mask.sum())), {'padding_share': padding_share(whole)}, after

@@ -4,12 +4,41 @@ Every struct is a pytree, so it passes through `jit`, `vmap`, `pmap` and `jax.tr
 behaviour: whoever makes a struct, or reads one, has the functions for it.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 from flax import struct
 
 Params = Any  # A nested dict of arrays.
+
+
+class ApplyFn(Protocol):
+    """A language model: `Transformer.apply`, or any function of the same shape."""
+
+    def __call__(self, variables, tokens, positions=None, segment_ids=None, cache=None, **kwargs) -> Any:
+        """int32[B, T] -> (hidden [B, T, D], cache); with `method=`, another method of the module."""
+
+
+class LossFn(Protocol):
+    """An objective: what a train step differentiates with respect to `params`."""
+
+    def __call__(self, params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(float[], metrics by name, each float[]): this batch's share of the loss of the whole batch."""
+
+
+class RewardFn(Protocol):
+    """What completions are worth."""
+
+    def __call__(self, records: list[dict], completions: list[str], **info: Any) -> Sequence[float]:
+        """One number a completion; a record has `prompt` and every other field that the data set gave it."""
+
+
+class Annotator(Protocol):
+    """Who compares completions: a person, a simulation or a model."""
+
+    def __call__(self, records: list[dict], candidates: list[list[str]]) -> list[dict]:
+        """One judgement {"prompt", "completions", "ranks", "annotator"} for each record's candidates."""
 
 
 @struct.dataclass

@@ -1,60 +1,49 @@
-"""What is measured on a policy's samples where the task has a gold reward.
+"""What is measured on a policy's samples.
 
-Leaves out sampling.
+Leaves out sampling, and what the measures are.
 """
 
 import dataclasses
 
 import numpy as np
 
-from rlax_ft.tasks.task import Task
-
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Samples:
     """Samples of one policy and what they are worth.
 
     Attributes:
+      records: N records with a `prompt`.
       completions: N texts.
-      gold: float[N].
       kl: float[N], log pi(y|x) - log pi_ref(y|x) of each sample; its mean estimates KL(pi || pi_ref) in nats.
       length: int[N], tokens.
-      ungrammatical: bool[N].
+      measures: float[N] by name, such as `gold`, `ungrammatical` or `reward`.
     """
 
+    records: list[dict]
     completions: list[str]
-    gold: np.ndarray
     kl: np.ndarray
     length: np.ndarray
-    ungrammatical: np.ndarray
+    measures: dict[str, np.ndarray]
 
     def summary(self) -> dict[str, float]:
-        """The means: `gold`, `kl`, `length`, `ungrammatical`."""
-        names = ('gold', 'kl', 'length', 'ungrammatical')
-        return {name: float(np.mean(getattr(self, name))) for name in names}
+        """The means: every measure, `kl` and `length`."""
+        return {name: float(np.mean(values)) for name, values in self._columns().items()}
 
+    def rows(self, index: np.ndarray) -> 'Samples':
+        """Some of them."""
+        pick = lambda values: [values[i] for i in index]  # noqa: E731
+        measures = {name: values[index] for name, values in self.measures.items()}
+        return Samples(pick(self.records), pick(self.completions), self.kl[index], self.length[index], measures)
 
-def measure(
-    task: Task,
-    prompts: list[str],
-    completions: list[str],
-    ended: list[bool],
-    *,
-    logps: np.ndarray,
-    ref_logps: np.ndarray,
-    length: np.ndarray,
-) -> Measured:
-    """Scores samples by the task's gold reward; one that did not end counts as ungrammatical.
+    def to_records(self, step: int) -> list[dict]:
+        """One record a sample, for samples.jsonl: step, prompt, completion, and what was measured."""
+        columns = self._columns()
+        return [
+            {'step': step, 'prompt': record['prompt'], 'completion': completion}
+            | {name: round(float(values[i]), 6) for name, values in columns.items()}
+            for i, (record, completion) in enumerate(zip(self.records, self.completions))
+        ]
 
-    Args:
-      task: the task.
-      prompts: N texts.
-      completions: N texts, truncated at their end.
-      ended: [N], whether the policy ended the text.
-      logps: float[N], log pi(y | x).
-      ref_logps: float[N], log pi_ref(y | x).
-      length: int[N], tokens.
-    """
-    gold = np.asarray([task.reward(p, c) for p, c in zip(prompts, completions)])
-    grammatical = [task.grammatical(p, c) and e for p, c, e in zip(prompts, completions, ended)]
-    return Measured(completions, gold, logps - ref_logps, length, ~np.asarray(grammatical, bool))
+    def _columns(self):
+        return {**self.measures, 'kl': self.kl, 'length': self.length}

@@ -3,13 +3,15 @@
 Leaves out losses and models.
 """
 
+import logging
+
 import jax
 import numpy as np
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import count_examples, padding_share
-from rlax_ft.data.records import ranking_pairs, read_rankings, write_records
+from rlax_ft.data.records import ranking_pairs, read_pairs, read_rankings, write_records
 from rlax_ft.errors import InputError
 from rlax_ft.feedback.annotator import rank_completions
 from rlax_ft.feedback.judgements import judgement
@@ -21,7 +23,7 @@ from rlax_ft.models.transformer import Transformer
 from rlax_ft.sampling.text import make_sampler, sample_prompts
 
 
-def judge(settings: FeedbackSettings, codec: Codec, apply, params) -> list[dict]:
+def judge(settings, codec: Codec, apply, params) -> list[dict]:
     """Samples completions of the task's prompts and has them ranked by the simulated annotator."""
     task = task_of(settings)
     prompts = task.sample_prompts(settings.comparisons, settings.seed)
@@ -36,35 +38,56 @@ def judge(settings: FeedbackSettings, codec: Codec, apply, params) -> list[dict]
     return [judgement(p, list(c), r.tolist(), 'simulated') for p, c, r in zip(prompts, rows, ranks)]
 
 
-def comparisons(settings: FeedbackSettings, run: Run) -> tuple[list[dict], list[dict]]:
-    """(training, held-out) rankings from --data, or judged now for --task and kept in the run folder."""
+def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tuple[list[dict], list[dict]]:
+    """(training, held-out) comparisons from --data, or judged now for --task and kept in the run folder.
+
+    Args:
+      settings: of the script.
+      run: whose folder keeps them.
+      rankings: whole rankings; else pairs, of which a ranking gives all that it implies.
+    """
     path = settings.data or run.folder / 'judgements.jsonl'
     if not settings.data and not path.exists():
         codec = make_codec(settings, run, list)
         config, params = starting_model(settings, codec)
         write_records(path, judge(settings, codec, Transformer(config).apply, params))
-    records = read_rankings(path)
+    read = read_rankings if rankings else read_pairs
+    records = read(path)
     if settings.eval_data:
-        return records, read_rankings(settings.eval_data)
+        return records, read(settings.eval_data)
     return split_rows(records, seed=settings.seed)
 
 
-def flatten(rankings: list[dict]) -> list[dict]:
-    """All comparisons that the rankings imply."""
-    return [pair for ranking in rankings for pair in ranking_pairs(ranking)]
+def implied_pairs(records: list[dict]) -> list[dict]:
+    """The comparisons that pairs are, or that rankings imply."""
+    return [pair for record in records for pair in (ranking_pairs(record) if 'ranks' in record else [record])]
 
 
-def check_packing(settings: FeedbackSettings) -> None:
-    """Refuses what packed rows cannot do.
+def check_fields(records: list[dict], used: set[str], loss: str) -> None:
+    """Says which of `label`, `margin` and `weight` the data has and the loss has no use for."""
+    for field in ('label', 'margin', 'weight'):
+        count = sum(field in record for record in records)
+        if count and field not in used:
+            logging.warning('field "%s" of %d records has no effect under --loss=%s', field, count, loss)
+
+
+def check_alone(settings, records: list[dict]) -> None:
+    """Refuses what a loss that compares the pairs of a batch with each other cannot have.
 
     Raises:
-      InputError: the loss compares more than the two sides of a pair.
+      InputError: packed rows, or labels between 0 and 1.
     """
-    if settings.packing and settings.loss in ('plackett_luce', 'aot', 'aot_unpaired'):
+    if settings.packing:
         raise InputError(f'--packing: --loss={settings.loss} does not look at each pair alone; leave --packing out')
+    soft = settings.labels != 'human' or any(record.get('label', 1.0) != 1.0 for record in records)
+    if soft:
+        what = f'--labels={settings.labels}' if settings.labels != 'human' else 'field "label" below 1'
+        raise InputError(
+            f'{what}: --loss={settings.loss} sorts the pairs of a batch, and a soft label belongs to one pair'
+        )
 
 
-def pair_batches(settings: FeedbackSettings, rows, steps):
+def comparison_batches(settings: FeedbackSettings, rows, steps):
     """(step, batch with its number of examples, padding share) of each step, made ahead in the background."""
     place = placement(settings)
 

@@ -1,8 +1,9 @@
-"""Measuring a policy on an embedded task while it trains and after: samples, gold reward, KL to the reference.
+"""Measuring a policy while it trains and after: samples on held-out prompts, what they are worth, KL to the reference.
 
 Leaves out training.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,62 +12,129 @@ import numpy as np
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.records import write_records
-from rlax_ft.evaluate.policy import Measured, measure
+from rlax_ft.evaluate.policy import Samples
+from rlax_ft.harness.loading import find_function
 from rlax_ft.models.scoring import rollout_batch, sequence_logps
+from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.tasks.task import Task
+from rlax_ft.training.metrics import read_records
 from rlax_ft.types import TokenBatch
 
-# How many prompts a policy is measured on, while it trains and when it has.
-PROMPTS = 512
+# How many prompts of an embedded task a policy is measured on, and how many samples of a time are written down.
+TASK_PROMPTS, SHOWN = 512, 64
+
+Measure = Callable[[list[dict], list[str], list[bool], TokenBatch], np.ndarray]
 
 
 class Evaluator:
     """Samples on fixed prompts and says what they are worth; compiled once, used for every policy of one shape."""
 
-    def __init__(self, task: Task, codec: Codec, apply, ref_params, *, batch_size: int = 512):
+    def __init__(
+        self,
+        codec: Codec,
+        apply,
+        reference,
+        records: list[dict],
+        measures: dict[str, Measure],
+        *,
+        samples: Path | None = None,
+        seed: int = 0,
+        batch_size: int = 512,
+    ):
         """Takes what all measurements share.
 
         Args:
-          task: gives prompts and gold reward.
           codec: how text becomes tokens.
           apply: of policy and reference.
-          ref_params: of the reference; no train step may donate them.
+          reference: its parameters; no train step may donate them.
+          records: whose prompts are sampled by `metrics` and `finish`.
+          measures: by name, `f(records, completions, whether each ended, their tokens) -> float[N]`.
+          samples: the file to which they are added.
+          seed: of the sampling.
           batch_size: rows sampled at once.
         """
-        self.task, self.codec, self.batch_size = task, codec, batch_size
+        self._codec, self._records, self._measures, self._samples = codec, records, measures, samples
+        self._key, self._batch_size = jax.random.key(seed + 1000), min(batch_size, len(records))
         self._sample = make_sampler(apply, codec)
-        self._ref_params = ref_params
+        self._reference = reference
         self._logps = jax.jit(lambda params, rows: sequence_logps(apply, {'params': params}, rows))
 
-    def rollout(self, params, prompts: list[str], key: jax.Array) -> tuple[Measured, TokenBatch]:
-        """Samples one completion of each prompt; returns what they are worth, and their tokens."""
-        rollout = sample_prompts(self._sample, params, self.codec, prompts, key, batch_size=self.batch_size)
+    def rollout(self, params, records: list[dict], key: jax.Array) -> tuple[Samples, TokenBatch]:
+        """Samples one completion of each record's prompt; returns what they are worth, and their tokens."""
+        prompts = [record['prompt'] for record in records]
+        rollout = sample_prompts(self._sample, params, self._codec, prompts, key, batch_size=self._batch_size)
         rows = jax.tree.map(np.asarray, rollout_batch(rollout))
-        ref_logps = map_rows(partial(self._logps, self._ref_params), rows, batch_size=self.batch_size)
-        completions, ended = self.codec.decode(rollout)
-        measured = measure(
-            self.task,
-            prompts,
-            completions,
-            ended,
-            logps=rollout.logps.sum(axis=1),
-            ref_logps=ref_logps,
-            length=rollout.mask.sum(axis=1),
+        ref_logps = map_rows(partial(self._logps, self._reference), rows, batch_size=self._batch_size)
+        completions, ended = self._codec.decode(rollout)
+        measured = {
+            name: np.asarray(measure(records, completions, ended, rows), np.float32)
+            for name, measure in self._measures.items()
+        }
+        kl, length = rollout.logps.sum(axis=1) - ref_logps, rollout.mask.sum(axis=1)
+        return Samples(records, completions, kl, length, measured), rows
+
+    def metrics(self, params, step: int) -> dict[str, float]:
+        """`eval/kl`, `eval/length` and `eval/` + every measure, on the same prompts each time; writes samples down."""
+        samples = self._measure(params, step)
+        return {f'eval/{name}': value for name, value in samples.summary().items()}
+
+    def finish(self, params, step: int) -> dict[str, float]:
+        """The same numbers without `eval/`."""
+        return self._measure(params, step).summary()
+
+    def _measure(self, params, step):
+        samples = self.rollout(params, self._records, self._key)[0]
+        if self._samples is not None:
+            before = read_records(self._samples)
+            # A run that resumes replaces what it had written after the step that it resumes from.
+            kept = [record for record in before if record.get('step', 0) < step]
+            write_records(self._samples, kept + samples.to_records(step)[:SHOWN])
+        return samples
+
+
+def make_evaluator(
+    settings,
+    run,
+    codec: Codec,
+    learner,
+    task: Task | None,
+    held_out: list[dict],
+    measures: dict[str, Measure] | None = None,
+) -> Evaluator:
+    """The evaluator of a script: the embedded task's prompts and gold reward, or held-out records and --evaluate.
+
+    Args:
+      settings: of the script.
+      run: whose samples.jsonl is written.
+      codec, learner: of the run.
+      task: the embedded one, or None.
+      held_out: records whose prompts are sampled where there is no task.
+      measures: further ones, by name.
+    """
+    measures = dict(measures or {})
+    if task is not None:
+        records = [{'prompt': prompt} for prompt in task.sample_prompts(TASK_PROMPTS, settings.seed + 1000)]
+        measures |= task_measures(task)
+    else:
+        records = held_out[: settings.eval_prompts]
+    if settings.evaluate:
+        function = as_reward(find_function(settings.evaluate, 'evaluate'))
+        score = partial(reward_scores, function, name=f'--evaluate={settings.evaluate}')
+        measures['evaluate'] = lambda records, completions, ended, rows: score(records, completions)
+    given = dict(samples=run.folder / 'samples.jsonl', seed=settings.seed)
+    return Evaluator(codec, learner.apply, learner.reference, records, measures, **given)
+
+
+def task_measures(task: Task) -> dict[str, Measure]:
+    """`gold`, an embedded task's reward, and `ungrammatical`, as which a text counts that did not end."""
+
+    def gold(records, completions, ended, rows):
+        return np.asarray([task.reward(r['prompt'], c) for r, c in zip(records, completions)])
+
+    def ungrammatical(records, completions, ended, rows):
+        return ~np.asarray(
+            [task.grammatical(r['prompt'], c) and e for r, c, e in zip(records, completions, ended)], bool
         )
-        return measured, rows
 
-    def metrics(self, params, *, seed: int) -> dict[str, float]:
-        """`eval/gold`, `eval/kl`, `eval/length` and `eval/ungrammatical`, on the same prompts each time."""
-        return {f'eval/{name}': value for name, value in self._measure(params, seed)[1].summary().items()}
-
-    def finish(self, params, samples: Path, *, seed: int) -> dict[str, float]:
-        """The same numbers without `eval/`, and some of the samples as a file."""
-        prompts, measured = self._measure(params, seed)
-        shown = zip(prompts[:32], measured.completions, measured.gold.tolist())
-        write_records(samples, [{'prompt': p, 'completion': c, 'gold': g} for p, c, g in shown])
-        return measured.summary()
-
-    def _measure(self, params, seed):
-        prompts = self.task.sample_prompts(PROMPTS, seed + 1000)
-        return prompts, self.rollout(params, prompts, jax.random.key(seed + 1000))[0]
+    return {'gold': gold, 'ungrammatical': ungrammatical}

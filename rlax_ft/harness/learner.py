@@ -1,7 +1,7 @@
 """What a script trains: all parameters of its model, or an adapter beside a frozen base (--lora_rank).
 
 A loop reads the same either way: it asks the learner for apply functions and starting parameters, and for what to
-write at the end. Leaves out where models come from (run.py).
+write at the end. Leaves out where models come from (starting_model.py).
 """
 
 import dataclasses
@@ -91,6 +91,10 @@ class Learner:
     def export(self, run: Run, params: Params, codec: Codec) -> None:
         """Writes the run's model/ as a folder that transformers opens, and adapter/ as one that PEFT opens."""
         save_pretrained(run.folder / 'model', self.config, self.merged(params), codec.tokenizer)
+        self.export_adapter(run, params)
+
+    def export_adapter(self, run: Run, params: Params) -> None:
+        """Writes the run's adapter/, where one was trained."""
         if self.config.lora:
             save_adapter(run.folder / 'adapter', self.config, params['lora'], base=self.source)
 
@@ -110,7 +114,8 @@ class Learner:
 def make_learner(settings: Settings, config: ModelConfig, model: Params) -> Learner:
     """The learner that the flags ask for, on the model to start from."""
     lora = lora_config(settings)
-    return Learner(dataclasses.replace(config, lora=lora), model, model_source(settings), settings.seed)
+    config = dataclasses.replace(config, lora=lora, remat=settings.remat)
+    return Learner(config, model, model_source(settings), settings.seed)
 
 
 def lora_config(settings: Settings) -> LoRAConfig | None:

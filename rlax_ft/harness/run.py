@@ -1,23 +1,27 @@
-"""The run folder: opened, gone on with, and finished.
+"""The run folder: opened, resumed, saved to, and finished.
 
 Leaves out what is trained, and the metrics within (training/metrics.py).
 """
 
 import dataclasses
+import fcntl
 import json
 import os
-import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
+
 from rlax_ft.errors import InputError
-from rlax_ft.harness import settings as flags_of
-from rlax_ft.harness.settings import RunSettings, Settings
+from rlax_ft.harness import stopping
+from rlax_ft.harness.settings import RunSettings, Settings, differing, flag_lines
 from rlax_ft.training.checkpoint import Checkpoints
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.performance import Performance
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Run:
     """An open run folder.
 
@@ -30,42 +34,80 @@ class Run:
     folder: Path
     checkpoints: Checkpoints
     summary: dict | None
+    _saved_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    def save_if_due(self, settings, step: int, last: int, writer: MetricsWriter, state: Callable, record=None) -> None:
+        """Saves a checkpoint after `step` where one is due, and ends the run where a signal has asked for that.
+
+        Due are every --save_every steps, the last, --save_minutes after the one before, and a signal's. The metrics of
+        the step are looked at first, so that nothing is saved after a step whose loss was not finite.
+
+        Args:
+          settings: with --save_every and --save_minutes.
+          step: that has been taken.
+          last: of the run.
+          writer: that was given this step's metrics.
+          state: `() -> pytree` to save.
+          record: a small dict beside it.
+
+        Raises:
+          Stopped: after saving, where SIGINT or SIGTERM came.
+        """
+        minutes = (time.monotonic() - self._saved_at) / 60
+        # On several hosts all must save at the same step: clocks do not say so, steps do.
+        late = settings.save_minutes and minutes >= settings.save_minutes and jax.process_count() == 1
+        stop = stopping.asked()
+        if not (step % settings.save_every == 0 or step == last or late or stop):
+            return
+        writer.flush()
+        self.checkpoints.save(step, state(), record)
+        self._saved_at = time.monotonic()
+        if stop and step < last:
+            self.checkpoints.close()
+            raise stopping.Stopped(
+                f'{self.folder}: stopped after step {step}, which is saved; the same command resumes', stop
+            )
 
     def finish(self, summary: dict) -> dict:
         """Writes summary.json, the last thing that a run does, and prints it."""
         self.checkpoints.close()
         write_json(self.folder / 'summary.json', summary)
-        print(f'{self.folder}: ' + ', '.join(f'{k} {v:.4g}' for k, v in summary.items() if isinstance(v, int | float)))
+        print(f'{self.folder}: ' + ', '.join(f'{k} {_readable(v)}' for k, v in summary.items() if _is_number(v)))
         return summary
 
 
 def open_run(settings: RunSettings, name: str) -> Run:
-    """Opens the run folder, new or to be gone on with, and writes its flags.txt.
+    """Opens the run folder, new or to be resumed, and writes its flags.txt.
 
     Raises:
-      InputError: the folder holds a run of other settings.
+      InputError: the folder holds a run of other settings, is in use by another process, or is no folder.
     """
-    folder = Path(settings.out or f'runs/{name}')
+    folder = Path(settings.out) if settings.out else _default_folder(settings, name)
     flags_file = folder / 'flags.txt'
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f'--out={folder}: is a file; give a folder')
     if flags_file.exists() and not settings.resume:
         number = next(n for n in range(1, 10_000) if not folder.with_name(f'{folder.name}.{n}').exists())
         folder.rename(folder.with_name(f'{folder.name}.{number}'))
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f'--out={folder}: is a file; give a folder')
-    checkpoints, summary_file = Checkpoints(folder / 'checkpoints'), folder / 'summary.json'
     saved = flags_file.read_text().splitlines() if flags_file.exists() else []
-    summary = None
-    if saved and (summary_file.exists() or checkpoints.latest_step() is not None):
-        flags_of.check_same(settings, saved, folder)
-        if summary_file.exists() and f'--{settings.length}={getattr(settings, settings.length)}' in saved:
-            summary = json.loads(summary_file.read_text())
-    elif saved and saved != flags_of.flag_lines(settings):
-        # The run stopped before its first step, perhaps over a flag: what it had prepared goes.
-        (folder / 'judgements.jsonl').unlink(missing_ok=True)
-        shutil.rmtree(folder / 'tokenizer', ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(flags_file, '\n'.join(flags_of.flag_lines(settings)) + '\n')
-    return Run(folder, checkpoints, summary)
+    if changed := differing(settings, saved):
+        flag, now, before = changed
+        raise InputError(
+            f'--{flag}={now}: the run in {folder} was begun with --{flag}={before}; '
+            'give that, another --out, or --resume=false to start anew'
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+        write_text(flags_file, '\n'.join(flag_lines(settings)) + '\n')
+    except OSError as error:
+        raise InputError(f'--out={folder}: cannot be written ({error.strerror}); give another folder') from error
+    summary_file, summary = folder / 'summary.json', None
+    same_length = {f'--{name}={getattr(settings, name)}' for name in settings.length} <= set(saved)
+    if summary_file.exists() and same_length:
+        summary = json.loads(summary_file.read_text())
+        print(f'{folder}: this run has ended; nothing to do (summary.json). --resume=false runs it again')
+    return Run(folder, Checkpoints(folder / 'checkpoints'), summary)
 
 
 def open_metrics(settings: Settings, run: Run, config, start: int, *, title: str, show: tuple, passes: float = 3.0):
@@ -81,6 +123,8 @@ def open_metrics(settings: Settings, run: Run, config, start: int, *, title: str
         show=show,
         performance=Performance(config, passes=passes),
         profile=(int(first), int(last)) if first else None,
+        report_to=settings.report_to,
+        on_loop=stopping.looping,
     )
 
 
@@ -94,3 +138,47 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def _default_folder(settings, name):
+    """runs/NAME, or the first of runs/NAME.2, .3, ... that is new or was begun with these very flags."""
+    for number in range(1, 10_000):
+        folder = Path(f'runs/{name}' if number == 1 else f'runs/{name}.{number}')
+        flags_file = folder / 'flags.txt'
+        if not folder.exists() or (
+            flags_file.exists() and not differing(settings, flags_file.read_text().splitlines())
+        ):
+            return folder
+    raise InputError(f'runs/{name}: ten thousand runs are there; give --out')
+
+
+_locks: dict[Path, object] = {}  # Of this process, which may open a folder again.
+
+
+def _lock(folder):
+    """Keeps other processes out of the folder until this one ends.
+
+    Raises:
+      InputError: another process has it.
+    """
+    path = folder.resolve() / '.lock'
+    if (path in _locks and path.exists()) or jax.process_count() > 1:
+        return  # The processes of one run share its folder.
+    file = open(path, 'w')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f'--out={folder}: another process is writing there; wait for it, or give another folder'
+        ) from error
+    except OSError:
+        return  # A file system without locks.
+    _locks[path] = file
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _readable(value):
+    return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'

@@ -1,99 +1,256 @@
 """Flags: each script has one frozen dataclass of settings, and every field of it is an absl flag with its help.
 
-A script's loop can so be called from another script with plain values, and from the shell with flags. Leaves out
-what the settings are used for.
+Bounds, choices, what a flag needs to have an effect, and whether it may change when a run resumes stand with the flag's
+definition. A script's loop can so be called with plain values, and from the shell. Leaves out what settings are used
+for; command_line.py reads them from the shell.
 """
 
 import dataclasses
-import os
-import sys
-from collections.abc import Callable
+import inspect
+import math
 from typing import ClassVar
-
-import jax
-from absl import app, flags, logging
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.attention import KERNELS
-from rlax_ft.parallel.mesh import start_distributed
 
 
-def flag(default, help_text: str, choices: tuple[str, ...] = ()):
-    """A field of a settings class that is also a flag."""
-    return dataclasses.field(default=default, metadata={'help': help_text, 'choices': choices})
+def flag(
+    default,
+    help_text: str,
+    choices: tuple[str, ...] = (),
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    may_change: bool = False,
+    needs: str = '',
+):
+    """A field of a settings class that is also a flag.
+
+    Args:
+      default: its value when it is not given; its type is the flag's.
+      help_text: for --help.
+      choices: the values it may have; empty allows all.
+      at_least, above, at_most: bounds of a number, which must be finite.
+      may_change: a run that resumes may have another value.
+      needs: another flag that must be set (differ from 0, False and '') for this one to have an effect.
+    """
+    metadata = dict(help=help_text, choices=choices, may_change=may_change, needs=needs)
+    return dataclasses.field(default=default, metadata={**metadata, 'bounds': (at_least, above, at_most)})
 
 
 _DTYPES = ('float32', 'bfloat16')
 
 
+class Checked:
+    """Settings whose values are checked when they are made."""
+
+    def __post_init__(self):
+        """Checks every value.
+
+        Raises:
+          InputError: naming the flag, what it was and what would be right.
+        """
+        for field in dataclasses.fields(self):
+            _check_value(self, field)
+
+
 @dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """What every script takes, whatever it trains."""
+class RunSettings(Checked):
+    """What every script takes that writes a run folder."""
 
-    length: ClassVar[str] = 'max_steps'  # The flag that says how long a run is.
+    group: ClassVar[str] = 'run'
+    length: ClassVar[tuple[str, ...]] = ()  # The flags that say how long a run is.
 
-    out: str = flag('', 'Run folder; runs/SCRIPT when empty. A run that was stopped goes on where it was.')
-    resume: bool = flag(True, 'Go on with the run in --out. False starts again; the old folder is moved aside.')
-    seed: int = flag(0, 'Seed of everything random: the same seed gives the same run.')
-    mesh: str = flag('', 'Device mesh such as data=4,fsdp=2; empty puts all devices on data.')
-    backend: str = flag('jit', 'jit over the mesh, or pmap over the local devices.', ('jit', 'pmap'))
+    out: str = flag('', 'Run folder; when empty, a new one runs/SCRIPT. The same command resumes.', may_change=True)
+    resume: bool = flag(True, 'Resume the run in --out. False starts anew; the old folder is renamed.', may_change=True)
+    seed: int = flag(0, 'Seed of everything random: the same seed gives the same run.', at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(RunSettings):
-    """What every script on language takes."""
+class LoopSettings:
+    """What every script takes that trains in a loop."""
+
+    group: ClassVar[str] = 'run'
+
+    save_every: int = flag(200, 'Steps between checkpoints.', at_least=1, may_change=True)
+    save_minutes: float = flag(
+        10.0, 'Minutes after which a checkpoint is saved all the same; 0: by steps only.', at_least=0, may_change=True
+    )
+    report_to: str = flag(
+        'tensorboard',
+        'Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio, several with commas; empty: nowhere else.',
+        may_change=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceSettings:
+    """Where it runs."""
+
+    group: ClassVar[str] = 'devices'
+
+    mesh: str = flag('', 'Device mesh such as data=4,fsdp=2; empty puts all devices on data.', may_change=True)
+    backend: str = flag('jit', 'jit over the mesh, or pmap over the local devices.', ('jit', 'pmap'), may_change=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeSettings(DeviceSettings):
+    """How a language model is computed."""
+
+    group: ClassVar[str] = 'devices'
+
+    dtype: str = flag('float32', 'Of activations, and of a frozen base; what is trained stays float32.', _DTYPES)
+    attention: str = flag('auto', 'What computes attention; auto is what suits the platform.', KERNELS, may_change=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The model to start from, and its tokenizer."""
+
+    group: ClassVar[str] = 'model'
+
+    model: str = flag('small', 'tiny, small, medium or large for a new model, or a Hugging Face folder or hub id.')
+    init_from: str = flag('', 'Run folder, or its checkpoints/STEP, whose model to start from, in place of --model.')
+    tokenizer: str = flag('bpe:2048', 'For a new model on --data: bytes, or bpe:SIZE trained on the data.')
+    chat_template: str = flag('', "For message lists: plain, chatml or a file; empty: the tokenizer's own, or plain.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What is learned from."""
+
+    group: ClassVar[str] = 'data'
 
     task: str = flag('', 'Embedded task: reviews, exact or sort; reviews when there is no --data either.')
     data: str = flag(
         '',
-        'Records to learn from: a .jsonl, .json (both also .gz) or .parquet file, or OWNER/NAME[:[CONFIG:]SPLIT] of '
-        "the hub; with --task, in place of the task's own.",
+        'Records: a .jsonl, .json (both also .gz) or .parquet file, a folder, or OWNER/NAME[:[CONFIG:]SPLIT] of the '
+        "hub; with --task, in place of the task's own.",
     )
-    eval_data: str = flag('', 'The same, to measure on; when empty, a tenth of --data is held out.')
-    model: str = flag('small', 'tiny, small, medium or large for a new model, or a Hugging Face folder or hub id.')
-    init_from: str = flag('', 'Run folder, or its checkpoints/STEP, whose model to start from, in place of --model.')
-    dtype: str = flag('float32', 'Of activations, and of a frozen base; what is trained stays float32.', _DTYPES)
-    attention: str = flag('auto', 'What computes attention; auto is what suits the platform.', KERNELS)
-    remat: str = flag('none', 'What the backward pass computes again, to save memory.', ('none', 'dots', 'full'))
-    lora_rank: int = flag(0, 'Train a low-rank adapter of this rank beside the frozen model; 0 trains all of it.')
-    lora_alpha: float = flag(16.0, "The adapter's output is scaled by alpha / rank.")
-    lora_dropout: float = flag(0.0, "Share of the adapter's inputs that training sets to 0.")
-    lora_targets: str = flag('attention|mlp', 'Regular expression on what is adapted: attention/query ... mlp/down.')
-    rslora: bool = flag(False, 'Scale the adapter by alpha / sqrt(rank) instead.')
-    tokenizer: str = flag('bpe:2048', 'For a new model on --data: bytes, or bpe:SIZE trained on the data.')
-    chat_template: str = flag('', "For message lists: plain, chatml or a file; empty: the tokenizer's own, or plain.")
     max_prompt_tokens: int = flag(
-        0, 'Longest prompt in tokens; 0: as the task needs, 256, or half of a shorter context.'
+        0, "Longest prompt in tokens; 0: the task's, or half of --model's context, at most 1024.", at_least=0
     )
-    max_new_tokens: int = flag(0, 'Longest response in tokens, EOS included; 0: the same.')
+    max_new_tokens: int = flag(0, 'Longest response in tokens, EOS included; 0: as --max_prompt_tokens.', at_least=0)
     truncate: bool = flag(True, 'Cut long prompts at the front and leave out records with long responses; else refuse.')
-    max_steps: int = flag(1000, 'Number of training steps; 0 saves the starting model.')
-    batch_size: int = flag(64, 'Rows (pairs, rankings, prompts) in a step, over all devices together.')
-    micro_batches: int = flag(1, 'Parts in which a step goes through its batch, to save memory; never changes results.')
-    learning_rate: float = flag(1e-3, 'Peak learning rate of AdamW.')
-    schedule: str = flag('linear', 'Learning rate over the run.', ('linear', 'cosine', 'constant'))
-    warmup_steps: int = flag(0, 'Steps over which the learning rate rises to its peak.')
-    clip_norm: float = flag(1.0, 'Largest norm of the gradient; 0 does not clip.')
-    weight_decay: float = flag(0.0, "AdamW's decoupled weight decay.")
-    save_every: int = flag(200, 'Steps between checkpoints.')
-    eval_every: int = flag(0, 'Steps between evaluations during training; 0 evaluates at the end only.')
-    profile_steps: str = flag('', 'FIRST:LAST, steps of which a trace is written to profile/ in the run folder.')
 
 
 @dataclasses.dataclass(frozen=True)
-class FeedbackSettings(Settings):
-    """Flags of every script that learns from comparisons; with --task they are collected first."""
+class HeldOutSettings:
+    """What is measured on."""
 
-    comparisons: int = flag(1024, 'With --task: how many prompts to have judged.')
-    candidates: int = flag(4, 'With --task: completions of each prompt that the annotator ranks.')
+    group: ClassVar[str] = 'data'
+
+    eval_data: str = flag(
+        '', 'Records to measure on, as --data; when empty, a tenth of --data is held out.', needs='data'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings:
+    """What is measured on samples of a policy, beside its training."""
+
+    group: ClassVar[str] = 'evaluation'
+
+    eval_every: int = flag(
+        0, 'Steps between evaluations in training; 0 evaluates at the end only.', at_least=0, may_change=True
+    )
+    eval_prompts: int = flag(64, 'Held-out prompts of --data that an evaluation samples.', at_least=1)
+    evaluate: str = flag('', 'MODULE:FUNCTION(records, completions) -> numbers, measured on those samples.')
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageSettings(ComputeSettings, ModelSettings, DataSettings, RunSettings):
+    """What every script on language takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRASettings:
+    """An adapter in place of the whole model."""
+
+    group: ClassVar[str] = 'adapter'
+
+    lora_rank: int = flag(0, 'Train a low-rank adapter of this rank beside the frozen model; 0 trains all.', at_least=0)
+    lora_alpha: float = flag(16.0, "The adapter's output is scaled by alpha / rank.", above=0, needs='lora_rank')
+    lora_dropout: float = flag(
+        0.0, "Share of the adapter's inputs that training sets to 0.", at_least=0, at_most=0.99, needs='lora_rank'
+    )
+    lora_targets: str = flag(
+        'attention|mlp', 'Regular expression on what is adapted: attention/query ... mlp/down.', needs='lora_rank'
+    )
+    rslora: bool = flag(False, 'Scale the adapter by alpha / sqrt(rank) instead.', needs='lora_rank')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """How it is trained."""
+
+    group: ClassVar[str] = 'optimiser'
+
+    max_steps: int = flag(
+        -1, 'Steps; -1: as many as --epochs make; 0 saves the starting model.', at_least=-1, may_change=True
+    )
+    epochs: float = flag(1.0, 'Passes over the data, where --max_steps does not say.', above=0, may_change=True)
+    batch_size: int = flag(32, 'Rows (pairs, rankings, prompts) in a step, over all devices together.', at_least=1)
+    micro_batches: int = flag(
+        1, 'Parts in which a step goes through its batch, to save memory.', at_least=1, may_change=True
+    )
+    optimizer: str = flag('adamw', 'adamw, adafactor, lion, muon, or MODULE:FUNCTION(learning_rate) of optax kind.')
+    learning_rate: float = flag(1e-5, 'Peak learning rate.', above=0)
+    schedule: str = flag('linear', 'Learning rate over the run.', ('linear', 'cosine', 'constant'))
+    warmup_steps: int = flag(0, 'Steps over which the learning rate rises to its peak.', at_least=0)
+    clip_norm: float = flag(1.0, 'Largest norm of the gradient; 0 does not clip.', at_least=0)
+    weight_decay: float = flag(0.0, 'Decoupled weight decay of matrices; norms and biases have none.', at_least=0)
+    remat: str = flag(
+        'none', 'What the backward pass computes again, to save memory.', ('none', 'dots', 'full'), may_change=True
+    )
+    profile_steps: str = flag('', 'FIRST:LAST, steps traced to profile/ in the run folder.', may_change=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(OptimizerSettings, LoopSettings, LoRASettings, HeldOutSettings, LanguageSettings):
+    """What every script takes that trains a language model."""
+
+    length: ClassVar[tuple[str, ...]] = ('max_steps', 'epochs')
+
+    def __post_init__(self):
+        """Checks every value, and those that must fit together.
+
+        Raises:
+          InputError: naming the flag.
+        """
+        super().__post_init__()
+        if self.batch_size % self.micro_batches:
+            raise InputError(f'--micro_batches={self.micro_batches}: does not divide --batch_size={self.batch_size}')
+        if self.max_steps >= 0 and self.epochs != _default(self, 'epochs'):
+            raise InputError(f'--epochs={self.epochs}: has no effect beside --max_steps={self.max_steps}; give one')
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonSettings:
+    """Comparisons that the simulated annotator makes, where an embedded task brings none."""
+
+    group: ClassVar[str] = 'data'
+
+    comparisons: int = flag(1024, 'With --task: how many prompts to have judged.', at_least=2)
+    candidates: int = flag(4, 'With --task: completions of each prompt that the annotator ranks.', at_least=2)
+    annotator_noise: float = flag(1.0, 'With --task: temperature of the simulated annotator; 0 never errs.', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackSettings(ComparisonSettings, Settings):
+    """What every script takes that learns from comparisons; with --task they are collected first."""
+
     packing: bool = flag(False, 'Several pairs in a row of full length; --batch_size then counts such rows.')
-    annotator_noise: float = flag(1.0, 'With --task: temperature of the simulated annotator; 0 never errs.')
 
 
-# A resumed run may go on longer, on other devices, and save more or less often; nothing else of it may change.
-_MAY_CHANGE = {'out', 'resume', 'max_steps', 'mesh', 'backend', 'micro_batches', 'save_every', 'eval_every'}
-_MAY_CHANGE |= {'profile_steps', 'remat', 'attention'}
-_MAY_CHANGE |= {'total_steps', 'log_every', 'eval_episodes', 'eval_mode', 'render'}
+def flag_groups(settings_class: type) -> dict[str, str]:
+    """The group of each flag, by name: that of the class which defines it first."""
+    groups: dict[str, str] = {}
+    for owner in reversed(settings_class.__mro__):
+        for name in inspect.get_annotations(owner):
+            groups.setdefault(name, owner.__dict__.get('group', 'algorithm'))
+    return {field.name: groups[field.name] for field in dataclasses.fields(settings_class)}
 
 
 def flag_lines(settings: RunSettings) -> list[str]:
@@ -101,80 +258,34 @@ def flag_lines(settings: RunSettings) -> list[str]:
     return [f'--{field.name}={getattr(settings, field.name)}' for field in dataclasses.fields(settings)]
 
 
-def check_same(settings: RunSettings, saved: list[str], path) -> None:
-    """Refuses to go on with a run under other settings.
-
-    Raises:
-      InputError: naming the first flag that differs.
-    """
+def differing(settings: RunSettings, saved: list[str]) -> tuple[str, str, str] | None:
+    """(name, value now, value saved) of the first flag that may not change and has; None where there is none."""
     before = dict(line[2:].split('=', 1) for line in saved if line.startswith('--'))
-    for line in flag_lines(settings):
-        name, value = line[2:].split('=', 1)
-        if name in before and name not in _MAY_CHANGE and before[name] != value:
-            raise InputError(
-                f'--{name}={value}: the run in {path} was begun with --{name}={before[name]}; '
-                'give that, another --out, or --resume=false to start again'
-            )
-
-
-def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], object]) -> None:
-    """Defines the flags, parses the command line and calls `main`; a user's mistake is one line and exit code 2."""
-    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-    for field in dataclasses.fields(settings_class):
-        arguments = dict(name=field.name, default=field.default, help=field.metadata['help'], module_name=sys.argv[0])
-        if field.metadata['choices']:
-            flags.DEFINE_enum(enum_values=list(field.metadata['choices']), **arguments)
-        else:
-            define[type(field.default)](**arguments)
-
-    def parse(argv):
-        try:
-            rest = flags.FLAGS(argv)
-            if rest[1:]:
-                raise flags.Error(f'found {rest[1]!r}, which is no flag; flags are --name=value')
-            return rest
-        except flags.Error as error:
-            _fail(error)
-
-    def run(_):
-        logging.set_verbosity(max(flags.FLAGS.verbosity, -1) if flags.FLAGS['verbosity'].present else logging.WARNING)
-        values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(settings_class)}
-        _cache_compilations()
-        start_distributed()
-        try:
-            settings = settings_class(**values)
-            _check_numbers(settings)
-            main(settings)
-        except InputError as error:
-            _fail(error)
-
-    app.run(run, flags_parser=parse)
-
-
-def _cache_compilations():
-    # A program that was compiled once is read from disk the next time, in this run or another.
-    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'rlax_ft', 'compiled'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-
-
-def _check_numbers(settings):
-    smallest = {'batch_size': 1, 'micro_batches': 1, 'save_every': 1, 'max_steps': 0, 'eval_every': 0, 'lora_rank': 0}
-    smallest |= dict.fromkeys(('num_envs', 'num_steps', 'num_seeds', 'epochs', 'minibatches', 'eval_episodes'), 1)
     for field in dataclasses.fields(settings):
-        value, least = getattr(settings, field.name), smallest.get(field.name)
-        if least is not None and value < least:
-            raise InputError(f'--{field.name}={value}: must be at least {least}')
-    if not isinstance(settings, Settings):
-        return
-    if not 0 <= settings.lora_dropout < 1:
-        raise InputError(f'--lora_dropout={settings.lora_dropout}: must be at least 0 and below 1')
-    if settings.batch_size % settings.micro_batches:
-        raise InputError(
-            f'--micro_batches={settings.micro_batches}: does not divide --batch_size={settings.batch_size}'
-        )
+        value = str(getattr(settings, field.name))
+        if not field.metadata['may_change'] and before.get(field.name, value) != value:
+            return field.name, value, before[field.name]
+    return None
 
 
-def _fail(error):
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)
+def _default(settings, name):
+    return next(field.default for field in dataclasses.fields(settings) if field.name == name)
+
+
+def _check_value(settings, field):
+    value, (at_least, above, at_most) = getattr(settings, field.name), field.metadata['bounds']
+    name = f'--{field.name}={value}'
+    if field.metadata['choices'] and value not in field.metadata['choices']:
+        raise InputError(f'{name}: must be one of {", ".join(filter(None, field.metadata["choices"]))}')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f'{name}: must be a finite number')
+    for bound, words, good in (
+        (at_least, 'at least', lambda b: value >= b),
+        (above, 'above', lambda b: value > b),
+        (at_most, 'at most', lambda b: value <= b),
+    ):
+        if bound is not None and not good(bound):
+            raise InputError(f'{name}: must be {words} {bound:g}')
+    needs = field.metadata['needs']
+    if needs and value != field.default and not getattr(settings, needs):
+        raise InputError(f'{name}: has no effect without --{needs}; give that, or leave it out')

@@ -4,6 +4,7 @@ Leaves out the run folder and the training step (run.py).
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from rlax_ft.data.templates import set_chat_template, template_tokens
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.harness.run import Run
-from rlax_ft.harness.settings import Settings
+from rlax_ft.harness.settings import LoRASettings, Settings
 from rlax_ft.harness.step import place_state
 from rlax_ft.hf.folder import check_vocabulary, load_pretrained, read_config, save_config
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
@@ -23,40 +24,53 @@ from rlax_ft.tasks import Task, get_task
 from rlax_ft.training.checkpoint import Checkpoints
 
 # Tokens of a prompt, and of a response, where neither flags nor a shorter context say otherwise.
-LONGEST = 256
+LONGEST = 1024
 
 
-def task_of(settings: Settings) -> Task | None:
+def task_of(settings) -> Task | None:
     """The embedded task, or None where --data alone says what to learn."""
     return get_task(settings.task or 'reviews') if settings.task or not settings.data else None
 
 
-def make_codec(settings: Settings, run: Run, texts) -> Codec:
+def make_codec(settings, run: Run, texts) -> Codec:
     """Tokenizer and lengths: those of the starting model if it brings a tokenizer, of the task, or trained on `texts`.
 
     Args:
       settings: of the script.
       run: its folder; a tokenizer trained before is read from there.
       texts: called for the data's texts where a tokenizer must be trained.
+
+    Raises:
+      InputError: a flag that has no effect here, or a model of another vocabulary than the task's.
     """
     task = task_of(settings)
     source = model_source(settings)
+    if (source or task) and settings.tokenizer != type(settings).tokenizer:
+        owner = f'the model in {source}' if source else f'--task={task.name}'
+        raise InputError(f'--tokenizer={settings.tokenizer}: {owner} brings its own; leave it out')
     max_prompt, max_new_tokens = _lengths(settings, task, source)
     if source:
         tokenizer = load_pretrained_tokenizer(source)
-        if task and len(tokenizer) != len(word_tokenizer(task.words)):
+        if task and tokenizer.get_vocab() != word_tokenizer(task.words).get_vocab():
             raise InputError(f'--task={task.name}: the model in {source} was made for another vocabulary')
     elif task:
         tokenizer = word_tokenizer(task.words)
     else:
-        folder = run.folder / 'tokenizer'
-        if not (folder / 'tokenizer.json').exists():
-            special = template_tokens(settings.chat_template)
-            train_tokenizer(settings.tokenizer, texts(), special).save_pretrained(folder)
-        tokenizer = load_pretrained_tokenizer(folder)
+        tokenizer = _trained_tokenizer(settings, run.folder / 'tokenizer', texts)
     if settings.chat_template:
         set_chat_template(tokenizer, settings.chat_template)
     return Codec(tokenizer, max_prompt, max_new_tokens, ends=task.ends if task else True, truncate=settings.truncate)
+
+
+def _trained_tokenizer(settings, folder, texts):
+    """The tokenizer in the run's folder, trained now where there is none; written whole or not at all."""
+    if not (folder / 'tokenizer.json').exists():
+        temporary = folder.with_name(folder.name + '.tmp')
+        for old in (temporary, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        train_tokenizer(settings.tokenizer, texts(), template_tokens(settings.chat_template)).save_pretrained(temporary)
+        temporary.rename(folder)
+    return load_pretrained_tokenizer(folder)
 
 
 def _lengths(settings, task, source):
@@ -64,7 +78,7 @@ def _lengths(settings, task, source):
     prompt, new = settings.max_prompt_tokens, settings.max_new_tokens
     if task:
         return prompt or task.max_prompt_tokens, new or task.max_new_tokens
-    context = read_config(source).max_length if source and Path(source).is_dir() else 2 * LONGEST
+    context = read_config(source).max_length if source else 2 * LONGEST
     rest = lambda other: max(1, min(LONGEST, context - (other or context // 2)))  # noqa: E731
     return prompt or rest(new), new or rest(prompt)
 
@@ -72,6 +86,10 @@ def _lengths(settings, task, source):
 def model_source(settings: Settings) -> str:
     """The folder or hub id that the model comes from; empty for a new model."""
     if settings.init_from:
+        if settings.model != type(settings).model:
+            raise InputError(
+                f'--model={settings.model}: has no effect beside --init_from={settings.init_from}; give one'
+            )
         return str(model_folder(settings.init_from))
     if settings.model in SIZES:
         return ''
@@ -113,10 +131,10 @@ def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]
     """
     config, params = _starting_model(settings, codec)
     params = place_state(settings, params)
-    if settings.lora_rank:
+    if _frozen(settings):
         # A frozen base need not be more exact than what it computes.
         params = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), params)
-    return dataclasses.replace(config, dtype=settings.dtype, remat=settings.remat, kernel=settings.attention), params
+    return dataclasses.replace(config, dtype=settings.dtype, kernel=settings.attention), params
 
 
 def _starting_model(settings, codec):
@@ -129,7 +147,7 @@ def _starting_model(settings, codec):
         params = checkpoint_params(settings.init_from)
     else:
         mesh = make_mesh(settings.mesh) if settings.backend == 'jit' else None
-        dtype = settings.dtype if settings.lora_rank else None
+        dtype = settings.dtype if _frozen(settings) else None
         config, params, _ = load_pretrained(source, mesh=mesh, dtype=dtype)
     if 'backbone' in params:
         raise InputError(f'{source}: a reward model where a language model is needed')
@@ -140,6 +158,10 @@ def _starting_model(settings, codec):
             f'{config.max_length} tokens that the model in {source} reads'
         )
     return config, params
+
+
+def _frozen(settings):
+    return isinstance(settings, LoRASettings) and settings.lora_rank > 0
 
 
 def checkpoint_params(path: str):

@@ -3,10 +3,14 @@
 Leaves out what is minimised (objectives/).
 """
 
+import dataclasses
+import logging
+import math
 from functools import partial
 
 import jax
 
+from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.run import Run
 from rlax_ft.harness.settings import Settings
 from rlax_ft.models.lora import adapter_objective
@@ -16,7 +20,29 @@ from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.step import make_train_step
 
 
-def train_setup(settings: Settings, objective, base=None, *, max_updates: int | None = None, eps: float = 1e-8):
+def with_steps(settings: Settings, rows: int, *, batch_size: int | None = None) -> Settings:
+    """The settings with --max_steps as --epochs make it over so many rows; what looks like a mistake is logged.
+
+    Args:
+      settings: of the script.
+      rows: of the data, as the loop counts them.
+      batch_size: rows in a step; --batch_size when absent.
+    """
+    batch_size = batch_size or settings.batch_size
+    steps = settings.max_steps if settings.max_steps >= 0 else max(math.ceil(settings.epochs * rows / batch_size), 1)
+    epochs = steps * batch_size / rows
+    if batch_size > rows:
+        logging.warning(
+            '--batch_size=%d: more than the %d rows there are; some stand in a batch twice', batch_size, rows
+        )
+    if steps and not 0.1 <= epochs <= 20:
+        logging.warning(
+            '--max_steps=%d: with --batch_size=%d that is %.3g epochs of %d rows', steps, batch_size, epochs, rows
+        )
+    return dataclasses.replace(settings, max_steps=steps, epochs=type(settings).epochs)
+
+
+def compile_training(settings: Settings, objective, base=None, *, max_updates: int | None = None, eps: float = 1e-8):
     """(optimizer, compiled step) for an objective, as the flags say.
 
     Args:
@@ -26,9 +52,11 @@ def train_setup(settings: Settings, objective, base=None, *, max_updates: int | 
       max_updates: length of the learning rate's schedule; --max_steps when absent.
       eps: Adam's epsilon.
     """
+    kind = settings.optimizer
     optimizer = make_optimizer(
         settings.learning_rate,
         max_steps=max_updates or settings.max_steps,
+        kind=find_function(kind, 'optimizer') if ':' in kind else kind,
         schedule=settings.schedule,
         warmup_steps=settings.warmup_steps,
         clip_norm=settings.clip_norm,

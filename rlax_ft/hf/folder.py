@@ -73,9 +73,9 @@ def check_vocabulary(tokenizer, config: ModelConfig, source) -> None:
         )
 
 
-def read_config(folder: str | Path) -> ModelConfig:
-    """The configuration of a model folder, as in `load_pretrained`, without its weights."""
-    return _read_config(Path(folder))[0]
+def read_config(path_or_repo: str | Path) -> ModelConfig:
+    """The configuration of a model folder or hub id, as in `load_pretrained`, without its weights."""
+    return _read_config(_folder(path_or_repo))[0]
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, bool]:

@@ -369,3 +369,8 @@ def _log_odds(logp: jax.Array) -> jax.Array:
         jnp.log1p(-jnp.exp(jnp.where(near_one, -1.0, logp))),
     )
     return logp - log_complement
+
+
+# Both papers train on this loss plus the NLL of y_w, of weight 1 against it: who puts them on a model reads it here.
+cpo_loss.nll_coef = 1.0
+orpo_odds_loss.nll_coef = 1.0

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from rlax_ft.losses.reward_model import bradley_terry_loss
 from rlax_ft.models.scoring import token_logps
-from rlax_ft.objectives.preference import make_pair, pair_loss, pair_metrics
+from rlax_ft.objectives.preference import chosen_nll, make_pair, pair_loss, pair_metrics
 from rlax_ft.objectives.reward import reward_metrics
 from rlax_ft.ops.segments import segment_last, segment_sums
 from rlax_ft.types import PackedPairs, TokenBatch
@@ -21,13 +21,14 @@ def segment_logps(apply: Callable, variables, rows: TokenBatch, count: int) -> j
     return segment_sums(token_logps(apply, variables, rows), rows.segment_ids, count)
 
 
-def packed_preference_objective(apply: Callable, loss: Callable, *, beta: float) -> Callable:
+def packed_preference_objective(apply: Callable, loss: Callable, *, beta: float, nll_coef: float = 0.0) -> Callable:
     """`preference_objective` on packed pairs.
 
     Args:
       apply: the policy's `Transformer.apply`.
       loss: `f(pair: PairLogps) -> float[B]`, one that looks at each pair alone.
       beta: for the implicit rewards in the metrics only.
+      nll_coef: weight of the NLL of y_w.
 
     Returns:
       loss_fn; its batch is (PackedPairs [R, S], number of pairs in the whole batch).
@@ -41,7 +42,7 @@ def packed_preference_objective(apply: Callable, loss: Callable, *, beta: float)
         lengths = _by_pair(jnp.maximum(segment_sums(both.mask, both.segment_ids, count), 1.0))  # [R S, 2]
         ref_logps = None if pairs.ref_logps is None else pairs.ref_logps.reshape(-1, 2)  # [R S, 2]
         pair = make_pair(logps, ref_logps, lengths)
-        value = pair_loss(loss, pair, *_flat(pairs.label, pairs.margin))  # [R S]
+        value = pair_loss(loss, pair, *_flat(pairs.label, pairs.margin)) + nll_coef * chosen_nll(pair)  # [R S]
         return _mean(value, pair_metrics(pair, beta), pairs, total)
 
     return loss_fn

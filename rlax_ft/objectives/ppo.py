@@ -2,12 +2,11 @@
 
 The field's checklist (arXiv 2403.17031, 1909.08593, 2203.02155), and where each point is kept:
 - completions are of fixed length, truncated after the first EOS and scored as such: `sampling.generate`, `end_scores`;
-- no EOS earns a set penalty in place of the score: `end_scores`;
+- no EOS costs a set penalty: `end_scores`;
 - the score is added at the last real token, not on padding: `ops.returns.token_rewards`;
 - logits are divided by the sampling temperature in policy, reference and update alike: `estimate`, `ppo_objective`;
 - the value head starts at 0: `models.heads.value_params`;
 - rewards are not whitened; advantages are, over real tokens, with their mean removed: `estimate`;
-- there is no dropout anywhere;
 - a fresh permutation each epoch, from a fresh key each update: `minibatch`.
 Leaves out the loop (experiments/ppo.py) and where scores come from (rewards/).
 """
@@ -46,14 +45,14 @@ class PPOBatch:
 
 
 def end_scores(scores: jax.Array, ended: jax.Array, missing_eos_penalty: float) -> jax.Array:
-    """The score of completions that ended, and a set penalty for those that did not: float32[B].
+    """The scores less a penalty where a completion did not end: float32[B].
 
     Args:
       scores: [B], of any dtype.
       ended: bool[B], whether the completion has an EOS.
-      missing_eos_penalty: what stands in place of the score (arXiv 1909.08593).
+      missing_eos_penalty: what is subtracted (arXiv 2403.17031).
     """
-    return jnp.where(ended, jnp.asarray(scores, jnp.float32), missing_eos_penalty)
+    return jnp.asarray(scores, jnp.float32) - missing_eos_penalty * (1.0 - ended.astype(jnp.float32))
 
 
 def token_values(apply: Callable, params, tokens: TokenBatch | BranchBatch) -> jax.Array:
@@ -213,6 +212,6 @@ def ended(rollout: Rollout, eos_ids: Sequence[int]) -> jax.Array:
 
 
 @jax.jit
-def mean_metrics(steps: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+def mean_over_steps(steps: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
     """The mean of each metric over the optimiser steps of an update."""
     return jax.tree.map(lambda *values: sum(values) / len(values), *steps)

@@ -16,13 +16,14 @@ from rlax_ft.objectives.reward import best_and_worst, reward_metrics
 from rlax_ft.types import PairLogps, PreferenceBatch, RankingBatch
 
 
-def preference_objective(apply: Callable, loss: Callable, *, beta: float) -> Callable:
-    """Mean of a preference loss over pairs, each times its weight, with soft labels and margins (`pair_loss`).
+def preference_objective(apply: Callable, loss: Callable, *, beta: float, nll_coef: float = 0.0) -> Callable:
+    """Mean over pairs of weight (f + nll_coef nll(y_w)), f with soft labels and margins as in `pair_loss`.
 
     Args:
       apply: the policy's `Transformer.apply`.
       loss: `f(pair: PairLogps) -> float[B]`, its hyperparameters bound.
       beta: for the implicit rewards in the metrics only.
+      nll_coef: weight of -log pi(y_w | x) / |y_w| (ORPO arXiv 2403.07691, CPO 2401.08417, RPO 2404.19733).
 
     Returns:
       loss_fn; its batch is (PreferenceBatch [B], number of pairs in the whole batch).
@@ -33,7 +34,7 @@ def preference_objective(apply: Callable, loss: Callable, *, beta: float) -> Cal
         logps = candidate_logps(apply, {'params': params}, pairs.candidates)  # [B, 2]
         lengths = jnp.sum(candidate_rows(pairs.candidates).mask, axis=-1).reshape(logps.shape)  # [B, 2]
         pair = make_pair(logps, pairs.ref_logps, lengths)
-        value = pair_loss(loss, pair, pairs.label, pairs.margin)  # [B]
+        value = pair_loss(loss, pair, pairs.label, pairs.margin) + nll_coef * chosen_nll(pair)  # [B]
         value = value if pairs.weight is None else pairs.weight * value
         metrics = pair_metrics(pair, beta)
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}
@@ -75,6 +76,11 @@ def pair_loss(loss: Callable, pair: PairLogps, label: jax.Array, margin: jax.Arr
         (loss(pair, offset=margin), loss(swapped, offset=-margin)) if given else (loss(pair), loss(swapped))
     )
     return label * value + (1.0 - label) * swapped_value
+
+
+def chosen_nll(pair: PairLogps) -> jax.Array:
+    """-log pi(y_w | x) / |y_w|, float[B], in nats a token."""
+    return -pair.chosen / jnp.maximum(pair.chosen_len, 1.0)
 
 
 def pair_metrics(pair: PairLogps, beta: float) -> dict[str, jax.Array]:

@@ -1,19 +1,27 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and a progress bar, one step late.
+"""Where a run's numbers go: metrics.jsonl, a progress bar, and the services of reporters.py, one step late.
 
-A metric is written when the next one arrives, so that the host never waits for the step that it has just sent off.
-Leaves out what the numbers mean: names are TRL's.
+A metric is written when the next one arrives, so that the host never waits for the step that it has just sent off. A
+loss or gradient that is not finite stops the run. Leaves out what the numbers mean: names are TRL's.
 """
 
 import json
+import logging
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from rlax_ft.errors import InputError
 from rlax_ft.training.performance import Performance, batch_tokens
+from rlax_ft.training.reporters import make_reporters
+
+# What must be finite: an update with another number in it has spoilt the parameters.
+_MUST_BE_FINITE = ('loss', 'grad_norm')
+# After so many steps from the start without any gradient a warning says so.
+_STILL = 3
 
 
 class MetricsWriter:
@@ -29,6 +37,8 @@ class MetricsWriter:
         show: tuple[str, ...] = ('loss',),
         performance: Performance | None = None,
         profile: tuple[int, int] | None = None,
+        report_to: str = 'tensorboard',
+        on_loop: Callable[[bool], None] = lambda now: None,
     ):
         """Opens the folder's files for a run that goes on after step `start`.
 
@@ -40,11 +50,14 @@ class MetricsWriter:
           show: names of the few numbers on the progress bar.
           performance: whose metrics are added to those of steps that come with their batch.
           profile: (first, last) step of which a trace is written to the folder's profile/.
+          report_to: names of reporters with commas between.
+          on_loop: told True when the loop begins, and False when it has ended.
         """
         self._path = Path(folder) / 'metrics.jsonl'
         drop_records_after(self._path, start)
         self._file = open(self._path, 'a')
-        self._board = SummaryWriter(str(Path(folder) / 'tensorboard'), purge_step=start + 1, max_queue=200)
+        self._reporters = make_reporters(report_to, Path(folder), start)
+        self._on_loop, self._still = on_loop, 0
         # A log file gets a line now and then, a terminal a bar that moves.
         pace = 0.5 if sys.stderr.isatty() else 15.0
         self._bar = tqdm(total=total, initial=start, desc=title, mininterval=pace, dynamic_ncols=True)
@@ -78,10 +91,25 @@ class MetricsWriter:
             values |= self._performance.lap(*size)
         self._file.write(json.dumps({'step': step, **{k: _json_number(k, v) for k, v in values.items()}}) + '\n')
         self._file.flush()
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._board.add_scalar(name, value, step)
+        for report in self._reporters:
+            report.write(step, {name: value for name, value in values.items() if math.isfinite(value)})
+        self._check(step, values)
         self._bar.set_postfix({name: f'{values[name]:.3g}' for name in self._show if name in values}, refresh=False)
+
+    def _check(self, step, values):
+        for name in _MUST_BE_FINITE:
+            if not math.isfinite(values.get(name, 0.0)):
+                raise InputError(
+                    f'step {step}: {name} is {values[name]}; the run has stopped, earlier checkpoints are kept; '
+                    'try a lower --learning_rate, or look at the data and the reward'
+                )
+        self._still = self._still + 1 if values.get('grad_norm', 1.0) == 0.0 else -1 << 30
+        if self._still == _STILL:
+            logging.warning(
+                'the first %d steps had no gradient: equal rewards or labels give none, nor do --lora_targets that the '
+                'loss does not reach',
+                _STILL,
+            )
 
     def _trace(self, done):
         """Starts the profiler before its first step, and stops it when its last has been sent off and has ended."""
@@ -94,14 +122,20 @@ class MetricsWriter:
 
     def __enter__(self):
         """Returns itself."""
+        self._on_loop(True)
         return self
 
-    def __exit__(self, *_):
-        """Writes what is pending and closes the files."""
-        self.flush()
-        self._file.close()
-        self._board.close()
-        self._bar.close()
+    def __exit__(self, kind, *_):
+        """Writes what is pending, unless an error ends the loop, and closes the files."""
+        self._on_loop(False)
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self._file.close()
+            for report in self._reporters:
+                report.close()
+            self._bar.close()
 
 
 def read_records(path: str | Path) -> list[dict]:

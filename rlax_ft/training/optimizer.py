@@ -1,8 +1,12 @@
-"""AdamW with clipping and a schedule, the optimiser of every stage.
+"""The optimiser of every stage: one of optax's, after clipping, with a schedule.
 
 Leaves out everything that optax does.
 """
 
+from collections.abc import Callable
+from functools import partial
+
+import jax
 import optax
 
 from rlax_ft.errors import InputError
@@ -14,25 +18,27 @@ def make_optimizer(
     learning_rate: float,
     *,
     max_steps: int,
+    kind: str | Callable = 'adamw',
     schedule: str = 'linear',
     warmup_steps: int = 0,
     clip_norm: float = 1.0,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) after global-norm clipping; its learning rate is readable from the optimiser's state.
+    """An optimiser after global-norm clipping; its learning rate is readable from its state.
 
     Args:
       learning_rate: the peak.
       max_steps: number of updates over which the schedule runs.
+      kind: one of OPTIMIZERS, or `f(learning_rate) -> GradientTransformation`.
       schedule: `linear` or `cosine` decay to 0, or `constant`.
       warmup_steps: updates of linear rise from 0 before the schedule.
       clip_norm: the largest global gradient norm; 0 does not clip.
       eps: Adam's epsilon; 1e-5 for PPO (arXiv 2403.17031).
-      weight_decay: decoupled decay.
+      weight_decay: decoupled decay of everything but norms and biases.
 
     Raises:
-      InputError: an unknown schedule.
+      InputError: an unknown schedule or kind.
     """
     steps = max(max_steps - warmup_steps, 1)
     schedules = {
@@ -41,11 +47,63 @@ def make_optimizer(
         'constant': optax.constant_schedule(learning_rate),
     }
     if schedule not in schedules:
-        raise InputError(f'--schedule={schedule}: use one of {", ".join(SCHEDULES)}')
+        raise InputError(f'schedule {schedule!r}: use one of {", ".join(SCHEDULES)}')
+    if not callable(kind) and kind not in OPTIMIZERS:
+        raise InputError(f'optimizer {kind!r}: use one of {", ".join(OPTIMIZERS)}, or a function of the learning rate')
     rate = schedules[schedule]
     if warmup_steps:
         rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), rate], [warmup_steps])
-    adamw = optax.inject_hyperparams(optax.adamw, static_args=('b1', 'b2', 'eps', 'eps_root', 'weight_decay'))(
-        learning_rate=rate, eps=eps, weight_decay=weight_decay
+    make = kind if callable(kind) else partial(OPTIMIZERS[kind], eps=eps, weight_decay=weight_decay)
+    # Only the rate is injected: what else the optimiser takes stays a Python number.
+    inner = optax.inject_hyperparams(lambda learning_rate: make(learning_rate))(learning_rate=rate)
+    return optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), inner)
+
+
+def _adamw(learning_rate, *, eps, weight_decay):
+    """arXiv 1711.05101."""
+    return optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay, mask=_matrices)
+
+
+def _adafactor(learning_rate, *, eps, weight_decay):
+    """arXiv 1804.04235, without its own clipping and scaling by parameter: the rate means what it does elsewhere."""
+    del eps
+    scale = dict(multiply_by_parameter_scale=False, clipping_threshold=None)
+    decay = weight_decay * learning_rate  # optax applies it after the rate.
+    return optax.adafactor(learning_rate, weight_decay_rate=decay, weight_decay_mask=_matrices, **scale)
+
+
+def _lion(learning_rate, *, eps, weight_decay):
+    """arXiv 2302.06675."""
+    del eps
+    return optax.lion(learning_rate, weight_decay=weight_decay, mask=_matrices)
+
+
+def _muon(learning_rate, *, eps, weight_decay):
+    """Orthogonalised momentum for the layers' matrices, each of a stack by itself; Adam for the rest."""
+    return optax.contrib.muon(
+        learning_rate,
+        eps=eps,
+        weight_decay=weight_decay,
+        adam_weight_decay=weight_decay,
+        weight_decay_mask=_matrices,
+        muon_weight_dimension_numbers=_muon_axes,
     )
-    return optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), adamw)
+
+
+OPTIMIZERS = {'adamw': _adamw, 'adafactor': _adafactor, 'lion': _lion, 'muon': _muon}
+
+
+def _matrices(params):
+    """True for what decays: a bias, and the scale of a norm, are no matrices, though layers stack them as if."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) not in ('bias', 'scale'), params)
+
+
+def _muon_axes(params):
+    axes = lambda leaf: optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: axes(leaf) if _name(path) in ('kernel', 'A', 'B') and leaf.ndim > 1 else None, params
+    )
+
+
+def _name(path):
+    return getattr(path[-1], 'key', '') if path else ''

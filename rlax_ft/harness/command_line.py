@@ -1,0 +1,139 @@
+"""From the command line to settings, and from a script's end to an exit code.
+
+Flag files are absl's own (`--flagfile=FILE`, one flag a line); a path in one that does not exist from the working
+directory is looked for beside the file. A user's mistake is one line and exit code 2; SIGINT and SIGTERM end a training
+loop after its step, with a checkpoint. Leaves out what the flags are (settings.py).
+"""
+
+import ctypes
+import dataclasses
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from rlax_ft.errors import InputError
+from rlax_ft.harness.settings import RunSettings, flag_groups
+from rlax_ft.harness.stopping import Stopped, listen
+from rlax_ft.parallel.mesh import start_distributed
+
+_DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+
+
+def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], object]) -> None:
+    """Parses the command line and calls `main`; a user's mistake is one line on standard error and exit code 2."""
+    if {'--help', '-h', '-help', '--helpfull'} & set(sys.argv[1:]):
+        print(help_text(settings_class, sys.modules['__main__'].__doc__ or ''))
+        return
+    logging.basicConfig(level=logging.WARNING, format='warning: %(message)s', force=True)
+    warnings.filterwarnings('ignore', category=DeprecationWarning)
+    try:
+        settings = parse(settings_class, sys.argv[1:])
+        _keep_freed_memory()
+        _cache_compilations()
+        start_distributed()
+        listen()
+        main(settings)
+    except InputError as error:
+        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    except KeyboardInterrupt:
+        print('stopped before the first step was saved; the same command starts again', file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(settings_class: type[RunSettings], arguments: Sequence[str]) -> RunSettings:
+    """The settings that command-line arguments say, flag files included.
+
+    Raises:
+      InputError: an unknown flag, a value of the wrong kind, or one that the settings refuse.
+    """
+    values = flags.FlagValues()
+    for field in dataclasses.fields(settings_class):
+        given = dict(name=field.name, default=field.default, help=field.metadata['help'], flag_values=values)
+        if field.metadata['choices']:
+            flags.DEFINE_enum(enum_values=list(field.metadata['choices']), **given)
+        else:
+            _DEFINE[type(field.default)](**given)
+    try:
+        rest = values(['', *_expanded(arguments)])
+    except flags.Error as error:
+        raise InputError(str(error)) from error
+    if rest[1:]:
+        raise InputError(f'found {rest[1]!r}, which is no flag; flags are --name=value')
+    return settings_class(**{field.name: values[field.name].value for field in dataclasses.fields(settings_class)})
+
+
+def help_text(settings_class: type[RunSettings], about: str) -> str:
+    """What --help prints: what the script says of itself, then its flags by group, with defaults."""
+    groups = flag_groups(settings_class)
+    order = ('algorithm', 'data', 'model', 'adapter', 'optimiser', 'evaluation', 'run', 'devices')
+    parts = [about.strip(), 'Flags are --name=value; --flagfile=FILE reads them from a file, one a line.']
+    for group in order:
+        fields = [field for field in dataclasses.fields(settings_class) if groups[field.name] == group]
+        if fields:
+            parts.append(f'{group}:\n' + '\n'.join(map(_help_line, fields)))
+    return '\n\n'.join(parts)
+
+
+def _help_line(field):
+    default = f"'{field.default}'" if isinstance(field.default, str) else field.default
+    choices = [choice for choice in field.metadata['choices'] if choice]
+    extra = f' One of {", ".join(choices)}.' if choices else ''
+    needs = f' Needs --{field.metadata["needs"]}.' if field.metadata['needs'] else ''
+    return f'  --{field.name}={default}\n      {field.metadata["help"]}{extra}{needs}'
+
+
+def _expanded(arguments):
+    """The arguments with the lines of every --flagfile in its place."""
+    for argument in arguments:
+        match = re.fullmatch(r'--?flagfile=(.*)', argument)
+        if match is None:
+            yield argument
+            continue
+        path = Path(match.group(1))
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f'{argument}: cannot be read ({error}); give a file of --name=value lines') from error
+        lines = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(('#', '//'))]
+        yield from _expanded([_beside(line, path.parent) for line in lines])
+
+
+def _beside(line, folder):
+    """A flag whose value is a path (before a colon) that exists beside the flag file, and not from here."""
+    name, equals, value = line.partition('=')
+    path = value.partition(':')[0]
+    if equals and path and not Path(path).exists() and (folder / path).is_file():
+        return f'{name}={folder / value}'
+    return line
+
+
+def _cache_compilations():
+    # A program that was compiled once is read from disk the next time, in this run or another.
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'rlax_ft', 'compiled'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def _keep_freed_memory():
+    """Tells glibc to keep large blocks that were freed, instead of giving them back to the kernel at every step.
+
+    A step frees and takes the same blocks again; each time the kernel would hand out zeroed pages, one fault each.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # Another C library.
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h.
+    mallopt(mmap_threshold, 1 << 30)
+    mallopt(trim_threshold, (1 << 31) - 1)

@@ -1,0 +1,70 @@
+"""Who says which of a pair is better, and how often a policy agrees.
+
+Leaves out rewards that are used on rollouts (rewards.py).
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from rlax_ft.data.branches import share_prompts
+from rlax_ft.data.codec import Codec
+from rlax_ft.errors import InputError
+from rlax_ft.evaluate.win_rate import accuracy_interval
+from rlax_ft.harness.rewards import check_vocabulary
+from rlax_ft.harness.starting_model import model_folder
+from rlax_ft.rewards.learned import load_reward_model
+from rlax_ft.rewards.rules import as_reward, reward_scores
+from rlax_ft.sampling.text import map_rows
+from rlax_ft.tasks.task import Task
+from rlax_ft.types import PreferenceBatch, RankingBatch
+
+
+def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], rows: PreferenceBatch) -> PreferenceBatch:
+    """The rows with `label` as --labels says: as they are, or sigma(r(y_w) - r(y_l)) of a reward.
+
+    Raises:
+      InputError: there is no such reward, or its vocabulary is another.
+    """
+    if settings.labels == 'human':
+        return rows
+    if settings.labels == 'gold':
+        if task is None:
+            raise InputError('--labels=gold: only an embedded --task has a gold reward')
+        gold = as_reward(task.reward)
+        scores = [reward_scores(gold, pairs, [p[side] for p in pairs]) for side in ('chosen', 'rejected')]
+    else:
+        if not settings.reward:
+            raise InputError('--labels=preference_model: give the run folder of the reward model as --reward')
+        model, tokenizer = load_reward_model(model_folder(settings.reward, 'reward'))
+        check_vocabulary(f'--reward={settings.reward}', tokenizer, codec)
+        compiled = jax.jit(lambda model, candidates: model.candidates(candidates))
+        candidates = share_prompts(rows).candidates
+        # Differences of the model's own logits are what Bradley-Terry trained: a scale for PPO's sake is undone.
+        scores = model.scale * map_rows(lambda c: compiled(model, c), candidates, batch_size=settings.batch_size).T
+    return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
+
+
+def preference_accuracy(score: Callable, rows: PreferenceBatch | RankingBatch, batch_size: int) -> dict[str, float]:
+    """How often a policy, against the reference, moved towards the better of two held-out answers, with its interval.
+
+    Args:
+      score: `f(candidates) -> float[B, K]`, log-probabilities under the policy.
+      rows: pairs or rankings with the reference's; of a ranking every pair of unequal ranks counts.
+      batch_size: rows at once.
+    """
+    logps = map_rows(score, rows.candidates, batch_size=batch_size)  # [N, K]
+    moved = logps if rows.ref_logps is None else logps - np.asarray(rows.ref_logps)
+    if isinstance(rows, RankingBatch):
+        better = (rows.ranks[:, :, None] < rows.ranks[:, None, :]) & rows.mask[:, :, None] & rows.mask[:, None, :]
+        margins = (moved[:, :, None] - moved[:, None, :])[better]
+    else:
+        margins = moved[:, 0] - moved[:, 1]
+    accuracy, low, high = accuracy_interval(((1 + np.sign(margins)) / 2).sum(), len(margins))
+    return {
+        'eval_pairs': len(margins),
+        'eval_accuracy': accuracy,
+        'eval_accuracy_low': low,
+        'eval_accuracy_high': high,
+    }

@@ -1,0 +1,114 @@
+"""Rollouts of a policy with their rewards, for every script that samples while it trains.
+
+Leaves out advantages and updates.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import numpy as np
+
+from rlax_ft.data.codec import Codec
+from rlax_ft.errors import InputError
+from rlax_ft.harness.learner import Learner
+from rlax_ft.harness.rewards import make_reward
+from rlax_ft.harness.settings import flag
+from rlax_ft.harness.step import placement
+from rlax_ft.models.scoring import rollout_branches
+from rlax_ft.objectives.ppo import end_scores, ended
+from rlax_ft.sampling.text import make_sampler, trim_prompts
+from rlax_ft.tasks.task import Task
+from rlax_ft.types import BranchBatch, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """Flags of scripts that sample while they train."""
+
+    group: ClassVar[str] = 'algorithm'
+
+    reward: str = flag(
+        'gold',
+        "gold (the task's), a reward model's run folder, MODULE:FUNCTION or FILE.py:FUNCTION of (records, completions) "
+        'or (prompt, completion); several with commas and weights: a.py:f*0.5,runs/rm.',
+    )
+    group_size: int = flag(1, 'Completions of each prompt in a batch; they share one reading of it.', at_least=1)
+    engine_rows: int = flag(
+        0, 'Completions under way at a time, refilled as they end; 0: the whole batch at once.', at_least=0
+    )
+    temperature: float = flag(
+        1.0, 'Of sampling; policy, reference and update divide their logits by it alike.', above=0
+    )
+    missing_eos_penalty: float = flag(0.0, 'Subtracted from the score of a completion that did not end.', at_least=0)
+    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """A batch of rollouts.
+
+    Attributes:
+      rollout: Rollout [B].
+      tokens: the same as branches: the prompt once for its group.
+      texts: gives the B completions as text, decoded once.
+      scores: float32[B], with the penalty of those that did not end.
+      parts: the rewards by name, before weights and penalty.
+      ended: bool[B].
+    """
+
+    rollout: Rollout
+    tokens: BranchBatch
+    texts: Callable[[], list[str]]
+    scores: jax.Array
+    parts: dict[str, jax.Array]
+    ended: jax.Array
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """How many ended, and the mean of each reward where there are several."""
+        several = self.parts if len(self.parts) > 1 else {}
+        return {'val/num_eos_tokens': self.ended.sum()} | {
+            f'rewards/{name}/mean': values.mean() for name, values in several.items()
+        }
+
+
+def check_groups(settings) -> None:
+    """Refuses a batch that does not divide into groups, minibatches and micro-batches.
+
+    Raises:
+      InputError: naming the flag that does not fit.
+    """
+    group, size = settings.group_size, settings.batch_size
+    parts = {'group_size': group, 'minibatches': settings.minibatches * group}
+    parts['micro_batches'] = parts['minibatches'] * settings.micro_batches
+    for name, count in parts.items():
+        if size % count:
+            within = '' if name == 'group_size' else f' in {count // getattr(settings, name)} parts'
+            raise InputError(
+                f'--{name}={getattr(settings, name)}: does not divide --batch_size={size}{within}; '
+                f'give a batch that is a multiple of {count}'
+            )
+
+
+def make_collector(settings, task: Task | None, codec: Codec, learner: Learner) -> tuple[Callable, Callable]:
+    """(`collect(params, tokens, mask, records, key) -> Collected`, `score` as `make_reward` gives it).
+
+    Each prompt is answered `group_size` times.
+    """
+    group, place = settings.group_size, placement(settings)
+    score = make_reward(settings.reward, task, codec)
+    sample = make_sampler(learner.apply, codec, rows=settings.engine_rows or None, temperature=settings.temperature)
+
+    def collect(params, tokens, mask, records, key):
+        tokens, mask = (np.repeat(x, group, axis=0) for x in (tokens, mask))  # [B, P]
+        rollout = sample(params, *place(trim_prompts(tokens, mask)), key)
+        batch = rollout_branches(rollout, group)
+        finished = ended(rollout, codec.eos_ids)
+        texts = functools.cache(lambda: codec.decode(rollout)[0])
+        scores, parts = score(batch, [record for record in records for _ in range(group)], texts)
+        scores = end_scores(scores, finished, settings.missing_eos_penalty)
+        return Collected(rollout, batch, texts, scores, parts, finished)
+
+    return collect, score

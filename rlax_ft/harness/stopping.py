@@ -1,0 +1,41 @@
+"""SIGINT and SIGTERM: asked to stop, a training loop ends after its step, with a checkpoint.
+
+A second signal, or one outside a loop, interrupts at once.
+"""
+
+import signal
+import threading
+
+_asked = {'signal': 0, 'looping': False}
+
+
+class Stopped(Exception):
+    """A run that was asked to stop and has saved what it had; `signal` is what asked."""
+
+    def __init__(self, message: str, number: int):
+        """Takes the line to print and the signal's number."""
+        super().__init__(message)
+        self.signal = number
+
+
+def listen() -> None:
+    """Listens for both signals from now on; only a program's main thread can."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _hear)
+
+
+def looping(now: bool) -> None:
+    """Says whether a loop is under way that looks at `asked` after every step."""
+    _asked.update(looping=now, signal=0)
+
+
+def asked() -> int:
+    """The signal that has asked to stop; 0 where none has."""
+    return _asked['signal']
+
+
+def _hear(number, _):
+    if not _asked['looping'] or _asked['signal']:
+        raise KeyboardInterrupt
+    _asked['signal'] = number
