@@ -19,7 +19,7 @@ from rlax_ft.data.codec import Codec
 from rlax_ft.evaluate.frontier import best_of_n, best_of_n_kl, effective_samples, optimum
 from rlax_ft.evaluate.plots import plot_frontier
 from rlax_ft.evaluate.report import TITLES, policy_table, sample_table
-from rlax_ft.evaluate.win_rate import win_rate
+from rlax_ft.evaluate.win_rate import correlation, win_rate
 from rlax_ft.harness.command_line import parse, run_script
 from rlax_ft.harness.evaluator import Evaluator, task_measures
 from rlax_ft.harness.loading import load_script
@@ -169,7 +169,7 @@ def evaluate(settings: RLHFSettings, run) -> tuple[dict, dict]:
     shown = {name: results[name][0].completions[: len(distinct)] for name in policies}
     summary = {
         'policies': records,
-        'reward_model_correlation': float(np.corrcoef(reference_scores, gold_of['sft'])[0, 1]),
+        'reward_model_correlation': correlation(reference_scores, gold_of['sft']),
         'samples': (
             [record['prompt'] for record in distinct[:10]],
             {name: texts[:10] for name, texts in shown.items()},

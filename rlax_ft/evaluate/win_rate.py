@@ -43,6 +43,13 @@ def accuracy_interval(right: float, total: int) -> tuple[float, float, float]:
     return p, center - half, center + half
 
 
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation of two float[N]; 0 where one of them does not vary."""
+    if np.std(a) == 0 or np.std(b) == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
 def length_baseline(train_chosen, train_rejected, chosen, rejected) -> float:
     """Accuracy on held-out pairs of a judge that knows only which text is longer.
 

@@ -6,6 +6,7 @@ Leaves out what is trained, and the metrics within (training/metrics.py).
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -136,8 +137,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + '\n')
+    """Writes a JSON file whole or not at all; a number that is not finite, which JSON cannot say, is null."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + '\n')
 
 
 def _default_folder(settings, name):
@@ -174,6 +175,14 @@ def _lock(folder):
     except OSError:
         return  # A file system without locks.
     _locks[path] = file
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_number(value):

@@ -5,9 +5,10 @@ import pytest
 
 from rlax_ft.evaluate.frontier import best_of_n, best_of_n_kl, effective_samples, optimum
 from rlax_ft.evaluate.plots import plot_frontier
-from rlax_ft.evaluate.policy import measure
+from rlax_ft.evaluate.policy import Samples
 from rlax_ft.evaluate.report import policy_table, sample_table
 from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline, win_rate
+from rlax_ft.harness.evaluator import task_measures
 from rlax_ft.tasks import reviews
 
 
@@ -59,19 +60,21 @@ def test_the_length_baseline_learns_its_direction():
     assert length_baseline([5, 6], [1, 1], [2, 9, 4], [1, 1, 4]) == pytest.approx(2.5 / 3)
 
 
-def test_measure_counts_the_unended_as_ungrammatical():
-    measured = measure(
-        reviews.TASK,
-        ['the plot'] * 3,
-        ['was funny .', 'was funny', 'was dull .'],
-        [True, True, False],
-        logps=np.asarray([-1.0, -2, -3]),
-        ref_logps=np.asarray([-2.0, -2, -2]),
-        length=np.asarray([4, 3, 3]),
-    )
-    assert measured.gold.tolist() == [1.0, -3.0, -1.0]
-    assert measured.ungrammatical.tolist() == [False, True, True]
-    assert measured.summary()['kl'] == 0.0
+def test_the_unended_count_as_ungrammatical():
+    measures = task_measures(reviews.TASK)
+    records, completions = [{'prompt': 'the plot'}] * 3, ['was funny .', 'was funny', 'was dull .']
+    asked = (records, completions, [True, True, False], None)
+    assert measures['gold'](*asked).tolist() == [1.0, -3.0, -1.0]
+    assert measures['ungrammatical'](*asked).tolist() == [False, True, True]
+
+
+def test_samples_are_summed_up_and_written():
+    kl, length = np.asarray([1.0, 0, -1]), np.asarray([4, 3, 3])
+    samples = Samples([{'prompt': 'p'}] * 3, ['a', 'b', 'c'], kl, length, {'gold': np.asarray([1.0, 2, 3])})
+    assert samples.summary() == {'gold': 2.0, 'kl': 0.0, 'length': pytest.approx(10 / 3)}
+    assert samples.rows(np.asarray([2])).completions == ['c']
+    first = {'step': 5, 'prompt': 'p', 'completion': 'a', 'gold': 1.0, 'kl': 1.0, 'length': 4.0}
+    assert samples.to_records(5)[0] == first
 
 
 def test_figure_and_tables(tmp_path):

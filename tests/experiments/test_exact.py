@@ -26,7 +26,18 @@ BETA = 1.0
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp('exact')
-    sft.train(sft.SFTSettings(out=f'{folder}/sft', task='exact', max_steps=150, demonstrations=5000))
+    sft.train(
+        sft.SFTSettings(
+            out=f'{folder}/sft',
+            task='exact',
+            max_steps=150,
+            demonstrations=5000,
+            batch_size=128,
+            learning_rate=3e-3,
+            schedule='cosine',
+            warmup_steps=20,
+        )
+    )
     return folder
 
 
@@ -65,6 +76,7 @@ def test_dpo_with_soft_labels_reaches_the_optimum(base):
             max_steps=260,
             learning_rate=5e-3,
             schedule='cosine',
+            warmup_steps=10,
             clip_norm=0.1,
         )
     )
@@ -80,7 +92,7 @@ def test_ppo_reaches_the_optimum(base):
             beta=BETA,
             batch_size=1024,
             max_steps=60,
-            epochs=4,
+            update_epochs=4,
             lam=1.0,
             minibatches=8,
             learning_rate=3e-3,

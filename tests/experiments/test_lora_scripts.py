@@ -41,7 +41,7 @@ def run(start, script, out, **given):
         reward_model: reward_model.RewardModelSettings,
     }
     more = {dpo: {'comparisons': 40}, reward_model: {'comparisons': 40}, sft: {'demonstrations': 200}}
-    more[ppo] = {'prompts': 32, 'minibatches': 2, 'epochs': 1}
+    more[ppo] = {'prompts': 32, 'minibatches': 2, 'update_epochs': 1}
     settings = {**TINY, **LORA, 'out': str(out), 'init_from': str(start), **more[script], **given}
     return script.train(classes[script](**settings))
 
@@ -69,7 +69,7 @@ def test_a_reward_model_learns_by_an_adapter(start, tmp_path):
     accuracies = [record['rewards/accuracies'] for record in read_records(tmp_path / 'metrics.jsonl')]
     assert np.mean(accuracies[-5:]) > np.mean(accuracies[:3]) and summary['eval_pairs'] > 0
     model, _ = load_reward_model(tmp_path / 'model')
-    assert set(model.params) == {'backbone', 'head'}
+    assert set(model.params) == {'backbone', 'head'} and (tmp_path / 'adapter/adapter_config.json').exists()
 
 
 def test_a_run_of_an_adapter_resumes(start, tmp_path):
@@ -90,9 +90,15 @@ def test_pmap_trains_the_same_adapter(start, tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
-def test_a_run_in_which_nothing_trains_is_stopped(start, tmp_path):
-    with pytest.raises(InputError, match=r'after 3 steps none of the 14 trainable arrays has changed'):
-        run(start, sft, tmp_path, learning_rate=0.0)
+def test_steps_without_a_gradient_are_told_and_do_not_stop_the_run(start, tmp_path, monkeypatch, caplog):
+    (tmp_path / 'equal.py').write_text('def one(prompt, completion):\n    return 1\n')
+    monkeypatch.chdir(tmp_path)
+    # Equal rewards leave advantages of 0, and without a value loss no gradient at all.
+    still = dict(reward='equal:one', beta=0.0, value_coef=0.0, lora_rank=0)
+    assert run(start, ppo, tmp_path / 'run', **still)['steps'] == 4
+    records = read_records(tmp_path / 'run/metrics.jsonl')
+    if all(record['grad_norm'] == 0 for record in records):
+        assert 'the first 3 steps had no gradient' in caplog.text
     with pytest.raises(InputError, match=r'--lora_targets=q_proj: matches none of attention/key'):
         run(start, sft, tmp_path / 'targets', lora_targets='q_proj')
     with pytest.raises(InputError, match=r'--lora_dropout=0.1: the ratio of PPO needs a policy without dropout'):

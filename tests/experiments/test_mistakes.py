@@ -17,13 +17,13 @@ reward_model = load_script(SCRIPTS / 'reward_model.py')
 sft = load_script(SCRIPTS / 'sft.py')
 
 ROOT = Path(__file__).parents[2]
-TINY = {'model': 'tiny', 'max_steps': 2, 'batch_size': 8}
+TINY = {'max_steps': 2, 'batch_size': 8}
 
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')
-    sft.train(sft.SFTSettings(out=f'{folder}/sft', demonstrations=50, **TINY))
+    sft.train(sft.SFTSettings(out=f'{folder}/sft', model='tiny', demonstrations=50, **TINY))
     return folder
 
 
@@ -51,8 +51,10 @@ def test_one_line_and_exit_code_2(script, arguments, message, tmp_path):
 
 def test_help_is_for_strangers():
     result = run('experiments/ppo.py', '--help')
-    assert 'PPO on language' in result.stdout and '--kl_horizon' in result.stdout
-    assert 'python experiments/ppo.py --task=sort' in result.stdout
+    assert 'PPO on language' in result.stdout and '--kl_horizon=10000.0' in result.stdout
+    assert 'python experiments/ppo.py --data=prompts.jsonl' in result.stdout
+    for group in ('algorithm', 'data', 'model', 'adapter', 'optimiser', 'evaluation', 'run', 'devices'):
+        assert f'\n{group}:\n' in result.stdout
 
 
 def refused(train, settings_class, message, **settings):
@@ -103,7 +105,7 @@ def test_flags(base, tmp_path):
     refused(sft.train, sft.SFTSettings, r'--task=poems: no such task', out=out, task='poems')
     refused(sft.train, sft.SFTSettings, r'--model=huge: no such folder, size .* or hub id', out=out, model='huge')
     refused(dpo.train, dpo.DPOSettings, r'--init_from=.*nowhere: holds no model', out=out, init_from='nowhere')
-    small = {'out': out, 'init_from': start, 'comparisons': 8}
+    small = {'out': out, 'init_from': start, 'comparisons': 8, 'resume': False}
     whole = {**small, 'loss': 'aot', 'micro_batches': 2}
     refused(dpo.train, dpo.DPOSettings, r'--micro_batches=2: --loss=aot reads the whole batch', **whole)
     refused(
@@ -116,7 +118,7 @@ def test_flags(base, tmp_path):
     refused(
         dpo.train,
         dpo.DPOSettings,
-        r"--loss_args=gama=1: simpo takes no 'gama'; it takes beta, gamma",
+        r"--loss_args=gama=1: simpo takes no 'gama=1'; give KEY=VALUE, its keys: beta, gamma",
         **small,
         loss='simpo',
         loss_args='gama=1',
@@ -154,7 +156,7 @@ def test_flags(base, tmp_path):
     refused(
         ppo.train,
         ppo.PPOSettings,
-        r"--reward=rewards:mine: No module named 'rewards'",
+        r"--reward=rewards:mine: ModuleNotFoundError: No module named 'rewards'",
         out=f'{out}4',
         init_from=start,
         reward='rewards:mine',

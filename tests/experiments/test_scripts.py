@@ -21,16 +21,21 @@ ppo = load_script(SCRIPTS / 'ppo.py')
 reward_model = load_script(SCRIPTS / 'reward_model.py')
 sft = load_script(SCRIPTS / 'sft.py')
 
-TINY = {'model': 'tiny', 'max_steps': 3, 'save_every': 2, 'batch_size': 16}
+TINY = {'max_steps': 3, 'save_every': 2, 'batch_size': 16, 'learning_rate': 1e-3}
 
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
     """A folder with a tiny SFT model, judgements of its samples, and a reward model."""
     folder = tmp_path_factory.mktemp('runs')
-    sft.train(sft.SFTSettings(out=f'{folder}/sft', demonstrations=200, **{**TINY, 'max_steps': 60}))
+    sft.train(
+        sft.SFTSettings(
+            out=f'{folder}/sft', model='tiny', demonstrations=200, **{**TINY, 'max_steps': 60, 'learning_rate': 3e-3}
+        )
+    )
     common = {**TINY, 'init_from': f'{folder}/sft', 'comparisons': 40}
-    collect.collect(collect.FeedbackSettings(out=f'{folder}/feedback', **common))
+    asked = {'init_from': f'{folder}/sft', 'comparisons': 40}
+    collect.collect(collect.CollectSettings(out=f'{folder}/feedback', **asked))
     reward_model.train(reward_model.RewardModelSettings(out=f'{folder}/rm', **common, **judged(folder)))
     return folder
 
@@ -45,7 +50,14 @@ def dpo_settings(base, out, **given):
 
 
 def ppo_settings(base, out, **given):
-    settings = {**TINY, 'out': str(out), 'init_from': f'{base}/sft', 'prompts': 64, 'minibatches': 2, 'epochs': 2}
+    settings = {
+        **TINY,
+        'out': str(out),
+        'init_from': f'{base}/sft',
+        'prompts': 64,
+        'minibatches': 2,
+        'update_epochs': 2,
+    }
     return ppo.PPOSettings(**{**settings, **given})
 
 
@@ -66,7 +78,8 @@ def check_run_folder(folder, steps=3):
 def test_sft(base):
     summary = check_run_folder(base / 'sft', 60)
     assert summary['eval_perplexity'] < 36  # better than chance over the task's words
-    assert len((base / 'sft/samples.jsonl').read_text().splitlines()) == 16
+    samples = read_records(base / 'sft/samples.jsonl')
+    assert len(samples) == 64 and {'step', 'prompt', 'completion', 'gold', 'kl', 'length'} <= samples[0].keys()
 
 
 def test_feedback(base):
@@ -234,7 +247,7 @@ def test_text_from_a_file(tmp_path):
     pairs = [{'prompt': f'What is {i}?', 'chosen': f' It is {i}.', 'rejected': ' No idea at all.'} for i in range(30)]
     write_records(tmp_path / 'pairs.jsonl', pairs)
     common = {**TINY, 'data': str(tmp_path / 'pairs.jsonl'), 'max_prompt_tokens': 24, 'max_new_tokens': 24}
-    summary = sft.train(sft.SFTSettings(out=f'{tmp_path}/sft', tokenizer='bytes', **common))
+    summary = sft.train(sft.SFTSettings(out=f'{tmp_path}/sft', model='tiny', tokenizer='bytes', **common))
     assert summary['train_records'] == 27 and summary['eval_records'] == 3
     common['init_from'] = f'{tmp_path}/sft'
     reward_model.train(reward_model.RewardModelSettings(out=f'{tmp_path}/rm', **common))

@@ -21,7 +21,7 @@ reward_model = load_script(SCRIPTS / 'reward_model.py')
 sft = load_script(SCRIPTS / 'sft.py')
 
 SHARED = Path(__file__).parents[2].parent / 'shared'
-TINY = {'model': 'tiny', 'max_steps': 3, 'save_every': 2, 'batch_size': 8, 'tokenizer': 'bytes'}
+TINY = {'model': 'tiny', 'max_steps': 3, 'save_every': 2, 'batch_size': 8, 'tokenizer': 'bytes', 'learning_rate': 1e-3}
 LENGTHS = {'max_prompt_tokens': 64, 'max_new_tokens': 64}
 
 
@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 
 def common(data, out, name='pairs.jsonl', **given):
     settings = {**TINY, **LENGTHS, 'data': str(data / name), 'out': str(out), 'init_from': str(data / 'sft'), **given}
-    return {key: value for key, value in settings.items() if key != 'tokenizer'}
+    return {key: value for key, value in settings.items() if key not in ('tokenizer', 'model')}
 
 
 def test_the_template_travels_with_the_model(data):
@@ -88,7 +88,7 @@ def test_prompts_of_messages(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summary = ppo.train(
         ppo.PPOSettings(
-            **common(data, tmp_path / 'ppo', 'prompts.jsonl', reward='rules:short', minibatches=1, epochs=1)
+            **common(data, tmp_path / 'ppo', 'prompts.jsonl', reward='rules:short', minibatches=1, update_epochs=1)
         )
     )
     assert summary['steps'] == 3

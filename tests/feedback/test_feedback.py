@@ -14,7 +14,7 @@ from rlax_ft.models.config import embedded_config
 from rlax_ft.models.heads import reward_params
 from rlax_ft.models.transformer import init_params
 from rlax_ft.rewards.learned import RewardModel, load_reward_model, save_reward_model
-from rlax_ft.rewards.rules import rule_scores
+from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.types import TokenBatch
 
 
@@ -38,10 +38,33 @@ def test_judgements_tie_equal_texts_and_read_back(tmp_path):
 
 def test_rules_keep_fractions_and_refuse_nan():
     # An integer first must not make the array one of integers: 0.7 would become 0.
-    scores = rule_scores(lambda p, c: 1 if c == 'a' else 0.7, ['p', 'p'], ['a', 'b'])
+    records = [{'prompt': 'p', 'answer': 'b'}, {'prompt': [{'role': 'user', 'content': 'q'}], 'answer': 'b'}]
+    scores = reward_scores(as_reward(lambda p, c: 1 if c == 'a' else 0.7), records, ['a', 'b'])
     assert scores.dtype == np.float32 and scores.tolist() == pytest.approx([1.0, 0.7])
-    with pytest.raises(ValueError, match=r"the reward of 'c' after 'p' is nan"):
-        rule_scores(lambda p, c: float('nan'), ['p'], ['c'])
+    # A rule of two texts sees a message list as text; a batched reward sees every field.
+    assert reward_scores(as_reward(lambda p, c: p == 'q'), records, ['a', 'b']).tolist() == [0.0, 1.0]
+
+    def right(records, completions, scale=1.0):
+        return [scale * (record['answer'] == completion) for record, completion in zip(records, completions)]
+
+    assert reward_scores(as_reward(right), records, ['a', 'b'], scale=2.0, unknown=1).tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ('reward', 'message'),
+    [
+        (lambda p, c: float('nan'), r"r: gave nan for 'c'; a finite number was expected"),
+        (lambda p, c: None, r"r: gave None for 'c'; a number was expected"),
+        (lambda p, c: 'good', r"r: gave 'good' for 'c'"),
+        (lambda p, c: 1 / 0, r'r: raised ZeroDivisionError: division by zero'),
+        (lambda records, completions: [1.0, 2.0], r'r: gave 2 values for 1 completions; one number each'),
+        (lambda records, completions: None, r'r: gave a single value for 1 completions'),
+        (lambda x: 1.0, r'a reward takes \(records, completions, \*\*info\) or \(prompt, completion\); found \(x\)'),
+    ],
+)
+def test_a_reward_that_gives_no_numbers_is_one_line(reward, message):
+    with pytest.raises(InputError, match=message):
+        reward_scores(as_reward(reward), [{'prompt': 'p'}], ['c'], name='r')
 
 
 def test_reward_models_are_centred_and_come_back(tmp_path):

@@ -32,7 +32,7 @@ def setting():
 
 
 def test_a_missing_eos_and_an_integer_score():
-    scores = end_scores(jnp.asarray([1, 0]), jnp.asarray([True, False]), -0.5)
+    scores = end_scores(jnp.asarray([1, 0]), jnp.asarray([True, False]), 0.5)
     assert scores.dtype == jnp.float32 and scores.tolist() == [1.0, -0.5]
 
 

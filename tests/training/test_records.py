@@ -54,10 +54,22 @@ def test_metrics_are_written_once_per_step_one_step_late(tmp_path):
     with MetricsWriter(tmp_path, start=0, total=3, title='t') as writer:
         writer.write(1, {'loss': jnp.asarray(1.0)})
         assert read_records(tmp_path / 'metrics.jsonl') == []
-        writer.write(2, {'loss': jnp.asarray(jnp.nan)})
+        writer.write(2, {'loss': jnp.asarray(2.0), 'perf/mfu': jnp.asarray(jnp.nan)})
         assert read_records(tmp_path / 'metrics.jsonl') == [{'step': 1, 'loss': 1.0}]
-    assert [r['loss'] for r in read_records(tmp_path / 'metrics.jsonl')] == [1.0, 'nan']
+    assert read_records(tmp_path / 'metrics.jsonl')[1] == {'step': 2, 'loss': 2.0, 'perf/mfu': 'n/a'}
     assert list((tmp_path / 'tensorboard').iterdir())
+
+
+@pytest.mark.parametrize('name', ['loss', 'grad_norm'])
+def test_a_number_that_is_not_finite_stops_the_run_with_its_step(tmp_path, name):
+    with (
+        pytest.raises(InputError, match=rf'step 2: {name} is nan; the run has stopped'),
+        MetricsWriter(tmp_path, start=0, total=3, title='t') as writer,
+    ):
+        writer.write(1, {'loss': jnp.asarray(1.0)})
+        writer.write(2, {name: jnp.asarray(jnp.nan)})
+        writer.flush()
+    assert read_records(tmp_path / 'metrics.jsonl')[1] == {'step': 2, name: 'nan'}
 
 
 def test_a_run_that_was_cut_off_repeats_no_step(tmp_path):
