@@ -73,7 +73,10 @@ def train(settings: PPOSettings) -> dict:
         return run.summary
     check(settings)
     task = task_of(settings)
-    prompts = read_prompts(settings.data) if settings.data else task.sample_prompts(settings.prompts, settings.seed)
+    if settings.data:
+        prompts = [record['prompt'] for record in read_prompts(settings.data)]
+    else:
+        prompts = task.sample_prompts(settings.prompts, settings.seed)
     codec = make_codec(settings, run, lambda: map(plain_text, prompts))
     learner = make_learner(settings, *starting_model(settings, codec))
     announce_model(run, learner.config, codec)

@@ -34,7 +34,7 @@ def read_raw(source: str | Path, *, start: int = 0) -> Iterator[tuple[dict, str]
     path = Path(source)
     if path.is_dir() or is_hub_id(source):
         rows = load_hub(source, streaming=False)
-        yield from ((row, f'{source}, record {i}') for i, row in enumerate(rows.skip(start), start + 1))
+        yield from ((without_nulls(row), f'{source}, record {i}') for i, row in enumerate(rows.skip(start), start + 1))
         return
     if not path.is_file():
         raise InputError(f'{path}: no such file; give a .jsonl, .json (both also .gz) or .parquet file, or OWNER/NAME')
@@ -109,7 +109,7 @@ def _parquet(path):
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
             for record in batch.to_pylist():
                 number += 1
-                yield record, f'{path}, record {number}'
+                yield without_nulls(record), f'{path}, record {number}'
     except (OSError, pyarrow.ArrowInvalid) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f'{path}: cannot be read as Parquet after record {number} ({reason})') from error
@@ -127,6 +127,13 @@ def _parse(text, where, expected):
     except json.JSONDecodeError as error:
         place = f'column {error.colno}' if error.lineno == 1 else f'line {error.lineno}, column {error.colno}'
         raise InputError(f'{where}: not JSON ({error.msg} at {place}); {expected} was expected') from error
+
+
+def without_nulls(value):
+    """A value from columns without the nulls that stand there for keys which an object does not have, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _object(value, where):
