@@ -1,5 +1,7 @@
 """Batches: one BOS, EOS learned, PAD never, prompts and labels in their places; and the loader's resumable order."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -108,3 +110,20 @@ def test_split_holds_out_and_loses_nothing():
     train, held_out = split_rows(list(range(30)), seed=0)
     assert len(held_out) == 3 and sorted(train + held_out) == list(range(30))
     assert split_rows(list(range(30)), seed=0) == (train, held_out)
+
+
+def test_a_held_out_prompt_is_never_trained_on():
+    talk = lambda i: [{'role': 'user', 'content': f'question {i}'}]  # noqa: E731
+    records = [{'prompt': f'p{i % 50}' if i % 2 else talk(i % 50), 'n': i} for i in range(400)]
+    train, held_out = split_rows(records, seed=0)
+    sides = [{json.dumps(r['prompt']) for r in side} for side in (train, held_out)]
+    assert not sides[0] & sides[1] and len(held_out) == 40 and len(sides[1]) == 5
+    assert sorted(train + held_out, key=lambda r: r['n']) == records
+    assert [r['n'] for r in train] == sorted(r['n'] for r in train)
+    assert split_rows(records, seed=0) == (train, held_out) != split_rows(records, seed=1)
+    # One prompt with nearly all records: something is left to train on, and to measure on.
+    lopsided = [{'prompt': 'p'}] * 99 + [{'prompt': 'q'}]
+    for seed in range(4):
+        assert [len(side) for side in split_rows(lopsided, seed=seed)] == [99, 1]
+    assert [len(side) for side in split_rows([*lopsided[:9], *[{'prompt': 'q'}] * 5], seed=0)] == [9, 5]
+    assert split_rows([{'prompt': 'p'}] * 3, seed=0) == ([{'prompt': 'p'}] * 3,) * 2
