@@ -7,12 +7,13 @@ import pytest
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.loader import batch_indices, local_batch, split_rows
-from rlax_ft.data.rows import preference_rows, prompt_arrays, ranking_rows, token_rows
+from rlax_ft.data.rows import fitting, preference_rows, prompt_arrays, ranking_rows, token_rows
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
 
 CODEC = Codec(word_tokenizer('abcde'), max_prompt=4, max_new_tokens=4)
 PAD, BOS, EOS = 0, 1, 2
+FULL, FITS = {'prompt': 'a', 'completion': 'b b b b'}, {'prompt': 'a', 'completion': 'b b b'}
 
 
 def test_rows_by_hand():
@@ -40,10 +41,14 @@ def test_prompts_are_left_padded():
 def test_too_long_is_an_error_or_is_cut():
     with pytest.raises(InputError, match=r"'a b c d'... has 5 tokens and the context has room for 4; raise --max_p"):
         prompt_arrays(CODEC, ['a', 'a b c d'])
-    with pytest.raises(InputError, match=r"the response 'b b b b b'... has 5 tokens .*--max_new_tokens.*--truncate"):
+    with pytest.raises(InputError, match=r"the response 'b b b b b'... has 6 tokens .*--max_new_tokens.*--truncate"):
         token_rows(CODEC, ['a'], ['b b b b b'])
-    # Four words fill the room of four tokens: a response that was cut off, without EOS.
-    assert token_rows(CODEC, ['a'], ['b b b b']).tokens[0, :6].tolist() == [BOS, 3, 4, 4, 4, 4]
+    # Four words and EOS do not fit into four tokens, but a sampler that cut them off has filled its room.
+    with pytest.raises(InputError, match=r"the response 'b b b b'... has 5 tokens and the context has room for 4"):
+        token_rows(CODEC, ['a'], ['b b b b'])
+    assert fitting(Codec(CODEC.tokenizer, 4, 4, truncate=True), [FULL, FITS]) == [FITS]
+    sampled = Codec(CODEC.tokenizer, 4, 4, cut_off=True)
+    assert token_rows(sampled, ['a'], ['b b b b']).tokens[0, :6].tolist() == [BOS, 3, 4, 4, 4, 4]
     cut = Codec(CODEC.tokenizer, 4, 4, truncate=True)
     rows = token_rows(cut, ['a b c d'], ['a b'])
     assert rows.tokens.tolist() == [[BOS, 4, 5, 6, 3, 4, EOS, 0]]  # BOS, the prompt's end, the whole response
