@@ -101,11 +101,10 @@ class Codec:
         self._within([row.response for row in rows])
         return rows
 
-    def keep(self, prompts: list[Text], responses: list[Text], rows: list[Dialogue]) -> None:
-        """Has the next `encode` of these very prompts and responses give these rows, so that text is encoded once."""
-        for prompt, response, row in zip(prompts, responses, rows):
-            # The objects are kept with their row, so nothing else can have their ids.
-            self._kept[id(prompt), id(response)] = prompt, response, row
+    def keep(self, prompt: Text, response: Text, row: Dialogue) -> None:
+        """Has the next `encode` of this very prompt and response give this row, so that text is encoded once."""
+        # The objects are kept with their row, so nothing else can have their ids.
+        self._kept[id(prompt), id(response)] = prompt, response, row
 
     def decode(self, rollout: Rollout) -> tuple[list[str], list[bool]]:
         """The text of each completion up to its end, and whether it did end (always, where `ends` is False)."""

@@ -37,7 +37,9 @@ def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dic
             same += 1
         elif all(fits) or ('ranks' in record and sum(fits) > 1):
             kept.append(_of_fitting(record, encoded, fits))
-            codec.keep([prompt_of(record)] * len(some), some, encoded)
+            for answer, row, fit in zip(some, encoded, fits):
+                if fit:
+                    codec.keep(prompt_of(record), answer, row)
         else:
             long += 1
     if len(kept) < at_least:
