@@ -32,7 +32,7 @@ READERS = {
     'judged': read_judged,
     'pairs': read_pairs,
     'rankings': read_rankings,
-    'prompts': lambda source: [{'prompt': prompt} for prompt in read_prompts(source)],
+    'prompts': read_prompts,
 }
 
 

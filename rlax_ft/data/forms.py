@@ -14,6 +14,7 @@ the fields that records.py reads.
 
 from collections import Counter
 
+from rlax_ft.data.messages import is_learned, message_list
 from rlax_ft.data.sources import kind
 from rlax_ft.errors import InputError
 
@@ -36,6 +37,9 @@ _ROLES = {
 def convert(record: dict, where: str) -> dict:
     """The record with the fields "prompt" and "completion", "chosen" and "rejected", or "completions" and "ranks".
 
+    All its other fields stay; of those that a form is made of, only GSM8K's "answer" does, for a reward to check. A
+    field that is null is as if it were absent: column formats write null where a record has no such field.
+
     Args:
       record: as it stands in the file.
       where: file and line, for messages.
@@ -43,9 +47,11 @@ def convert(record: dict, where: str) -> dict:
     Raises:
       InputError: a field is missing or of the wrong kind.
     """
-    for fields, function in _FORMS:
+    record = {name: value for name, value in record.items() if value is not None}
+    for fields, function, used in _FORMS:
         if fields <= record.keys():
-            return function(record, where)
+            rest = {k: v for k, v in record.items() if k not in used and k not in FIELDS} if used else record
+            return {**function(record, where), **rest}
     return record
 
 
@@ -57,8 +63,8 @@ def _sharegpt(record, where):
             for side in ('chosen', 'rejected')
             if side in record
         }
-    label = {'label': record['kto_tag']} if 'kto_tag' in record else {}
-    return _messages({'messages': messages, **label}, where)
+    label = record.get('kto_tag', record.get('label'))
+    return _messages({'messages': messages, **({} if label is None else {'label': label})}, where)
 
 
 def _messages(record, where):
@@ -68,14 +74,22 @@ def _messages(record, where):
         return {'prompt': messages}
     if 'label' in record:
         return {'prompt': messages[: answers[-1]], 'completion': [messages[answers[-1]]], 'label': record['label']}
-    # What follows the last answer teaches nothing.
-    return {'prompt': messages[: answers[0]], 'completion': messages[answers[0] : answers[-1] + 1]}
+    learned = [i for i in answers if is_learned(messages[i])]
+    if not learned:
+        raise InputError(
+            f'{where}: field "messages": every message of the assistant has the weight 0; nothing to learn'
+        )
+    # What stands before the first answer that is learned is read only; what follows the last one teaches nothing.
+    return {'prompt': messages[: learned[0]], 'completion': messages[learned[0] : learned[-1] + 1]}
 
 
 def _alpaca(record, where):
-    question = '\n\n'.join(filter(None, [text(record, 'instruction', where), record.get('input')]))
-    history = []
-    for i, pair in enumerate(record.get('history') or [], 1):
+    parts = [text(record, field, where) for field in ('instruction', 'input') if field in record]
+    question = '\n\n'.join(filter(None, parts))
+    turns, history = record.get('history', []), []
+    if not isinstance(turns, list):
+        raise InputError(f'{where}: field "history" is {kind(turns)}; a list of pairs of texts was expected')
+    for i, pair in enumerate(turns, 1):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise InputError(f'{where}: field "history", entry {i}: a pair of texts was expected')
         history += [_message('user', pair[0]), _message('assistant', pair[1])]
@@ -84,8 +98,9 @@ def _alpaca(record, where):
 
 def _pandalm(record, where):
     prompt = _alpaca({k: v for k, v in record.items() if k in ('instruction', 'input')}, where)
-    votes = Counter(record[name] for name in ('annotator1', 'annotator2', 'annotator3') if name in record)
-    if not votes or not votes.keys() <= {0, 1, 2}:
+    given = [record[name] for name in ('annotator1', 'annotator2', 'annotator3') if name in record]
+    votes = Counter(vote for vote in given if isinstance(vote, int))
+    if not given or votes.total() < len(given) or not votes.keys() <= {0, 1, 2}:
         raise InputError(f'{where}: fields "annotator1" to "annotator3" must be 0 (a tie), 1 or 2')
     # Rank 0 is best; without a majority for either it is a tie.
     ranks = [int(votes[2] > votes[1]), int(votes[1] > votes[2])]
@@ -100,11 +115,13 @@ def _question(record, where):
 
 
 def _answered(record, where, prompt, answer):
-    fields = {answer: 'completion', 'chosen': 'chosen', 'rejected': 'rejected'}
-    answers = {
-        name: [_message('assistant', text(record, field, where))] for field, name in fields.items() if field in record
+    answers = {side: side for side in ('chosen', 'rejected') if side in record} or {answer: 'completion'}
+    answered = {
+        name: [_message('assistant', text(record, field, where))] for field, name in answers.items() if field in record
     }
-    return {'prompt': prompt, **answers, **({'label': record['label']} if 'label' in record else {})}
+    # Beside a comparison the one answer of a file is a field like any other.
+    kept = {answer: record[answer]} if 'completion' not in answered and answer in record else {}
+    return {'prompt': prompt, **kept, **answered}
 
 
 def _plain_text(record, where):
@@ -115,19 +132,24 @@ def _as_it_is(record, where):
     return record
 
 
-# The first row whose fields a record has says what it is.
+# What records.py reads; the form alone says what stands in them.
+FIELDS = ('prompt', 'completion', 'chosen', 'rejected', 'completions', 'ranks')
+_ALPACA = ('instruction', 'input', 'output', 'system', 'history')
+_PANDALM = ('response1', 'response2', 'annotator1', 'annotator2', 'annotator3')
+
+# The first row whose fields a record has says what it is: (fields, function, fields that it uses up).
 _FORMS = (
-    ({'prompt', 'completion'}, _as_it_is),
-    ({'prompt', 'completions'}, _as_it_is),
-    ({'prompt', 'chosen'}, _as_it_is),
-    ({'conversations'}, _sharegpt),
-    ({'instruction', 'response1', 'response2'}, _pandalm),
-    ({'instruction'}, _alpaca),
-    ({'question', 'answer'}, _question),
-    ({'question', 'chosen'}, _question),
-    ({'chosen'}, _as_it_is),
-    ({'messages'}, _messages),
-    ({'text'}, _plain_text),
+    ({'prompt', 'completion'}, _as_it_is, ()),
+    ({'prompt', 'completions'}, _as_it_is, ()),
+    ({'prompt', 'chosen'}, _as_it_is, ()),
+    ({'conversations'}, _sharegpt, ('conversations', 'system', 'kto_tag')),
+    ({'instruction', 'response1', 'response2'}, _pandalm, (*_ALPACA, *_PANDALM)),
+    ({'instruction'}, _alpaca, _ALPACA),
+    ({'question', 'answer'}, _question, ('question', 'system')),
+    ({'question', 'chosen'}, _question, ('question', 'system')),
+    ({'chosen'}, _as_it_is, ()),
+    ({'messages'}, _messages, ('messages',)),
+    ({'text'}, _plain_text, ('text',)),
 )
 
 
@@ -149,44 +171,27 @@ def found(record: dict) -> str:
     return ', '.join(map(repr, record)) or 'an empty object'
 
 
-def message_list(value, where: str, field: str) -> list[dict]:
-    """Checks a list of {"role", "content"}.
-
-    Raises:
-      InputError: it is not one.
-    """
-    if not isinstance(value, list) or not value:
-        raise InputError(f'{where}: field "{field}" must be a list of messages {{"role", "content"}}')
-    for number, message in enumerate(value, 1):
-        place = f'{where}: field "{field}", message {number}'
-        if not isinstance(message, dict):
-            raise InputError(f'{place} is {kind(message)}; an object {{"role", "content"}} was expected')
-        for part in ('role', 'content'):
-            # A call of a tool may come without content.
-            if not isinstance(message.get(part), str) and not (part == 'content' and message.get('tool_calls')):
-                state = f'"{part}" is {kind(message[part])}' if part in message else f'no "{part}"'
-                raise InputError(f'{place}: {state}; a text was expected')
-    return value
-
-
 def _turns(value, where, field):
     if not isinstance(value, list) or not value:
         raise InputError(f'{where}: field "{field}" must be a list of turns {{"from", "value"}}')
     messages = []
     for number, turn in enumerate(value, 1):
         place = f'{where}: field "{field}", turn {number}'
-        if isinstance(turn, dict) and 'role' in turn:
-            turn = {'from': turn['role'], 'value': turn.get('content')}
-        if not isinstance(turn, dict) or not isinstance(turn.get('value'), str):
+        if not isinstance(turn, dict):
             raise InputError(f'{place}: an object {{"from", "value"}} of texts was expected')
-        if turn.get('from') not in _ROLES:
-            raise InputError(f'{place}: "from" is {turn.get("from")!r}; use one of {", ".join(_ROLES)}')
-        messages.append(_message(_ROLES[turn['from']], turn['value']))
-    return messages
+        role, content = turn.get('from', turn.get('role')), turn.get('value', turn.get('content'))
+        if not isinstance(content, str) and not (content is None and turn.get('tool_calls')):
+            raise InputError(f'{place}: an object {{"from", "value"}} of texts was expected')
+        if not isinstance(role, str) or role not in _ROLES:
+            raise InputError(f'{place}: "from" is {role!r}; use one of {", ".join(_ROLES)}')
+        rest = {k: v for k, v in turn.items() if k not in ('from', 'value', 'role', 'content')}
+        messages.append({'role': _ROLES[role], 'content': content, **rest})
+    return message_list(messages, where, field)
 
 
 def _system(record, where):
-    return [_message('system', text(record, 'system', where))] if record.get('system') else []
+    content = text(record, 'system', where) if 'system' in record else ''
+    return [_message('system', content)] if content else []
 
 
 def _message(role, content):

@@ -7,6 +7,7 @@ stream.py.
 import collections
 import concurrent.futures
 import functools
+import json
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -71,9 +72,31 @@ def _permutation(size, seed, epoch):
 
 
 def split_rows(records: list, *, seed: int, share: float = 0.1) -> tuple[list, list]:
-    """(training, held-out) records: a random share, at least one, is held out; a single record serves as both."""
-    if len(records) == 1:
+    """(training, held-out) records, in their order; all records of one prompt stand on one side.
+
+    Prompts are drawn at random as long as all their records fit into the share; the one with the fewest is held out
+    where none fits. Records that are no {"prompt": ...} are each a prompt of their own. A single prompt serves as both.
+
+    Args:
+      records: whose "prompt" is a text or a message list; tools belong to it.
+      seed: of the draw.
+      share: of the records.
+    """
+    groups = collections.defaultdict(list)
+    for index, record in enumerate(records):
+        groups[_prompt_key(record, index)].append(index)
+    if len(groups) == 1:
         return records, records
-    order = np.random.default_rng([seed, 3]).permutation(len(records))
-    cut = max(round(len(records) * share), 1)
-    return [records[i] for i in sorted(order[cut:])], [records[i] for i in sorted(order[:cut])]
+    groups, held_out, room = list(groups.values()), set(), max(round(len(records) * share), 1)
+    for group in np.random.default_rng([seed, 3]).permutation(len(groups)):
+        if len(held_out) + len(groups[group]) <= room:
+            held_out.update(groups[group])
+    held_out = held_out or set(min(groups, key=len))
+    return tuple([r for i, r in enumerate(records) if (i in held_out) is side] for side in (False, True))
+
+
+def _prompt_key(record, index):
+    if not isinstance(record, dict) or 'prompt' not in record:
+        return index
+    prompt = record['prompt']
+    return prompt if isinstance(prompt, str) else json.dumps([prompt, record.get('tools')], sort_keys=True)

@@ -9,7 +9,8 @@ The forms are TRL's, and one of ours for rankings; forms.py turns others into th
     {"prompt"}                                  a prompt
 
 Prompts and answers are texts, or lists of messages {"role", "content"}, both of one kind within a record. A form with
-more can stand in for one with less. Leaves out files (sources.py) and tokens (batches.py).
+more can stand in for one with less. All other fields of a record stay in it; "tools" (schemas) also travel with a
+prompt of messages. Leaves out files (sources.py) and tokens (codec.py).
 """
 
 import itertools
@@ -19,12 +20,16 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rlax_ft.data.forms import convert, found, message_list, text
+import numpy as np
+
+from rlax_ft.data.forms import FIELDS, convert, found, text
+from rlax_ft.data.messages import is_learned, message_list, parse_tools, with_tools
 from rlax_ft.data.sources import kind, read_raw
 from rlax_ft.errors import InputError
 
 # In dialogues such as hh-rlhf's, the response is what follows the last turn marker that both texts share.
 _TURN = '\n\nAssistant:'
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_demonstrations(source: str | Path) -> list[dict]:
@@ -49,16 +54,18 @@ def read_demonstrations(source: str | Path) -> list[dict]:
 
 def demonstration(record: dict, where: str) -> dict | None:
     """One converted record as {"prompt", "completion"}; None where its completion is judged bad."""
-    if 'completions' in record:
+    if _is_ranking(record):
         ranking = _ranking(record, where)
         best = min(range(len(ranking['ranks'])), key=ranking['ranks'].__getitem__)
-        return {'prompt': ranking['prompt'], 'completion': ranking['completions'][best]}
+        return _other(ranking) | {'prompt': ranking['prompt'], 'completion': ranking['completions'][best]}
     if 'completion' in record:
-        if 'label' in record and not _judged(record, where)['label']:
+        # A class beside plain text is no judgement.
+        judged = 'label' in record and (record['prompt'] != '' or isinstance(record['label'], bool))
+        if judged and not _judged(record, where)['label']:
             return None
         return _answers(record, ('completion',), where)
     pair = _pair(record, where, 'a demonstration {"prompt", "completion"}')
-    return {'prompt': pair['prompt'], 'completion': pair['chosen']}
+    return _of_one_side(pair) | {'prompt': pair['prompt'], 'completion': pair['chosen']}
 
 
 def read_judged(source: str | Path) -> list[dict]:
@@ -68,7 +75,7 @@ def read_judged(source: str | Path) -> list[dict]:
         if 'chosen' in record or 'rejected' in record:
             pair = _pair(record, where, '')
             return [
-                {'prompt': pair['prompt'], 'completion': pair[side], 'label': side == 'chosen'}
+                _of_one_side(pair) | {'prompt': pair['prompt'], 'completion': pair[side], 'label': side == 'chosen'}
                 for side in ('chosen', 'rejected')
             ]
         return [_judged(record, where)]
@@ -77,12 +84,15 @@ def read_judged(source: str | Path) -> list[dict]:
 
 
 def read_pairs(source: str | Path) -> list[dict]:
-    """Records as {"prompt", "chosen", "rejected"}; a ranking gives all its pairs of unequal rank."""
+    """Records as {"prompt", "chosen", "rejected"}; a ranking gives all its pairs of unequal rank.
+
+    A pair may have "label" (the probability that "chosen" wins), "margin" and "weight".
+    """
 
     def convert_record(record, where):
-        if 'completions' in record:
-            return ranking_pairs(_ranking(record, where))
-        return [_pair(record, where, 'a comparison {"prompt", "chosen", "rejected"}')]
+        if _is_ranking(record):
+            return ranking_pairs(_compared(_ranking(record, where), where))
+        return [_compared(_pair(record, where, 'a comparison {"prompt", "chosen", "rejected"}'), where)]
 
     pairs = list(itertools.chain.from_iterable(_read(source, convert_record)))
     if not pairs:
@@ -94,30 +104,32 @@ def read_rankings(source: str | Path) -> list[dict]:
     """Records as {"prompt", "completions", "ranks"}; a comparison is a ranking of two."""
 
     def convert_record(record, where):
-        if 'completions' in record:
-            return _ranking(record, where)
-        pair = _pair(record, where, 'a ranking {"prompt", "completions", "ranks"}')
-        return {'prompt': pair['prompt'], 'completions': [pair['chosen'], pair['rejected']], 'ranks': [0, 1]}
+        if _is_ranking(record):
+            return _compared(_ranking(record, where), where)
+        pair = _compared(_pair(record, where, 'a ranking {"prompt", "completions", "ranks"}'), where)
+        sides = {'completions': [pair['chosen'], pair['rejected']], 'ranks': [0, 1]}
+        return {'prompt': pair['prompt'], **sides, **_other(pair)}
 
     return _read(source, convert_record)
 
 
-def read_prompts(source: str | Path) -> list:
-    """The prompts of records of any form, texts or message lists."""
+def read_prompts(source: str | Path) -> list[dict]:
+    """Records of any form as {"prompt"}, a text or a message list, with all fields that are no answers."""
 
     def convert_record(record, where):
         if 'prompt' not in record and 'chosen' in record:
-            return _pair(record, where, 'a prompt {"prompt"}')['prompt']
-        return _value(record, 'prompt', where)
+            pair = _pair(record, where, 'a prompt {"prompt"}')
+            return {'prompt': pair['prompt'], **_other(pair)}
+        return _tooled({'prompt': _value(record, 'prompt', where), **_other(record)}, where)
 
     return _read(source, convert_record)
 
 
 def ranking_pairs(ranking: dict) -> list[dict]:
-    """The comparisons {"prompt", "chosen", "rejected"} that a ranking implies, ties left out."""
+    """The comparisons {"prompt", "chosen", "rejected"} that a ranking implies, ties left out, with its other fields."""
     ranked = list(zip(ranking['ranks'], ranking['completions']))
     return [
-        {'prompt': ranking['prompt'], 'chosen': a if i < j else b, 'rejected': b if i < j else a}
+        {'prompt': ranking['prompt'], 'chosen': a if i < j else b, 'rejected': b if i < j else a, **_other(ranking)}
         for (i, a), (j, b) in itertools.combinations(ranked, 2)
         if i != j and a != b
     ]
@@ -146,10 +158,61 @@ def write_records(path: str | Path, records: list[dict]) -> None:
 
 
 def _read(source, convert_record: Callable) -> list:
-    records = [convert_record(convert(raw, where), where) for raw, where in read_raw(source)]
+    records = [_converted(raw, where, convert_record) for raw, where in read_raw(source)]
     if not records:
         raise InputError(f'{source}: the file holds no record; give at least one JSON object on a line of its own')
     return records
+
+
+def _converted(raw, where, convert_record):
+    try:
+        return convert_record(convert(raw, where), where)
+    except InputError as error:
+        nulls = ', '.join(f'field "{name}" is null' for name, value in raw.items() if value is None)
+        raise InputError(f'{error}; {nulls}; a text was expected') if nulls else error from error
+
+
+def _other(record):
+    """The fields that are neither prompt nor answers."""
+    return {name: value for name, value in record.items() if name not in FIELDS}
+
+
+def _of_one_side(pair):
+    """The other fields of a pair that say something of an answer alone."""
+    return {name: value for name, value in _other(pair).items() if name not in ('label', 'margin')}
+
+
+def _is_ranking(record):
+    return 'completions' in record and ('ranks' in record or not record.keys() & {'completion', 'chosen'})
+
+
+def _tooled(record, where):
+    """The record with its tools read, and in its prompt, too; beside a text "tools" is a field like any other."""
+    if isinstance(record['prompt'], str) or 'tools' not in record:
+        return record
+    tools = parse_tools(record, where)
+    rest = {name: value for name, value in record.items() if name != 'tools'}
+    return {**rest, 'prompt': with_tools(record['prompt'], tools), 'tools': tools} if tools else rest
+
+
+def _compared(record, where):
+    """The record, with its "label", "margin" and "weight" checked.
+
+    Raises:
+      InputError: one of them is no number, or out of its bounds.
+    """
+    bounds = {'label': (0.0, 1.0), 'margin': (-_LARGEST, _LARGEST), 'weight': (0.0, _LARGEST)}
+    wanted = {
+        'label': 'the probability that "chosen" wins, 0 to 1,',
+        'margin': 'a finite number',
+        'weight': 'a finite number of at least 0',
+    }
+    for name, (low, high) in bounds.items():
+        # A NaN is within no bounds.
+        if name in record and not (isinstance(record[name], int | float) and low <= record[name] <= high):
+            value = str(record[name])[:40] if isinstance(record[name], int | float) else kind(record[name])
+            raise InputError(f'{where}: field "{name}" is {value}; {wanted[name]} was expected')
+    return record
 
 
 def _value(record, field, where):
@@ -160,15 +223,17 @@ def _value(record, field, where):
 
 
 def _answers(record, fields, where):
-    """The prompt and the answers in `fields`, texts all, or message lists all."""
+    """The record with its prompt and the answers in `fields`, texts all, or message lists all, and no other answers."""
     values = {field: _value(record, field, where) for field in ('prompt', *fields)}
     if any(isinstance(value, list) for value in values.values()):
         for field in fields:
             values[field] = _as_messages(values[field], 'assistant')
             if not any(message['role'] == 'assistant' for message in values[field]):
                 raise InputError(f'{where}: field "{field}" has no message of the role assistant; nothing to learn')
+            if not any(map(is_learned, values[field])):
+                raise InputError(f'{where}: field "{field}": every message of the assistant has the weight 0')
         values['prompt'] = _as_messages(values['prompt'], 'user')
-    return values
+    return _tooled({**_other(record), **values}, where)
 
 
 def _as_messages(value, role):
@@ -179,7 +244,7 @@ def _judged(record, where):
     if not isinstance(record.get('label'), bool):
         state = f'is {kind(record["label"])}' if 'label' in record else f'is missing; found {found(record)}'
         raise InputError(f'{where}: field "label" {state}; true (good) or false (bad) was expected')
-    return {**_answers(record, ('completion',), where), 'label': record['label']}
+    return _answers(record, ('completion',), where)
 
 
 def _pair(record, where, expected):
@@ -192,16 +257,21 @@ def _pair(record, where, expected):
         chosen, rejected = text(record, 'chosen', where), text(record, 'rejected', where)
     if chosen == rejected:
         raise InputError(f'{where}: "chosen" equals "rejected"; a comparison needs two different texts')
-    whole = isinstance(chosen, list) and chosen[0]['role'] != 'assistant' and chosen[0] == rejected[0]
-    if 'prompt' in record and not whole:
+    if 'prompt' in record and not _whole(_value(record, 'prompt', where), chosen, rejected):
         return _answers(record, ('chosen', 'rejected'), where)
-    # Two whole conversations name their prompt themselves, whatever stands beside them.
     split = _implicit_messages if isinstance(chosen, list) else _implicit_prompt
     start = split(chosen, rejected)
     if isinstance(chosen, list) and not start:
         raise InputError(f'{where}: "chosen" and "rejected" share no first message; give their "prompt"')
     pair = {'prompt': chosen[:start], 'chosen': chosen[start:], 'rejected': rejected[start:]}
-    return _answers(pair, ('chosen', 'rejected'), where)
+    return _answers({**record, **pair}, ('chosen', 'rejected'), where)
+
+
+def _whole(prompt, chosen, rejected):
+    """Whether both sides are conversations that begin with the prompt, not answers to it."""
+    if isinstance(chosen, str) or chosen[0]['role'] == 'assistant' or chosen[0] != rejected[0]:
+        return False
+    return isinstance(prompt, str) or all(side[: len(prompt)] == prompt for side in (chosen, rejected))
 
 
 def _common(chosen, rejected):
@@ -230,10 +300,12 @@ def _ranking(record, where):
     completions, ranks = record['completions'], record.get('ranks')
     if not isinstance(completions, list) or not all(isinstance(c, str | list) for c in completions):
         raise InputError(f'{where}: field "completions" must be a list of texts')
-    if not isinstance(ranks, list) or not all(isinstance(r, int) and not isinstance(r, bool) for r in ranks):
+    whole = lambda rank: isinstance(rank, int) and not isinstance(rank, bool) and abs(rank) < 2**31  # noqa: E731
+    if not isinstance(ranks, list) or not all(map(whole, ranks)):
         raise InputError(f'{where}: field "ranks" must be a list of whole numbers, 0 for the best')
     if len(completions) != len(ranks) or len(ranks) < 2:
         raise InputError(f'{where}: {len(completions)} completions and {len(ranks)} ranks; give two or more of each')
     numbered = {f'completions[{i}]': completion for i, completion in enumerate(completions)}
     values = _answers({**record, **numbered}, tuple(numbered), where)
-    return {'prompt': values['prompt'], 'completions': [values[name] for name in numbered], 'ranks': ranks}
+    rest = {name: value for name, value in values.items() if name not in numbered}
+    return {**rest, 'completions': [values[name] for name in numbered], 'ranks': ranks}

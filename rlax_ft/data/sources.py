@@ -11,6 +11,7 @@ Leaves out what the objects mean (forms.py, records.py).
 import gzip
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from pathlib import Path
 from rlax_ft.errors import InputError
 
 _HUB = re.compile(r'(?P<name>[\w.-]+/[\w.-]+)(?::(?:(?P<config>[\w.-]+):)?(?P<split>[^:].*))?')
+# Half of a pair that UTF-16 writes a character with; JSON can name one alone, no encoding can write it.
+LONE_SURROGATES = re.compile('[\ud800-\udfff]')
 _FILE_ENDINGS = ('.jsonl', '.json', '.gz', '.parquet', '.txt', '.csv')
 
 
@@ -34,17 +37,15 @@ def read_raw(source: str | Path, *, start: int = 0) -> Iterator[tuple[dict, str]
     path = Path(source)
     if path.is_dir() or is_hub_id(source):
         rows = load_hub(source, streaming=False)
-        yield from ((row, f'{source}, record {i}') for i, row in enumerate(rows.skip(start), start + 1))
+        yield from ((without_nulls(row), f'{source}, record {i}') for i, row in enumerate(rows.skip(start), start + 1))
         return
     if not path.is_file():
         raise InputError(f'{path}: no such file; give a .jsonl, .json (both also .gz) or .parquet file, or OWNER/NAME')
     if path.suffix == '.parquet':
-        records = _parquet(path)
-    elif path.name.removesuffix('.gz').endswith('.json'):
-        records = _json_array(path)
-    else:
-        records = _json_lines(path)
-    yield from itertools.islice(records, start, None)
+        yield from itertools.islice(_parquet(path), start, None)
+        return
+    read = _json_array if path.name.removesuffix('.gz').endswith('.json') else _json_lines
+    yield from _without_surrogates(itertools.islice(read(path), start, None), source)
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -109,7 +110,7 @@ def _parquet(path):
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
             for record in batch.to_pylist():
                 number += 1
-                yield record, f'{path}, record {number}'
+                yield without_nulls(record), f'{path}, record {number}'
     except (OSError, pyarrow.ArrowInvalid) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f'{path}: cannot be read as Parquet after record {number} ({reason})') from error
@@ -127,6 +128,32 @@ def _parse(text, where, expected):
     except json.JSONDecodeError as error:
         place = f'column {error.colno}' if error.lineno == 1 else f'line {error.lineno}, column {error.colno}'
         raise InputError(f'{where}: not JSON ({error.msg} at {place}); {expected} was expected') from error
+
+
+def _without_surrogates(records, source):
+    """The records with U+FFFD for lone surrogates, as decoders write it; how many records have them is logged."""
+    changed = 0
+    for record, where in records:
+        clean = _scrubbed(record)
+        changed += clean != record
+        yield clean, where
+    if changed:
+        logging.warning('%s: %d records with lone surrogates, replaced by U+FFFD', source, changed)
+
+
+def _scrubbed(value):
+    if isinstance(value, str):
+        return LONE_SURROGATES.sub('\ufffd', value)
+    if isinstance(value, dict):
+        return {_scrubbed(key): _scrubbed(part) for key, part in value.items()}
+    return [_scrubbed(part) for part in value] if isinstance(value, list) else value
+
+
+def without_nulls(value):
+    """A value from columns without the nulls that stand there for keys which an object does not have, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _object(value, where):

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rlax_ft.data.sources import is_hub_id, load_hub, read_raw
+from rlax_ft.data.sources import is_hub_id, load_hub, read_raw, without_nulls
 from rlax_ft.errors import InputError
 
 START = {'epoch': 0, 'record': 0, 'source': None, 'offset': 0}
@@ -78,7 +78,8 @@ def _windows(source, at, window):
         else:
             if state is not None:
                 dataset.load_state_dict(state)
-            raw = ((row, f'{source}, record {number}') for number, row in enumerate(dataset, record + 1))
+            numbered = enumerate(map(without_nulls, dataset), record + 1)
+            raw = ((row, f'{source}, record {number}') for number, row in numbered)
         while records := list(itertools.islice(raw, window)):
             yield {'epoch': epoch, 'record': record, 'source': state}, records
             record += len(records)

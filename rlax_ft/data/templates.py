@@ -1,9 +1,6 @@
-"""Chat templates: message lists as tokens, and which of those tokens an assistant wrote.
+"""Chat templates by name, and conversations as tokens, with those told apart that an assistant wrote.
 
-Rendering is transformers' `apply_chat_template`, so a row is what a server of the same model would see: nothing is
-added but a missing end. A template that marks {% generation %} says itself what the assistant wrote; of another, what
-each answer adds to the conversation before it is taken, and refused where earlier messages change by it. Leaves out
-lengths and padding (batches.py).
+Nothing is added to what the template writes (rendering.py) but a missing end. Leaves out lengths and padding (rows.py).
 """
 
 import functools
@@ -11,8 +8,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
-
+from rlax_ft.data.rendering import MARK, render, render_dialogue, render_prompt, template_of, warn_unseen
+from rlax_ft.data.tokenizers import encode_continuations, encode_texts, special_ids, special_pattern, warn_special
 from rlax_ft.errors import InputError
 
 # Both write BOS themselves where the tokenizer has one, and end every answer.
@@ -42,7 +39,6 @@ TEMPLATES = {
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}""",
 }
-_GENERATION = re.compile(r'\{%-?\s*generation\s*-?%\}')
 _PROBE = ({'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'})
 
 
@@ -63,9 +59,10 @@ def set_chat_template(tokenizer, name: str) -> None:
     if not name:
         tokenizer.chat_template = tokenizer.chat_template or TEMPLATES['plain']
         return
-    tokenizer.chat_template = _source(name)
+    own = tokenizer.chat_template
+    tokenizer.chat_template = own[name] if isinstance(own, dict) and name in own else _source(name)
     try:
-        _render(tokenizer, [list(_PROBE)])
+        render(tokenizer, tokenizer.chat_template, list(_PROBE))
     except InputError as error:
         raise InputError(f'--chat_template={name}: {error}') from error
 
@@ -89,43 +86,57 @@ def _turn_ends(tokenizer, template):
     ends = [tokenizer.eos_token_id]
     if template:
         try:
-            prompt = _render(tokenizer, [[_PROBE[0]]], answer_next=True)[0][0]
-            answered = _render(tokenizer, [list(_PROBE)])[0][0]
+            prompt = encode_prompts(tokenizer, [[_PROBE[0]]])[0]
+            answered = encode_texts(
+                tokenizer, [render(tokenizer, template_of(tokenizer), list(_PROBE))[0]], control=True
+            )[0]
         except InputError:
             # A template of its own mind is a mistake only once there are conversations for it.
             return tuple(ends)
-        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        ends += [i for i in answered[len(prompt) :] if i in special][-1:]
+        ends += [i for i in answered[len(prompt) :] if i in special_ids(tokenizer)][-1:]
     return tuple(dict.fromkeys(ends))
 
 
 def encode_prompts(tokenizer, prompts: list[list[dict]]) -> list[list[int]]:
-    """Token ids of conversations in which the assistant speaks next."""
-    return _render(tokenizer, prompts, answer_next=True)[0]
+    """Token ids of conversations in which the assistant speaks next; one that ends with its words is continued.
+
+    Args:
+      tokenizer: with a chat template.
+      prompts: N message lists, or `Conversation`s with tools.
+
+    Raises:
+      InputError: the template refuses a conversation, or does not show a call of a tool in it.
+    """
+    rendered = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    warn_unseen(rendered)
+    return _encode(tokenizer, [(row.prompt, None) for row in rendered])
 
 
 def encode_dialogues(tokenizer, prompts: list[list[dict]], answers: list[list[dict]]) -> list[Dialogue]:
     """Conversations as tokens; all that the assistant says in `answers`, with the end of each turn, is learned.
 
+    Prompts and what continues them are tokenised apart: a prompt's tokens are those of `encode_prompts`, whatever
+    follows. So are learned parts and the rest.
+
     Args:
       tokenizer: with a chat template.
-      prompts: N message lists.
-      answers: N message lists that go on from them, of the assistant and perhaps others in turn.
+      prompts: N message lists, or `Conversation`s with tools; see `render_dialogue`.
+      answers: N message lists that continue them, of the assistant and perhaps others in turn.
 
     Raises:
-      InputError: the template refuses a conversation, or renders it so that answers cannot be told from the rest.
+      InputError: as `render_dialogue`.
     """
-    whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers)]
-    rendered, masks = _render(tokenizer, whole, with_masks=bool(_GENERATION.search(str(tokenizer.chat_template))))
-    starts = encode_prompts(tokenizer, prompts)
-    ends = turn_ends(tokenizer)
-    rows = []
-    for i, (ids, start) in enumerate(zip(rendered, starts)):
-        _check_prefix(tokenizer, start, ids, len(prompts[i]) + 1)
-        mask = masks[i] if masks else _mask_by_prefixes(tokenizer, ids, prompts[i], answers[i])
-        learned = [False] * len(start) + [bool(m) for m in mask[len(start) :]]
-        ids, learned = _close(ids, learned, ends)
-        rows.append(Dialogue(start, ids[len(start) :], learned[len(start) :]))
+    rendered = [render_dialogue(tokenizer, prompt, answer) for prompt, answer in zip(prompts, answers)]
+    warn_unseen(rendered)
+    texts = [[row.prompt, *(text for text, _ in row.parts)] for row in rendered]
+    encoded = iter(_encode(tokenizer, [pair for row in texts for pair in zip(row, [None, *row])]))
+    ends, rows = turn_ends(tokenizer), []
+    for row in rendered:
+        start = next(encoded)
+        parts = [(next(encoded), own) for _, own in row.parts]
+        ids = [i for part, _ in parts for i in part]
+        learned = [own for part, own in parts for _ in part]
+        rows.append(Dialogue(start, *_close(ids, learned, ends)))
     return rows
 
 
@@ -135,32 +146,50 @@ def _source(name):
             f'--chat_template={name}: no such template or file; use {", ".join(TEMPLATES)}, a Jinja file, or nothing '
             "for the tokenizer's own"
         )
-    return TEMPLATES[name] if name in TEMPLATES else Path(name).read_text()
+    try:
+        return TEMPLATES[name] if name in TEMPLATES else Path(name).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f'--chat_template={name}: cannot be read as UTF-8 ({error})') from error
 
 
-def _mask_by_prefixes(tokenizer, ids, prompt, answer):
-    """Which tokens each assistant's message added to the conversation before it."""
-    if [message['role'] for message in answer] == ['assistant']:
-        return [True] * len(ids)
-    mask = [False] * len(ids)
-    for i, message in enumerate(answer):
-        if message['role'] == 'assistant':
-            before = encode_prompts(tokenizer, [[*prompt, *answer[:i]]])[0]
-            after = _render(tokenizer, [[*prompt, *answer[: i + 1]]])[0][0]
-            for part in (before, after):
-                _check_prefix(tokenizer, part, ids, len(prompt) + i + 1)
-            mask[len(before) : len(after)] = [True] * (len(after) - len(before))
-    return mask
+def _encode(tokenizer, pairs):
+    """Token ids of (text, the text that it continues or None)."""
+    encoded = [None] * len(pairs)
+    begins = [i for i, (text, before) in enumerate(pairs) if MARK not in text and before is None]
+    follows = [i for i, (text, before) in enumerate(pairs) if MARK not in text and before is not None]
+    at = lambda index: [pairs[i][0] for i in index]  # noqa: E731
+    after = [pairs[i][1] for i in follows]
+    for index, rows in (
+        (begins, encode_texts(tokenizer, at(begins), control=True)),
+        (follows, encode_continuations(tokenizer, at(follows), control=True, after=after)),
+    ):
+        for i, row in zip(index, rows):
+            encoded[i] = row
+    marked = [i for i, row in enumerate(encoded) if row is None]
+    for i in marked:
+        encoded[i] = _encode_marked(tokenizer, *pairs[i])
+    if marked:
+        warn_special(tokenizer, [pairs[i][0].replace(MARK, '') for i in marked])
+    return encoded
 
 
-def _check_prefix(tokenizer, part, ids, number):
-    if ids[: len(part)] != part:
-        place = next((i for i, (a, b) in enumerate(zip(part, ids)) if a != b), min(len(part), len(ids)))
-        raise InputError(
-            f'the chat template renders a conversation up to message {number} otherwise than within the whole, from '
-            f'{tokenizer.decode(part[place : place + 8])!r} on, so its answers cannot be masked; give a '
-            '--chat_template that marks {% generation %}, or records with one answer'
-        )
+def _encode_marked(tokenizer, text, before):
+    """Token ids of a text in which only unmarked special tokens are tokens."""
+    runs = []
+    for piece in re.split(f'({special_pattern(tokenizer).pattern})', text):
+        literal, piece = MARK in piece, piece.replace(MARK, '')
+        if runs and not literal and not runs[-1][1]:
+            runs[-1] = (runs[-1][0] + piece, False)
+        elif piece:
+            runs.append((piece, literal))
+    ids = []
+    for run, literal in runs:
+        if before is None:
+            ids += encode_texts(tokenizer, [run], control=not literal)[0]
+        else:
+            ids += encode_continuations(tokenizer, [run], control=not literal, after=[before])[0]
+        before = run
+    return ids
 
 
 def _close(ids, mask, ends):
@@ -171,27 +200,9 @@ def _close(ids, mask, ends):
         inside = own or (i > 0 and mask[i - 1] and ids[i] in ends)
         learned.append(inside and not ended)
         ended = inside and (ended or ids[i] in ends)
-    last = max((i for i, own in enumerate(learned) if own), default=len(ids) - 1)
+    last = max((i for i, own in enumerate(learned) if own), default=None)
+    if last is None:
+        return ids, learned
     if ids[last] in ends:
         return ids[: last + 1], learned[: last + 1]
     return [*ids[: last + 1], ends[0]], [*learned[: last + 1], True]
-
-
-def _render(tokenizer, conversations, *, answer_next=False, with_masks=False):
-    """(token ids of each conversation, masks of what its assistant wrote or None)."""
-    try:
-        out = tokenizer.apply_chat_template(
-            conversations,
-            add_generation_prompt=answer_next,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=with_masks,
-        )
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(f'the chat template, line {error.lineno}: {error.message}') from error
-    except (jinja2.TemplateError, TypeError, KeyError) as error:
-        for conversation in conversations if len(conversations) > 1 else ():
-            _render(tokenizer, [conversation], answer_next=answer_next)  # Raises at the one that is refused.
-        start = str(conversations[0][0].get('content'))[:60]
-        raise InputError(f'the chat template refuses a conversation: {error}; it begins {start!r}') from error
-    return out['input_ids'], out['assistant_masks'] if with_masks else None

@@ -4,11 +4,14 @@ Leaves out chat templates (templates.py).
 """
 
 import functools
+import logging
+import re
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rlax_ft.data.sources import LONE_SURROGATES
 from rlax_ft.errors import InputError
 
 PAD, BOS, EOS = '<pad>', '<bos>', '<eos>'
@@ -60,22 +63,106 @@ def start_ids(tokenizer) -> list[int]:
     return [bos]
 
 
-def encode_texts(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of whole texts, without BOS and EOS."""
-    return tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+def encode_texts(tokenizer, texts: list[str], *, control: bool = False) -> list[list[int]]:
+    """Token ids of whole texts, without BOS and EOS.
 
+    Args:
+      tokenizer: a transformers tokenizer.
+      texts: N texts; a lone surrogate in one, which no encoding can write, becomes U+FFFD, and how many is logged.
+      control: the characters of a special token are that token, as a chat template means them; otherwise they are
+        text like any other.
 
-def encode_continuations(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts that go on from others, without BOS and EOS.
-
-    SentencePiece puts a blank before what it takes for a beginning; here there is none.
+    Raises:
+      InputError: the tokenizer knows no other way to write a special token's characters.
     """
-    mark = encode_texts(tokenizer, ['\n'])[0]
-    if not ''.join(tokenizer.convert_ids_to_tokens(mark[:1])).startswith('▁'):
-        return encode_texts(tokenizer, texts)
-    after_mark = encode_texts(tokenizer, ['\n' + text for text in texts])
-    alone = encode_texts(tokenizer, texts)
-    return [ids[len(mark) :] if ids[: len(mark)] == mark else own for ids, own in zip(after_mark, alone)]
+    texts = _encodable(list(texts))
+    written = [] if control else [i for i, text in enumerate(texts) if special_pattern(tokenizer).search(text)]
+    plain = sorted(set(range(len(texts))) - set(written))
+    encoded = [None] * len(texts)
+    for index, split in ((plain, {}), (written, {'split_special_tokens': True})):
+        if index:
+            ids = tokenizer([texts[i] for i in index], add_special_tokens=False, **split).input_ids
+            for i, row in zip(index, ids):
+                encoded[i] = row
+    _check_literal(tokenizer, [texts[i] for i in written], [encoded[i] for i in written])
+    return encoded
+
+
+def warn_special(tokenizer, texts: list[str]) -> None:
+    """Logs how many texts have the characters of a special token that is none."""
+    found = [match[0] for match in map(special_pattern(tokenizer).search, texts) if match]
+    if found:
+        logging.warning(
+            '%d texts have the characters of a special token, such as %r: ordinary text, not the token, which the chat '
+            'template alone writes',
+            len(found),
+            found[0],
+        )
+
+
+def encode_continuations(
+    tokenizer, texts: list[str], *, control: bool = False, after: list[str] | None = None
+) -> list[list[int]]:
+    """Token ids of texts that continue others, without BOS and EOS.
+
+    SentencePiece puts a blank before what it takes for a beginning; here there is none, but where the tokenizer itself
+    writes it behind a special token.
+
+    Args:
+      tokenizer: a transformers tokenizer.
+      texts: N texts.
+      control: as in `encode_texts`.
+      after: with `control`, N texts that they continue; only a special token at their end matters.
+    """
+    newline = encode_texts(tokenizer, ['\n'], control=True)[0]
+    if not ''.join(tokenizer.convert_ids_to_tokens(newline[:1])).startswith('▁'):
+        return encode_texts(tokenizer, texts, control=control)
+    marks = [_last_special(tokenizer, text) or '\n' for text in after or [''] * len(texts)]
+    ids = encode_texts(tokenizer, [mark + text for mark, text in zip(marks, texts)], control=control)
+    starts = dict(zip(set(marks), encode_texts(tokenizer, list(set(marks)), control=True)))
+    rows = []
+    for mark, text, row in zip(marks, texts, ids):
+        start = starts[mark]
+        # Where the mark has become one token with what follows, the text stands alone.
+        whole = row[: len(start)] == start
+        rows.append(row[len(start) :] if whole else encode_texts(tokenizer, [text], control=control)[0])
+    return rows
+
+
+@functools.lru_cache(maxsize=16)
+def special_pattern(tokenizer) -> re.Pattern:
+    """Matches the characters of a special token, longer ones first."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = sorted(filter(None, added | set(tokenizer.all_special_tokens)), key=len, reverse=True)
+    return re.compile('|'.join(map(re.escape, names)) or r'(?!)')
+
+
+def special_ids(tokenizer) -> set[int]:
+    """Ids of the special tokens."""
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+
+
+def _last_special(tokenizer, text):
+    ends = [match[0] for match in special_pattern(tokenizer).finditer(text) if match.end() == len(text)]
+    return ends[0] if ends else None
+
+
+def _check_literal(tokenizer, texts, encoded):
+    control = special_ids(tokenizer) - {tokenizer.unk_token_id}
+    for text, ids in zip(texts, encoded):
+        if found := control.intersection(ids):
+            name = tokenizer.convert_ids_to_tokens(min(found))
+            raise InputError(
+                f'the text {text[:40]!r}... has the characters {name!r}, which this tokenizer reads as a control token '
+                'wherever they stand; leave them out'
+            )
+
+
+def _encodable(texts):
+    clean = [LONE_SURROGATES.sub('\ufffd', text) for text in texts]
+    if changed := sum(a != b for a, b in zip(texts, clean)):
+        logging.warning('%d of %d texts: lone surrogates replaced by U+FFFD', changed, len(texts))
+    return clean
 
 
 def _wrap(tokenizer):

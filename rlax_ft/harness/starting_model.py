@@ -59,7 +59,15 @@ def make_codec(settings, run: Run, texts) -> Codec:
         tokenizer = _trained_tokenizer(settings, run.folder / 'tokenizer', texts)
     if settings.chat_template:
         set_chat_template(tokenizer, settings.chat_template)
-    return Codec(tokenizer, max_prompt, max_new_tokens, ends=task.ends if task else True, truncate=settings.truncate)
+    return Codec(
+        tokenizer,
+        max_prompt,
+        max_new_tokens,
+        ends=task.ends if task else True,
+        truncate=settings.truncate,
+        vocab_size=read_config(source).vocab_size if source and Path(source).is_dir() else None,
+        cut_off=task is not None,
+    )
 
 
 def _trained_tokenizer(settings, folder, texts):

@@ -40,7 +40,7 @@ def test_forms_stand_in_for_each_other(tmp_path):
     ]
     assert read_rankings(path)[0] == {'prompt': 'p', 'completions': ['good', 'bad'], 'ranks': [0, 1]}
     assert [r['completion'] for r in read_demonstrations(path)] == ['good', 'b']
-    assert read_prompts(path) == ['p', 'p']
+    assert read_prompts(path) == [{'prompt': 'p'}] * 2
 
 
 def test_a_ranking_gives_no_pair_of_ties_or_of_equal_texts():
@@ -134,7 +134,8 @@ SYSTEM = {'role': 'system', 'content': 's'}
     ],
 )
 def test_other_peoples_demonstrations(tmp_path, record, prompt, completion):
-    assert read_demonstrations(file_of(tmp_path, record)) == [{'prompt': prompt, 'completion': completion}]
+    kept = {name: record[name] for name in ('prompt_id', 'label', 'answer') if name in record}
+    assert read_demonstrations(file_of(tmp_path, record)) == [{'prompt': prompt, 'completion': completion, **kept}]
 
 
 @pytest.mark.parametrize(
@@ -156,8 +157,9 @@ def test_other_peoples_demonstrations(tmp_path, record, prompt, completion):
 )
 def test_other_peoples_comparisons(tmp_path, record):
     path = file_of(tmp_path, record)
-    assert read_pairs(path) == [{'prompt': [USER], 'chosen': [ANSWER], 'rejected': [OTHER]}]
-    assert read_demonstrations(path) == [{'prompt': [USER], 'completion': [ANSWER]}]
+    kept = {'messages': record['messages']} if 'messages' in record else {}
+    assert read_pairs(path) == [{'prompt': [USER], 'chosen': [ANSWER], 'rejected': [OTHER], **kept}]
+    assert read_demonstrations(path) == [{'prompt': [USER], 'completion': [ANSWER], **kept}]
 
 
 def test_an_implicit_prompt_of_messages_ends_before_the_answer_in_which_they_part(tmp_path):
@@ -246,6 +248,21 @@ def test_mistakes_in_arrays_name_the_record(tmp_path, text, message):
         ({'messages': []}, 'field "messages" must be a list of messages'),
         ({'conversations': [{'from': 'me', 'value': ''}]}, 'field "conversations", turn 1: "from" is \'me\'; use one'),
         ({'instruction': 'q', 'output': None}, 'field "output" is null; a text was expected'),
+        ({'instruction': 'q', 'input': 5, 'output': 'a'}, 'field "input" is a number; a text was expected'),
+        ({'instruction': 'q', 'output': 'a', 'history': 5}, 'field "history" is a number; a list of pairs'),
+        ({'question': 'q', 'answer': 'a', 'system': 5}, 'field "system" is a number; a text was expected'),
+        ({'conversations': [{'from': [], 'value': ''}]}, 'turn 1: "from" is []; use one of'),
+        ({'instruction': 'q', 'response1': 'a', 'response2': 'b', 'annotator1': [1]}, 'must be 0 (a tie), 1 or 2'),
+        ({'messages': [USER, {**ANSWER, 'tool_calls': 'f'}]}, 'message 2: "tool_calls" is a text; a list of objects'),
+        (
+            {'messages': [USER, {**ANSWER, 'weight': 0.5}]},
+            'message 2: "weight" is 0.5; use 1 (learned) or 0 (only read)',
+        ),
+        ({'messages': [USER, {**ANSWER, 'weight': 0}]}, 'every message of the assistant has the weight 0'),
+        ({'messages': [{**USER, 'train': True}, ANSWER]}, 'message 1: "train" is set for the role user'),
+        ({'messages': [USER, ANSWER], 'tools': '{'}, 'field "tools" is a text that is not JSON'),
+        ({'messages': [USER, ANSWER], 'tools': {'name': 'f'}}, 'field "tools" is an object; a list of schemas'),
+        ({'prompt': 'p', 'completions': ['a', 'b'], 'ranks': [0, 2**40]}, '"ranks" must be a list of whole numbers'),
         ({'instruction': 'q', 'output': 'a', 'history': [['q']]}, 'field "history", entry 1: a pair of texts'),
         ({'question': 'q', 'answer': 3}, 'field "answer" is a number; a text was expected'),
         ({'prompt': [USER], 'completion': [USER]}, 'field "completion" has no message of the role assistant'),
@@ -277,3 +294,127 @@ def test_real_files(reader, name, count):
     if not path.exists():
         pytest.skip('the shared data sets are not here')
     assert len(reader(path)) == count
+
+
+OTHERS = {'answer': '42', 'tests': ['t'], 'id': 7, 'meta': {'deep': [1, {}]}}
+
+
+@pytest.mark.parametrize(
+    'form',
+    [
+        {'prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'label': 0.75, 'margin': 2, 'weight': 0.5},
+        {'prompt': 'p', 'completions': ['a', 'b'], 'ranks': [0, 1], 'weight': 3},
+        {'chosen': [USER, ANSWER], 'rejected': [USER, OTHER], 'weight': 1.5},
+        {'conversations': [{'from': 'human', 'value': 'q'}], 'chosen': {'from': 'gpt', 'value': 'a'},
+         'rejected': {'from': 'gpt', 'value': 'b'}, 'weight': 2},
+        {'instruction': 'q', 'input': '', 'chosen': 'a', 'rejected': 'b', 'margin': -1},
+        {'question': 'q', 'chosen': 'a', 'rejected': 'b', 'label': True},
+        {'instruction': 'q', 'response1': 'a', 'response2': 'b', 'annotator1': 1, 'weight': 2},
+    ],
+)  # fmt: skip
+def test_comparisons_keep_all_other_fields_whatever_reads_them(tmp_path, form):
+    path = file_of(tmp_path, {**form, **OTHERS})
+    numbers = {name: form[name] for name in ('label', 'margin', 'weight') if name in form}
+    (pair,), (ranking,), (shown,), (prompt,) = (
+        reader(path) for reader in (read_pairs, read_rankings, read_demonstrations, read_prompts)
+    )
+    for record, names in ((pair, {'chosen', 'rejected'}), (ranking, {'completions', 'ranks'}), (prompt, set())):
+        assert record == {'prompt': pair['prompt'], **OTHERS, **numbers, **{name: record[name] for name in names}}
+    assert ranking_pairs(ranking) == [pair]
+    # What compares both sides says nothing of one alone.
+    weight = {name: value for name, value in numbers.items() if name == 'weight'}
+    assert shown == {'prompt': pair['prompt'], 'completion': pair['chosen'], **OTHERS, **weight}
+    if 'completions' not in form and 'response1' not in form:
+        good, bad = read_judged(path)
+        assert good == {**shown, 'label': True}
+        assert bad == {**good, 'completion': pair['rejected'], 'label': False}
+
+
+def test_demonstrations_judgements_and_prompts_keep_all_other_fields(tmp_path):
+    path = file_of(tmp_path, {'question': 'q', 'answer': 'a #### 3', 'level': 'easy'})
+    assert read_demonstrations(path)[0] == {
+        'prompt': [USER],
+        'completion': [{'role': 'assistant', 'content': 'a #### 3'}],
+        'answer': 'a #### 3',
+        'level': 'easy',
+    }
+    assert read_prompts(path) == [{'prompt': [USER], 'answer': 'a #### 3', 'level': 'easy'}]
+    path = file_of(tmp_path, {'messages': [USER, ANSWER], 'label': False, **OTHERS})
+    assert read_judged(path) == [{'prompt': [USER], 'completion': [ANSWER], 'label': False, **OTHERS}]
+    path = file_of(tmp_path, {'text': 'once', 'label': 3})  # a class, no judgement
+    assert read_demonstrations(path) == [{'prompt': '', 'completion': 'once', 'label': 3}]
+
+
+def test_several_pairs_of_a_ranking_keep_its_fields_and_invent_none(tmp_path):
+    path = file_of(tmp_path, {**RANKING, 'weight': 2, 'source': 's'})
+    assert read_pairs(path) == [
+        {'prompt': 'p', 'chosen': 'b', 'rejected': other, 'weight': 2, 'source': 's'} for other in 'ac'
+    ]
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ('"label": NaN', 'field "label" is nan; the probability that "chosen" wins, 0 to 1, was expected'),
+        ('"label": 1.5', 'field "label" is 1.5; the probability'),
+        ('"label": "good"', 'field "label" is a text; the probability'),
+        ('"margin": Infinity', 'field "margin" is inf; a finite number was expected'),
+        ('"margin": 1e300', 'field "margin" is 1e+300; a finite number'),
+        ('"weight": -1', 'field "weight" is -1; a finite number of at least 0 was expected'),
+        ('"weight": [1]', 'field "weight" is a list; a finite number of at least 0'),
+    ],
+)
+def test_numbers_of_a_comparison_are_checked(tmp_path, fields, message):
+    path = file_of(tmp_path, PAIR, f'{json.dumps(PAIR)[:-1]}, {fields}}}')
+    for reader in (read_pairs, read_rankings):
+        with pytest.raises(InputError, match=re.escape(f'data.jsonl, line 2: {message}')):
+            reader(path)
+
+
+def test_nulls_are_absent_everywhere(tmp_path):
+    call = {'role': 'assistant', 'content': None, 'tool_calls': [{'function': {'name': 'f'}}], 'weight': None}
+    records = [
+        {**PAIR, 'label': None, 'margin': None, 'completions': None, 'messages': None},
+        {'messages': [{**USER, 'tool_calls': None}, call], 'label': None, 'tools': None, 'prompt': None},
+    ]
+    assert read_pairs(file_of(tmp_path, records[0])) == [PAIR]
+    called = {'role': 'assistant', 'tool_calls': [{'function': {'name': 'f'}}]}
+    assert read_demonstrations(file_of(tmp_path, records[1])) == [{'prompt': [USER], 'completion': [called]}]
+    assert read_prompts(file_of(tmp_path, {'instruction': 'q', 'output': None})) == [{'prompt': [USER]}]
+    pytest.importorskip('pyarrow')
+    import pyarrow
+    import pyarrow.parquet
+
+    # One schema for all rows: every key that another row has is null in this one, at any depth.
+    rows = [
+        {'messages': [USER, {'role': 'assistant', 'tool_calls': [{'function': {'name': 'f', 'arguments': {'x': 1}}}]}]},
+        {'messages': [USER, {'role': 'assistant', 'tool_calls': [{'function': {'name': 'g', 'arguments': {'y': 2}}}]}]},
+        {'messages': [USER, ANSWER], 'label': True, 'answer': 'a'},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_struct_array(pyarrow.array(rows)), tmp_path / 'x.parquet')
+    read = read_demonstrations(tmp_path / 'x.parquet')
+    assert [r['completion'] for r in read] == [row['messages'][1:] for row in rows]
+    assert [set(r) for r in read] == [{'prompt', 'completion'}] * 2 + [{'prompt', 'completion', 'label', 'answer'}]
+
+
+def test_what_a_record_says_overrules_a_guess(tmp_path):
+    # The sides begin with a user's message of their own: the prompt is the one that the record gives.
+    follow = {'role': 'user', 'content': 'and?'}
+    pair = {'prompt': [USER, ANSWER], 'chosen': [follow, ANSWER], 'rejected': [follow, OTHER]}
+    assert read_pairs(file_of(tmp_path, pair)) == [pair]
+    # Answers that are only to be read stand in the prompt.
+    read_only = {**ANSWER, 'weight': 0}
+    talk = [USER, read_only, USER, OTHER, USER, read_only]
+    assert read_demonstrations(file_of(tmp_path, {'messages': talk})) == [{'prompt': talk[:3], 'completion': talk[3:4]}]
+
+
+def test_tools_are_read_from_every_storage_and_travel_with_the_prompt(tmp_path):
+    tools = [{'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}]
+    for stored in (tools, json.dumps(tools), [json.dumps(tools[0])]):
+        record = read_demonstrations(file_of(tmp_path, {'messages': [USER, ANSWER], 'tools': stored}))[0]
+        assert record['tools'] == tools and record['prompt'] == [USER] and record['prompt'].tools == tools
+    for empty in ([], '', '[]', 'null'):
+        record = read_demonstrations(file_of(tmp_path, {'messages': [USER, ANSWER], 'tools': empty}))[0]
+        assert record == {'prompt': [USER], 'completion': [ANSWER]}
+    # Beside a text it is a field like any other.
+    assert read_prompts(file_of(tmp_path, {'prompt': 'p', 'tools': 'a saw'})) == [{'prompt': 'p', 'tools': 'a saw'}]

@@ -1,16 +1,19 @@
 """Batches: one BOS, EOS learned, PAD never, prompts and labels in their places; and the loader's resumable order."""
 
+import json
+
 import numpy as np
 import pytest
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.loader import batch_indices, local_batch, split_rows
-from rlax_ft.data.rows import preference_rows, prompt_arrays, ranking_rows, token_rows
+from rlax_ft.data.rows import fitting, preference_rows, prompt_arrays, ranking_rows, token_rows
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
 
 CODEC = Codec(word_tokenizer('abcde'), max_prompt=4, max_new_tokens=4)
 PAD, BOS, EOS = 0, 1, 2
+FULL, FITS = {'prompt': 'a', 'completion': 'b b b b'}, {'prompt': 'a', 'completion': 'b b b'}
 
 
 def test_rows_by_hand():
@@ -38,10 +41,14 @@ def test_prompts_are_left_padded():
 def test_too_long_is_an_error_or_is_cut():
     with pytest.raises(InputError, match=r"'a b c d'... has 5 tokens and the context has room for 4; raise --max_p"):
         prompt_arrays(CODEC, ['a', 'a b c d'])
-    with pytest.raises(InputError, match=r"the response 'b b b b b'... has 5 tokens .*--max_new_tokens.*--truncate"):
+    with pytest.raises(InputError, match=r"the response 'b b b b b'... has 6 tokens .*--max_new_tokens.*--truncate"):
         token_rows(CODEC, ['a'], ['b b b b b'])
-    # Four words fill the room of four tokens: a response that was cut off, without EOS.
-    assert token_rows(CODEC, ['a'], ['b b b b']).tokens[0, :6].tolist() == [BOS, 3, 4, 4, 4, 4]
+    # Four words and EOS do not fit into four tokens, but a sampler that cut them off has filled its room.
+    with pytest.raises(InputError, match=r"the response 'b b b b'... has 5 tokens and the context has room for 4"):
+        token_rows(CODEC, ['a'], ['b b b b'])
+    assert fitting(Codec(CODEC.tokenizer, 4, 4, truncate=True), [FULL, FITS]) == [FITS]
+    sampled = Codec(CODEC.tokenizer, 4, 4, cut_off=True)
+    assert token_rows(sampled, ['a'], ['b b b b']).tokens[0, :6].tolist() == [BOS, 3, 4, 4, 4, 4]
     cut = Codec(CODEC.tokenizer, 4, 4, truncate=True)
     rows = token_rows(cut, ['a b c d'], ['a b'])
     assert rows.tokens.tolist() == [[BOS, 4, 5, 6, 3, 4, EOS, 0]]  # BOS, the prompt's end, the whole response
@@ -108,3 +115,20 @@ def test_split_holds_out_and_loses_nothing():
     train, held_out = split_rows(list(range(30)), seed=0)
     assert len(held_out) == 3 and sorted(train + held_out) == list(range(30))
     assert split_rows(list(range(30)), seed=0) == (train, held_out)
+
+
+def test_a_held_out_prompt_is_never_trained_on():
+    talk = lambda i: [{'role': 'user', 'content': f'question {i}'}]  # noqa: E731
+    records = [{'prompt': f'p{i % 50}' if i % 2 else talk(i % 50), 'n': i} for i in range(400)]
+    train, held_out = split_rows(records, seed=0)
+    sides = [{json.dumps(r['prompt']) for r in side} for side in (train, held_out)]
+    assert not sides[0] & sides[1] and len(held_out) == 40 and len(sides[1]) == 5
+    assert sorted(train + held_out, key=lambda r: r['n']) == records
+    assert [r['n'] for r in train] == sorted(r['n'] for r in train)
+    assert split_rows(records, seed=0) == (train, held_out) != split_rows(records, seed=1)
+    # One prompt with nearly all records: something is left to train on, and to measure on.
+    lopsided = [{'prompt': 'p'}] * 99 + [{'prompt': 'q'}]
+    for seed in range(4):
+        assert [len(side) for side in split_rows(lopsided, seed=seed)] == [99, 1]
+    assert [len(side) for side in split_rows([*lopsided[:9], *[{'prompt': 'q'}] * 5], seed=0)] == [9, 5]
+    assert split_rows([{'prompt': 'p'}] * 3, seed=0) == ([{'prompt': 'p'}] * 3,) * 2

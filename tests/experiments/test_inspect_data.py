@@ -48,7 +48,7 @@ def test_every_kind(tmp_path, capsys, record, shown):
 
 def test_colours_on_a_terminal_only(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv('NO_COLOR', raising=False)
-    monkeypatch.setattr('inspect_data.wants_colour', lambda stream: True)
+    monkeypatch.setattr(inspect_data, 'wants_colour', lambda stream: True)
     look(tmp_path, {'messages': [USER, ANSWER, USER, OTHER]})
     out = capsys.readouterr().out
     assert '\x1b[1;32m aa<eos>\x1b[0m\x1b[33m\n\nHuman: q?' in out and '{' not in out

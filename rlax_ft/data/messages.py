@@ -1,0 +1,92 @@
+"""Message lists: their checks, the tools that a conversation may call, and which messages are learned.
+
+Leaves out how they become tokens (templates.py).
+"""
+
+import json
+
+from rlax_ft.data.sources import kind
+from rlax_ft.errors import InputError
+
+# OpenAI's and Axolotl's names for "learn this message" (1, true) or "read it only" (0, false).
+LEARN_FIELDS = ('weight', 'train')
+
+
+class Conversation(list):
+    """A message list with the schemas of the tools that its assistant may call; equal to the plain list.
+
+    Wherever a prompt goes, its tools go with it: the sampler then reads what training read.
+    """
+
+    def __init__(self, messages=(), tools=None):
+        """Takes messages, and tools as a list of JSON schemas or None."""
+        super().__init__(messages)
+        self.tools = tools or None
+
+
+def with_tools(prompt, tools):
+    """The prompt with these tools; a text, or a prompt that has its own, as it is."""
+    if isinstance(prompt, str) or not tools or getattr(prompt, 'tools', None):
+        return prompt
+    return Conversation(prompt, tools)
+
+
+def tools_of(prompt) -> list[dict] | None:
+    """The schemas that belong to a prompt."""
+    return getattr(prompt, 'tools', None)
+
+
+def is_learned(message: dict) -> bool:
+    """Whether the assistant says it and nothing in it says that it is only to be read."""
+    return message['role'] == 'assistant' and all(message.get(field) in (None, 1) for field in LEARN_FIELDS)
+
+
+def message_list(value, where: str, field: str) -> list[dict]:
+    """Checks a list of {"role", "content"}; keys that are null are as if they were absent.
+
+    Raises:
+      InputError: it is not one.
+    """
+    if not isinstance(value, list) or not value:
+        raise InputError(f'{where}: field "{field}" must be a list of messages {{"role", "content"}}')
+    return [_message(message, f'{where}: field "{field}", message {i}') for i, message in enumerate(value, 1)]
+
+
+def _message(message, place):
+    if not isinstance(message, dict):
+        raise InputError(f'{place} is {kind(message)}; an object {{"role", "content"}} was expected')
+    calls = message.get('tool_calls')
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise InputError(f'{place}: "tool_calls" is {kind(calls)}; a list of objects was expected')
+    for part in ('role', 'content'):
+        # A call of a tool may come without content.
+        if not isinstance(message.get(part), str) and not (part == 'content' and message.get(part) is None and calls):
+            state = f'"{part}" is {kind(message[part])}' if part in message else f'no "{part}"'
+            raise InputError(f'{place}: {state}; a text was expected')
+    for name in LEARN_FIELDS:
+        if message.get(name) not in (None, 0, 1):
+            raise InputError(f'{place}: "{name}" is {message[name]!r}; use 1 (learned) or 0 (only read)')
+    if message.get('train') and message['role'] != 'assistant':
+        raise InputError(f'{place}: "train" is set for the role {message["role"]}; only the assistant\'s are learned')
+    return {key: part for key, part in message.items() if part is not None}
+
+
+def parse_tools(record: dict, where: str) -> list[dict] | None:
+    """The field "tools" as a list of schemas; None without any. A text, or texts in a list, are read as JSON.
+
+    Raises:
+      InputError: it is something else.
+    """
+    tools = record.get('tools')
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+        if isinstance(tools, list):
+            tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f'{where}: field "tools" is a text that is not JSON ({error})') from error
+    if not tools and (tools is None or isinstance(tools, str | list)):
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        found = kind(tools) if not isinstance(tools, list) else 'a list of other things'
+        raise InputError(f'{where}: field "tools" is {found}; a list of schemas (objects) was expected')
+    return tools
