@@ -3,8 +3,8 @@
     python experiments/benchmarks/control_scores.py --record
     python experiments/benchmarks/control_scores.py --only=cartpole,acrobot
 
-A recipe that is finished already in its folder below --out is read, not run again. Leaves out speed against peers,
-which control.py measures.
+A recipe that is finished already in its folder below --out is read, not run again. Speed against
+peers is measured by control.py.
 """
 
 import json
@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
-from results import record
+
+from rlax_ft.harness.results import record
 
 EXPERIMENTS = Path(__file__).parents[1]
 # What each recipe should reach over 100 episodes, and whether each seed or the mean of the seeds should.
@@ -37,7 +38,7 @@ def scored(name: str) -> dict:
     """summary.json of a recipe."""
     folder = Path(_OUT.value) / name
     recipe = EXPERIMENTS / f'recipes/ppo_{name}.flags'
-    command = [sys.executable, EXPERIMENTS / 'ppo_control.py', f'--flagfile={recipe}', f'--out={folder}']
+    command = [sys.executable, EXPERIMENTS / 'ppo_env.py', f'--flagfile={recipe}', f'--out={folder}']
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f'error: {name}: {(done.stderr.strip().splitlines() or ["no output"])[-1]}')

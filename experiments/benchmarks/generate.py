@@ -4,22 +4,25 @@
 
 The peer runs where it is installed: `--peer_python` names that environment's interpreter (`pip install transformers
 torch`, or `pip install google-tunix`). Both take turns, on the same shapes in the same precision; warm-up, with
-compilation, is not counted. Leaves out training (train_step.py).
+compilation, is not counted. Training is timed by train_step.py.
 """
 
 import json
 import sys
+from pathlib import Path
 
 from absl import app, flags
-from alternate import race
-from shapes import PYTHON, ROUNDS, SHAPE, SHAPES, WORKERS, report
 
-# Title, and the packages that RESULTS.md names.
+from rlax_ft.harness.benchmark import PYTHON, ROUNDS, SHAPE, SHAPES, report
+from rlax_ft.harness.race import race
+
+# Title, worker, and the packages that RESULTS.md names.
 PEERS = {
-    'hf': (' against Hugging Face', ('transformers', 'torch')),
-    'tunix': (' against Tunix', ('google-tunix', 'jax', 'flax')),
-    'none': ('', ()),
+    'hf': (' against Hugging Face', 'torch_worker.py', ('transformers', 'torch')),
+    'tunix': (' against Tunix', 'tunix_worker.py', ('google-tunix', 'jax', 'flax')),
+    'none': ('', '', ()),
 }
+WORKERS = Path(__file__).parent / 'workers'
 _AGAINST = flags.DEFINE_enum('against', 'hf', list(PEERS), 'The peer.')
 _BATCHES = flags.DEFINE_list('batches', ['1', '16', '64'], 'Batch sizes.')
 _PROMPT = flags.DEFINE_integer('prompt', 64, 'Tokens of a prompt.')
@@ -33,7 +36,7 @@ def main(_):
     records = [plain(batch, sizes) for batch in _BATCHES.value]
     if _ENGINE_ROWS.value:
         records.append(engine(sizes))
-    against, packages = PEERS[_AGAINST.value]
+    against, _, packages = PEERS[_AGAINST.value]
     notes = [limits(int(batch), r['ours'], SHAPES[SHAPE.value]) for batch, r in zip(_BATCHES.value, records)]
     report(f'Sampling{against}, shape `{SHAPE.value}`', records, packages, notes=notes)
 
@@ -55,7 +58,7 @@ def plain(batch: str, sizes: list[str]) -> dict:
     """The record of one batch size."""
     commands = [[sys.executable, str(WORKERS / 'ours_generate.py'), 'plain', batch, *sizes]]
     if _AGAINST.value != 'none':
-        commands.append([PYTHON.value, str(WORKERS / f'{_AGAINST.value}_generate.py'), batch, *sizes])
+        commands.append([PYTHON.value, str(WORKERS / PEERS[_AGAINST.value][1]), 'generate', batch, *sizes])
     return record(f'generate, batch {batch}', commands, tokens=int(batch) * _NEW.value)
 
 

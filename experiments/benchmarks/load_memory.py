@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 from absl import app, flags
-from results import record
+
+from rlax_ft.harness.results import record
 
 LAYERS, WIDTH = 16, 1024
 _GIGABYTES = flags.DEFINE_float('gigabytes', 1.0, 'Size of the parameters in float32.')

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from absl import app, flags
-from results import record
+
+from rlax_ft.harness.results import record
 
 HERE = Path(__file__).parent
 EXPERIMENTS = HERE.parent

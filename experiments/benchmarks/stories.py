@@ -3,22 +3,20 @@
     python experiments/ppo.py --flagfile=experiments/recipes/stories_ppo.flags --model=FOLDER
     python experiments/benchmarks/stories.py --before=FOLDER --after=runs/stories_ppo/model --record
 
-Where torch is installed, transformers decodes greedily from the saved folder, too, and the tokens are compared. Leaves
-out training.
+Where torch is installed, transformers decodes greedily from the saved folder, too, and the tokens are compared.
 """
 
-import importlib
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import app, flags
-from results import record
 
 from rlax_ft.data.codec import Codec
+from rlax_ft.harness.loading import load_script
+from rlax_ft.harness.results import record
 from rlax_ft.hf.folder import load_pretrained
 from rlax_ft.models.scoring import rollout_batch, sequence_logps
 from rlax_ft.models.transformer import Transformer
@@ -33,10 +31,8 @@ _RECORD = flags.DEFINE_bool('record', False, 'Write the section of RESULTS.md.')
 
 def main(_):
     """Measures both models on the recipe's prompts."""
-    sys.path.insert(0, str(EXPERIMENTS))
     config, start, tokenizer = load_pretrained(_BEFORE.value)
     _, tuned, _ = load_pretrained(_AFTER.value)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     codec, apply = Codec(tokenizer, 24, 64), Transformer(config).apply
     lines = (EXPERIMENTS / 'recipes/stories_prompts.jsonl').read_text().splitlines()
     prompts = [json.loads(line)['prompt'] for line in lines]
@@ -65,8 +61,8 @@ def sampled(name, params, start, apply, codec, prompts) -> str:
     batch = jax.tree.map(np.asarray, rollout_batch(rollout))
     score = jax.jit(lambda p, b: sequence_logps(apply, {'params': p}, b))
     own, reference = (map_rows(lambda b, p=p: score(p, b), batch, batch_size=128) for p in (params, start))
-    somebody_is_happy = importlib.import_module('recipes.happy').somebody_is_happy
-    happy = np.mean([somebody_is_happy('', text) for text in codec.decode(rollout)[0]])
+    rule = load_script(EXPERIMENTS / 'recipes/happy.py').somebody_is_happy
+    happy = np.mean([rule('', text) for text in codec.decode(rollout)[0]])
     kl, error = np.mean(own - reference), np.std(own - reference) / len(prompts) ** 0.5
     nll = -reference.sum() / batch.mask.sum()
     return f'| {name} | {happy:.1%} of {len(prompts)} | {kl:.2f} ± {error:.2f} | {nll:.3f} |'

@@ -4,24 +4,27 @@
 
 The peer runs where it is installed: `--peer_python` names that environment's interpreter (`pip install trl torch`, or
 `pip install google-tunix`). Both take turns, on the same shapes in the same precision; warm-up, with compilation, is
-not counted. A stage that a peer lacks is timed alone: PPO in TRL, PPO and a reference computed ahead in Tunix. Leaves
-out sampling (generate.py).
+not counted. A stage that a peer lacks is timed alone: PPO in TRL, PPO and a reference computed ahead in Tunix. Sampling
+is timed by generate.py.
 """
 
 import json
 import sys
+from pathlib import Path
 
 from absl import app, flags
-from alternate import race
-from shapes import PYTHON, ROUNDS, SHAPE, SHAPES, WORKERS, report
+
+from rlax_ft.harness.benchmark import PYTHON, ROUNDS, SHAPE, SHAPES, report
+from rlax_ft.harness.race import race
 
 STAGES = ('sft', 'dpo', 'dpo_cached', 'ppo', 'score')
-# Title, the stages that its worker knows, and the packages that RESULTS.md names.
+# Title, worker, the stages that it knows, and the packages that RESULTS.md names.
 PEERS = {
-    'trl': (' against TRL', ('sft', 'dpo', 'dpo_cached'), ('trl', 'torch', 'transformers')),
-    'tunix': (' against Tunix', ('sft', 'dpo'), ('google-tunix', 'jax', 'flax')),
-    'none': ('', (), ()),
+    'trl': (' against TRL', 'torch_worker.py', ('sft', 'dpo', 'dpo_cached'), ('trl', 'torch', 'transformers')),
+    'tunix': (' against Tunix', 'tunix_worker.py', ('sft', 'dpo'), ('google-tunix', 'jax', 'flax')),
+    'none': ('', '', (), ()),
 }
+WORKERS = Path(__file__).parent / 'workers'
 _AGAINST = flags.DEFINE_enum('against', 'trl', list(PEERS), 'The peer.')
 _STAGES = flags.DEFINE_list('stages', list(STAGES), 'Which steps.')
 
@@ -29,7 +32,7 @@ _STAGES = flags.DEFINE_list('stages', list(STAGES), 'Which steps.')
 def main(_):
     """Races each stage."""
     records = [measure(stage, SHAPES[SHAPE.value]) for stage in _STAGES.value]
-    against, _, packages = PEERS[_AGAINST.value]
+    against, _, _, packages = PEERS[_AGAINST.value]
     report(f'The train step{against}, shape `{SHAPE.value}`', records, packages)
 
 
@@ -39,11 +42,12 @@ def measure(stage: str, shape: dict) -> dict:
         sizes = {name: shape[f'group_{name}'] for name in ('prompt', 'response')}
         shape = shape | dict(rows=shape['groups']) | sizes
     sizes = json.dumps(shape)
+    _, worker, stages, _ = PEERS[_AGAINST.value]
     commands = [[sys.executable, str(WORKERS / 'ours_step.py'), stage, sizes]]
     if stage == 'score':
         commands.append([sys.executable, str(WORKERS / 'ours_step.py'), 'score_plain', sizes])
-    elif stage in PEERS[_AGAINST.value][1]:
-        commands.append([PYTHON.value, str(WORKERS / f'{_AGAINST.value}_step.py'), stage, sizes])
+    elif stage in stages:
+        commands.append([PYTHON.value, str(WORKERS / worker), stage, sizes])
     ours, *peer = (r['seconds'] for r in race(commands, rounds=ROUNDS.value, warmup=2))
     name = 'scoring, prompts shared against repeated' if stage == 'score' else f'{stage} step'
     return {

@@ -3,10 +3,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from alternate import race, table
-from shapes import SHAPES, WORKERS
+
+from rlax_ft.harness.benchmark import SHAPES
+from rlax_ft.harness.race import race, table
+from rlax_ft.harness.results import record
+
+WORKERS = Path(__file__).parents[2] / 'experiments/benchmarks/workers'
 
 
 def worker(name, *arguments):
@@ -54,3 +59,21 @@ def test_records_and_table(tmp_path):
 def test_a_worker_that_dies_is_named():
     with pytest.raises(RuntimeError, match=r'exit code 3'):
         race([[sys.executable, '-c', 'import sys; sys.exit(3)']], rounds=1)
+
+
+def test_a_worker_sees_the_package_and_nothing_beside_it(tmp_path, monkeypatch):
+    # Without site-packages an interpreter has the standard library only, as one of a peer lacks what we depend on.
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+    code = f'import os, importlib.util as u; os.chdir({str(tmp_path)!r}); from rlax_ft.harness.race import serve; '
+    code += 'serve(lambda: {"beside": [n for n in ("tests", "experiments", "jax") if u.find_spec(n)]})'
+    [answer] = race([[sys.executable, '-S', '-c', code]], rounds=2)
+    assert answer['beside'] == [] and 0 <= answer['fastest'] <= answer['seconds']
+
+
+def test_a_section_is_replaced_and_the_others_stay(tmp_path):
+    file = tmp_path / 'RESULTS.md'
+    for title, body in (('one', '1.0'), ('two', '2.0'), ('one', '3.0')):
+        record(title, body, file)
+    text = file.read_text()
+    assert text.count('## one') == text.count('## two') == 1
+    assert text.count('\n\n3.0\n') == text.count('\n\n2.0\n') == 1 and '\n\n1.0\n' not in text

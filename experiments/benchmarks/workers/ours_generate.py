@@ -1,4 +1,4 @@
-"""Our samplers, as workers of alternate.py.
+"""Our samplers, as workers of generate.py.
 
     ours_generate.py plain BATCH PROMPT NEW SHAPE    every row to its full length
     ours_generate.py static|engine ROWS PROMPT NEW SHAPE    eight times ROWS prompts whose completions end at random
@@ -11,16 +11,13 @@ each until its longest row has ended; `engine` refills the rows that have ended.
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from alternate import serve
-from workers.model import llama
-
+from rlax_ft.harness.benchmark import random_llama
+from rlax_ft.harness.race import serve
 from rlax_ft.models.transformer import Transformer, for_decoding
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
@@ -30,7 +27,7 @@ BATCHES = 8
 
 def main(kind, batch, prompt, new, shape):
     """Serves whole batches, or whole sets of prompts."""
-    config, params = llama(shape)
+    config, params = random_llama(shape)
     apply, count = Transformer(config).apply, batch * (1 if kind == 'plain' else BATCHES)
     params = jax.tree.map(lambda x: x.astype(shape['dtype']), params)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Our optimiser step, as a worker of alternate.py: `ours_step.py STAGE SHAPE`.
+"""Our optimiser step, as a worker of train_step.py: `ours_step.py STAGE SHAPE`.
 
 STAGE is sft, dpo, dpo_cached or ppo: the steps that the scripts compile, on a batch that stays the same; or score and
 score_plain: the log-probabilities, with gradients, of groups of completions, with their prompts shared and as rows.
@@ -8,17 +8,14 @@ import json
 import math
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from alternate import serve
-from workers.model import llama, rows
-
 from rlax_ft.data.branches import share_prompts, shared
+from rlax_ft.harness.benchmark import random_llama, random_rows
+from rlax_ft.harness.race import serve
 from rlax_ft.losses.preference import dpo_loss
 from rlax_ft.models.heads import ScalarModel, value_params
 from rlax_ft.models.scoring import candidate_logps, candidate_rows
@@ -28,20 +25,21 @@ from rlax_ft.objectives.preference import preference_objective
 from rlax_ft.objectives.supervised import sft_objective
 from rlax_ft.parallel.compile import compile_step
 from rlax_ft.training.optimizer import make_optimizer
+from rlax_ft.training.performance import peak_memory
 from rlax_ft.training.step import init_state, make_train_step
 from rlax_ft.types import PreferenceBatch
 
 
 def sft(shape, apply, params):
     """All tokens but the first are learned, as TRL does with plain text."""
-    batch = jax.tree.map(lambda x: x[:, 0], rows(shape, 1))
+    batch = jax.tree.map(lambda x: x[:, 0], random_rows(shape, 1))
     batch.mask[:, 1:] = 1.0
     return sft_objective(apply), params, lambda: (batch, np.float32(batch.mask.sum()))
 
 
 def dpo(shape, apply, params, *, cached):
     """Pairs of one prompt; the reference is scored in every step, or has been."""
-    candidates = rows(shape, 2)
+    candidates = random_rows(shape, 2)
     pairs = share_prompts(PreferenceBatch(candidates, np.ones(shape['rows'], np.float32)))
     ref_params = jax.tree.map(jnp.copy, params)
     score = jax.jit(lambda p, batch: candidate_logps(apply, {'params': p}, batch.candidates))
@@ -55,7 +53,7 @@ def dpo(shape, apply, params, *, cached):
 
 def ppo(shape, apply, params, value_apply):
     """One minibatch of an update."""
-    tokens = jax.tree.map(jnp.asarray, shared(rows(shape, 1)) or candidate_rows(rows(shape, 1)))
+    tokens = jax.tree.map(jnp.asarray, shared(random_rows(shape, 1)) or candidate_rows(random_rows(shape, 1)))
     noise = jax.random.normal(jax.random.key(1), tokens.mask.shape) * tokens.mask
     batch = PPOBatch(
         tokens=tokens, logps=0.1 * noise - math.log(shape['vocab']), values=noise, advantages=noise, returns=noise
@@ -66,7 +64,7 @@ def ppo(shape, apply, params, value_apply):
 
 def stepper(stage, shape):
     """A function that takes one step and waits for it."""
-    config, params = llama(shape)
+    config, params = random_llama(shape)
     apply = Transformer(config).apply
     if stage == 'sft':
         objective, params, batch = sft(shape, apply, params)
@@ -80,16 +78,16 @@ def stepper(stage, shape):
 
     def work():
         state['now'], metrics = step(state['now'], batch())
-        return {'loss': float(metrics['loss'])}
+        return {'loss': float(metrics['loss']), 'bytes': peak_memory()}
 
     return work
 
 
 def scorer(stage, shape):
     """A function that scores groups of completions, with the gradient of their sum, and waits."""
-    config, params = llama(shape)
+    config, params = random_llama(shape)
     apply = Transformer(config).apply
-    candidates = rows(shape, shape['group'])
+    candidates = random_rows(shape, shape['group'])
     batch = jax.tree.map(jnp.asarray, shared(candidates) if stage == 'score' else candidates)
     step = jax.jit(jax.value_and_grad(lambda p: jnp.mean(candidate_logps(apply, {'params': p}, batch))))
     return lambda: {'loss': float(jax.block_until_ready(step(params))[0])}

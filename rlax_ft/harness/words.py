@@ -1,6 +1,6 @@
 """Texts of known lengths for peers that take text: one word is one token.
 
-Leaves out token rows, which our own workers read (model.py).
+It runs in the interpreter of a peer, and needs numpy, tokenizers and transformers only.
 """
 
 import numpy as np

@@ -1,11 +1,13 @@
-"""The peer of control.py: PPO in JAX as single-file programs write it, to be timed against.
+"""A peer in control.py: PPO in JAX as single-file programs write it. `plain_ppo.py STEPS SEEDS`.
 
 A restatement, in words of our own, of what purejaxrl's `ppo.py` computes, with its settings: one compiled program of
 nested scans over updates, epochs and minibatches; two towers of 64 x 64 tanh through flax; optax's Adam; gymnax's own
 `step` with its auto-reset, under an episode log; keys split at every step; done is done, with no value after a time
-limit; the episode log of every step is returned. The original runs with gymnax before 1.0 alone. Leaves out everything
-that its single file leaves out: evaluation, checkpoints, truncation.
+limit; the episode log of every step is returned. The original runs with gymnax before 1.0 alone. As there,
+nothing is evaluated or kept, and truncation is termination.
 """
+
+import sys
 
 import flax.linen as nn
 import gymnax
@@ -14,6 +16,9 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 from gymnax.wrappers.purerl import FlattenObservationWrapper, LogWrapper
+
+from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: a program that hangs has no speed.
+from rlax_ft.harness.race import serve
 
 GAMMA, LAM, CLIP, ENTROPY, VALUE = 0.99, 0.95, 0.2, 0.01, 0.5
 
@@ -113,3 +118,19 @@ def make_train(env_name='CartPole-v1', *, total=500_000, envs=4, steps=128, epoc
         return jax.lax.scan(update, (state, env_state, obs, run_key), None, updates)
 
     return train
+
+
+def main(steps: int, seeds: int) -> None:
+    """Serves whole runs, for so many seeds."""
+    train, key = make_train(total=steps), jax.random.key(0)
+    train, key = (jax.vmap(train), jax.random.split(key, seeds)) if seeds > 1 else (train, key)
+    compiled = jax.jit(train).lower(key).compile()
+
+    def work():
+        jax.block_until_ready(compiled(key))
+
+    serve(work)
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]), int(sys.argv[2]))

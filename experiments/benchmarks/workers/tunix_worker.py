@@ -1,17 +1,22 @@
-"""Tunix's optimiser step on a random Llama, as a worker of alternate.py: `tunix_step.py STAGE SHAPE`.
+"""Tunix on a random Llama, as a worker of train_step.py and generate.py.
 
-STAGE is sft or dpo, with the reference in the step; Tunix does not compute its log-probabilities ahead. What is timed
-is what `PeftTrainer.train` does with one batch. Runs where tunix is installed (`pip install google-tunix`).
+    tunix_worker.py sft|dpo SHAPE                     its optimiser step; the reference is scored in the step
+    tunix_worker.py generate BATCH PROMPT NEW SHAPE   its sampler, every row to its full length
+
+What is timed of a step is what `PeftTrainer.train` does with one batch. Sampling is at temperature 1 from the whole
+distribution; its input is text, so tokenising is in the time, a small part. Runs where tunix is installed
+(`pip install google-tunix`).
 """
 
 import json
 import sys
-from pathlib import Path
+from itertools import count
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
+from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.llama3.model import Llama3, ModelConfig
 from tunix.rl.common import build_positions_from_mask, make_causal_attn_mask
 from tunix.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig
@@ -19,8 +24,8 @@ from tunix.sft.dpo.dpo_trainer import TrainingInput as Pairs
 from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig
 from tunix.sft.peft_trainer import TrainingInput as Rows
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from alternate import Turns
+from rlax_ft.harness.race import Turns, serve
+from rlax_ft.harness.words import texts, word_tokenizer
 
 _STEPS = 1000
 
@@ -77,11 +82,32 @@ def in_turn(batch, model):
         turns.done()
 
 
-def main():
+def train(stage: str, shape: dict) -> None:
     """Serves steps until nobody asks."""
-    learner, batch = trainer(sys.argv[1], json.loads(sys.argv[2]))
+    learner, batch = trainer(stage, shape)
     learner.train(in_turn(batch, learner.model))
 
 
+def generate(batch: int, prompt: int, new: int, shape: dict) -> None:
+    """Serves whole batches."""
+    # Tunix pads prompts to a power of two, with a token in front.
+    cache = CacheConfig(2 * prompt + new + 1, shape['layers'], shape['kv_heads'], shape['width'] // shape['heads'])
+    sampler = Sampler(llama(shape), word_tokenizer(shape['vocab']), cache)
+    words, seeds = texts(shape, batch, prompt, 0), count()
+
+    def work():
+        # No token is the end: every row goes to its full length.
+        out = sampler(
+            words, new, max_prompt_length=prompt, temperature=1.0, top_p=1.0, eos_tokens=[-1], seed=next(seeds)
+        )
+        return {'tokens': len(out.tokens[0])}
+
+    serve(work)
+
+
 if __name__ == '__main__':
-    main()
+    what, *sizes, given = sys.argv[1:]
+    if what == 'generate':
+        generate(*map(int, sizes), json.loads(given))
+    else:
+        train(what, json.loads(given))

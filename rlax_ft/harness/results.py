@@ -1,6 +1,6 @@
 """RESULTS.md: one section for each benchmark, each with the command that made it, the hardware, versions and date.
 
-A benchmark replaces its own section and leaves the others. Leaves out measuring.
+A benchmark replaces its own section and leaves the others.
 """
 
 import datetime
@@ -12,17 +12,22 @@ from pathlib import Path
 
 import jax
 
-FILE = Path(__file__).parent / 'RESULTS.md'
 
+def record(title: str, body: str, file: Path | None = None) -> None:
+    """Writes the section `## title`; the command is the one that is running.
 
-def record(title: str, body: str) -> None:
-    """Writes the section `## title`; the command is the one that is running."""
+    Args:
+      title: of the section.
+      body: Markdown.
+      file: to write; RESULTS.md beside the script that is running, when absent.
+    """
+    file = file or Path(sys.argv[0]).parent / 'RESULTS.md'
     command = ' '.join(['python', _relative(sys.argv[0]), *(_shortened(a) for a in sys.argv[1:])])
     section = f'## {title}\n\n`{command}`, {datetime.date.today()}: {hardware()}.\n\n{body.strip()}\n'
-    head, *sections = FILE.read_text().split('\n## ') if FILE.exists() else ['# Results\n']
+    head, *sections = file.read_text().split('\n## ') if file.exists() else ['# Results\n']
     kept = {part.split('\n', 1)[0]: '## ' + part.strip() + '\n' for part in sections}
     kept[title] = section
-    FILE.write_text('\n'.join([head.strip() + '\n', *kept.values()]))
+    file.write_text('\n'.join([head.strip() + '\n', *kept.values()]))
 
 
 def hardware() -> str:

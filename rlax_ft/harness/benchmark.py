@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: shapes of models and batches, flags, and what becomes of the records.
+"""What the speed benchmarks share: flags, shapes, a random model and rows of a shape, and what becomes of the records.
 
 Leaves out what is timed.
 """
@@ -12,11 +12,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
-from alternate import table
-from results import record
 
-WORKERS = Path(__file__).parent / 'workers'
+from rlax_ft.harness.race import table
+from rlax_ft.harness.results import record
+from rlax_ft.models.config import ModelConfig
+from rlax_ft.models.transformer import init_params
+from rlax_ft.types import TokenBatch
+
 _CPU = dict(vocab=8192, width=256, layers=4, heads=8, kv_heads=4, mlp=688, dtype='float32', remat='none')
 _1B = dict(vocab=128_256, width=2048, layers=16, heads=32, kv_heads=8, mlp=8192, dtype='bfloat16', remat='dots')
 _TOY = dict(vocab=64, width=16, layers=2, heads=2, kv_heads=1, mlp=32, dtype='float32', remat='none')
@@ -30,6 +34,35 @@ SHAPE = flags.DEFINE_enum('shape', 'cpu', list(SHAPES), 'Sizes of model and batc
 ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds that count.')
 JSON = flags.DEFINE_string('json', '', 'File for the records.')
 RECORD = flags.DEFINE_bool('record', False, 'Write the table into RESULTS.md.')
+
+
+def random_llama(shape: dict) -> tuple[ModelConfig, dict]:
+    """(config, float32 parameters) of a Llama of that shape."""
+    config = ModelConfig(
+        vocab_size=shape['vocab'],
+        width=shape['width'],
+        layers=shape['layers'],
+        heads=shape['heads'],
+        kv_heads=shape['kv_heads'],
+        head_dim=shape['width'] // shape['heads'],
+        mlp_width=shape['mlp'],
+        max_length=4096,
+        dtype=shape['dtype'],
+        remat=shape['remat'],
+    )
+    return config, jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
+
+
+def random_rows(shape: dict, candidates: int, *, seed: int = 0) -> TokenBatch:
+    """TokenBatch [rows, candidates, prompt + response] of random tokens; candidates of a row share its prompt."""
+    rng = np.random.default_rng(seed)
+    count, prompt, length = shape['rows'], shape['prompt'], shape['prompt'] + shape['response']
+    tokens = rng.integers(3, shape['vocab'], (count, candidates, length)).astype(np.int32)
+    tokens[:, :, :prompt] = tokens[:, :1, :prompt]
+    mask = np.zeros(tokens.shape, np.float32)
+    mask[:, :, prompt:] = 1.0
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    return TokenBatch(tokens, mask, positions, np.ones_like(tokens))
 
 
 def report(title: str, records: Sequence[dict], peers: Sequence[str] = (), notes: Sequence[str] = ()) -> None:

@@ -1,16 +1,21 @@
 """Times two programs in turn: each is a process of its own that does its work once whenever it is told to.
 
 A worker calls `serve(work)`; whoever measures calls `race([command, ...])`. Taking turns means that what else the
-machine does falls on both alike; a warm-up is not counted, and the median of the rounds is taken. Leaves out what is
-measured.
+machine does falls on both alike; a warm-up is not counted, and the median of the rounds is taken.
+
+A worker may run in an interpreter that has a peer and not this package: `race` shows it the package, and this file
+needs the standard library only.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 def serve(work: Callable[[], dict | None]) -> None:
@@ -52,24 +57,37 @@ def race(commands: Sequence[Sequence[str]], *, rounds: int, warmup: int = 1) -> 
     Raises:
       RuntimeError: a worker stopped.
     """
-    workers = [subprocess.Popen(c, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for c in commands]
-    seconds, last = [[] for _ in workers], [{} for _ in workers]
-    try:
-        for i in range(warmup + rounds):
-            for j, worker in enumerate(workers):
-                worker.stdin.write('\n')
-                worker.stdin.flush()
-                line = worker.stdout.readline()
-                if not line:
-                    raise RuntimeError(f'{" ".join(commands[j])}: stopped with exit code {worker.wait()}')
-                last[j] = json.loads(line)
-                if i >= warmup:
-                    seconds[j].append(last[j]['seconds'])
-    finally:
-        for worker in workers:
-            worker.stdin.close()
-            worker.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        # Of what lies beside the package nothing is shown: an interpreter keeps its own libraries.
+        (Path(folder) / 'rlax_ft').symlink_to(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, [folder, os.environ.get('PYTHONPATH')]))
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONPATH': path})
+        workers = [subprocess.Popen(command, **pipes) for command in commands]
+        seconds, last = [[] for _ in workers], [{} for _ in workers]
+        try:
+            for i in range(warmup + rounds):
+                for j, worker in enumerate(workers):
+                    last[j] = _turn(worker)
+                    if i >= warmup:
+                        seconds[j].append(last[j]['seconds'])
+        finally:
+            for worker in workers:
+                worker.stdin.close()
+                worker.wait()
     return [a | {'seconds': statistics.median(s), 'fastest': min(s)} for a, s in zip(last, seconds)]
+
+
+def _turn(worker):
+    """Has a worker do its work once; its answer."""
+    try:
+        worker.stdin.write('\n')
+        worker.stdin.flush()
+    except BrokenPipeError:  # It has stopped already; its exit code says more than the pipe.
+        pass
+    line = worker.stdout.readline()
+    if not line:
+        raise RuntimeError(f'{" ".join(map(str, worker.args))}: stopped with exit code {worker.wait()}')
+    return json.loads(line)
 
 
 def table(records: Sequence[dict]) -> str:

@@ -1,14 +1,18 @@
-"""The host peer of control.py: PPO on CartPole with Gymnasium and PyTorch, one environment step at a time.
+"""A peer in control.py, `torch_ppo.py STEPS`: PPO on CartPole with Gymnasium and PyTorch, stepped on the host.
 
 Written for this comparison with the settings and the work of CleanRL's `ppo.py`: a synchronous vector of 4
 environments, tensors on the CPU, 128 steps, 4 epochs of 4 minibatches, two towers of 64 x 64 tanh; the entropy with
-each action, the KL and the clipped share with each minibatch. Leaves out writing them anywhere.
+each action, the KL and the clipped share with each minibatch, written nowhere.
 """
+
+import sys
 
 import gymnasium
 import numpy as np
 import torch
 from torch import nn
+
+from rlax_ft.harness.race import serve
 
 
 def _tower(outputs, gain):
@@ -68,3 +72,7 @@ def train(steps: int, envs: int = 4, length: int = 128, epochs: int = 4, parts: 
                 (policy_loss + 0.5 * value_loss - 0.01 * pi.entropy().mean()).backward()
                 nn.utils.clip_grad_norm_(weights, 0.5)
                 adam.step()
+
+
+if __name__ == '__main__':
+    serve(lambda: train(int(sys.argv[1])))

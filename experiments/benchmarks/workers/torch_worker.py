@@ -1,23 +1,23 @@
-"""TRL's optimiser step on a random Llama, as a worker of alternate.py: `trl_step.py STAGE SHAPE`.
+"""The PyTorch peers on a random Llama, as a worker of train_step.py, generate.py and accelerator.py.
 
-STAGE is sft, dpo or dpo_cached (the reference's log-probabilities computed ahead); SHAPE is train_step.py's, as JSON.
-What is timed is what `Trainer.train` does with one batch: forward, backward, clipping, AdamW, schedule. Collating is
-left out, in the peer's favour. Runs where torch, transformers and trl are installed.
+    torch_worker.py sft|dpo|dpo_cached SHAPE         TRL's optimiser step; dpo_cached has its reference computed ahead
+    torch_worker.py generate BATCH PROMPT NEW SHAPE  Hugging Face's `generate`, every row to its full length
+
+SHAPE is one of rlax_ft.harness.benchmark, as JSON. What is timed of a step is what `Trainer.train` does with one batch:
+forward, backward, clipping, AdamW, schedule; collating is left out, in the peer's favour. Sampling is at temperature 1
+from the whole distribution; on a GPU the cache is static, so that decoding is compiled. Runs where torch and
+transformers are installed, the steps where trl is, too.
 """
 
 import json
 import sys
 import tempfile
-from pathlib import Path
 
 import torch
-from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from alternate import Turns
-from workers.words import texts, word_tokenizer
+from rlax_ft.harness.race import Turns, serve
+from rlax_ft.harness.words import texts, word_tokenizer
 
 
 def llama(shape):
@@ -43,6 +43,9 @@ def llama(shape):
 
 def trainer(stage, shape, out):
     """TRL's trainer of that stage."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
     rows = shape['rows']
     shared = dict(
         output_dir=out,
@@ -96,14 +99,40 @@ class OneStepATurn(TrainerCallback):
             self._turns.done()
 
 
-def main():
+def train(stage, shape):
     """Serves steps until nobody asks."""
     turns = OneStepATurn()
     with tempfile.TemporaryDirectory() as out:
-        t = trainer(sys.argv[1], json.loads(sys.argv[2]), out)
+        t = trainer(stage, shape, out)
         t.add_callback(turns)
         t.train()
 
 
+def generate(batch, prompt, new, shape):
+    """Serves whole batches."""
+    model = llama(shape).eval()
+    tokens = torch.randint(3, model.config.vocab_size, (batch, prompt)).to(model.device)
+    static = {'cache_implementation': 'static'} if torch.cuda.is_available() else {}
+
+    def work():
+        with torch.no_grad():
+            out = model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=new,
+                min_new_tokens=new,
+                **static,
+            )
+        return {'tokens': out.shape[1] - prompt}
+
+    serve(work)
+
+
 if __name__ == '__main__':
-    main()
+    what, *sizes, given = sys.argv[1:]
+    if what == 'generate':
+        generate(*map(int, sizes), json.loads(given))
+    else:
+        train(what, json.loads(given))
