@@ -204,4 +204,8 @@ def _read_tokenizer(folder):
         return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        # What fills a row is masked; any token serves.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
