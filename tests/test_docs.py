@@ -158,3 +158,14 @@ def test_names_and_files_exist():
         wrong += [(page.name, name) for name in sorted(names) if not exists(name)]
         wrong += [(page.name, file) for file in sorted(files) if not (ROOT / file).exists()]
     assert not wrong
+
+
+def test_flags_exist():
+    sources = [*(ROOT / 'experiments').glob('*.py'), *(ROOT / 'rlax_ft').rglob('*.py')]
+    flags = set()
+    for source in sources:
+        flags |= set(re.findall(r'^    (\w+): \w+ = flag\(', source.read_text(), re.MULTILINE))
+    flags |= {'flagfile', 'help', 'strict'}  # absl's own, and mkdocs'.
+    flags |= {'evaluate', 'optimizer', 'report_to'}  # On their way.
+    wrong = [(p.name, f) for p in PAGES for f in re.findall(r'(?<![\w-])--([a-z]\w*)', p.read_text()) if f not in flags]
+    assert len(flags) > 60 and not wrong
