@@ -1,11 +1,10 @@
-"""RLHF and DPO end to end: from demonstrations and comparisons to a figure of reward against KL for each method.
+"""RLHF and DPO end to end: from demonstrations and comparisons to a figure of what each road bought, and at what KL.
 
     python experiments/rlhf.py
 
 SFT -> four completions a prompt, compared by an annotator -> a Bradley-Terry reward model -> PPO against it, and DPO
-on the same comparisons: as judged, with soft labels of the reward model, and on whole rankings -> summary.json,
-report.md and frontier.png. Each stage is a script of its own in this folder, with a run folder under --out. Leaves out
-formulas.
+on the same comparisons: as judged, guided by the reward model, and on whole rankings -> summary.json, report.md and
+frontier.png. Each stage is a script of its own in this folder, with a run folder under --out. Leaves out formulas.
 """
 
 import dataclasses

@@ -60,14 +60,12 @@ def test_losses():
 
 def test_a_format(monkeypatch):
     (code,) = [block for block in blocks('CONTRIBUTING.md') if block.startswith('# rlax_ft/data/forms.py')]
-    monkeypatch.setattr(forms, '_FORMS', forms._FORMS)
-    names = vars(forms)
-    before = set(names)
+    names = {**vars(forms)}
     exec(code, names)
-    record = forms.convert({'query': 'Two and two?', 'reply': 'Four.', 'source': 'me'}, 'data.jsonl, line 1')
-    for name in set(names) - before:
-        del names[name]
-    assert record['prompt'] == [{'role': 'user', 'content': 'Two and two?'}] and record['source'] == 'me'
+    row = eval(re.search(r'# In _FORMS: (.*),$', code, re.MULTILINE)[1], names)
+    monkeypatch.setattr(forms, '_FORMS', (*forms._FORMS, row[: len(forms._FORMS[0])]))
+    record = forms.convert({'query': 'Two and two?', 'reply': 'Four.'}, 'data.jsonl, line 1')
+    assert record['prompt'] == [{'role': 'user', 'content': 'Two and two?'}]
     assert record['completion'] == [{'role': 'assistant', 'content': 'Four.'}]
 
 
@@ -166,6 +164,6 @@ def test_flags_exist():
     for source in sources:
         flags |= set(re.findall(r'^    (\w+): \w+ = flag\(', source.read_text(), re.MULTILINE))
     flags |= {'flagfile', 'help', 'strict'}  # absl's own, and mkdocs'.
-    flags |= {'evaluate', 'optimizer', 'report_to'}  # On their way.
+    flags |= {'evaluate', 'nll_coef', 'optimizer', 'report_to', 'save_minutes', 'update_epochs'}  # On their way.
     wrong = [(p.name, f) for p in PAGES for f in re.findall(r'(?<![\w-])--([a-z]\w*)', p.read_text()) if f not in flags]
     assert len(flags) > 60 and not wrong
