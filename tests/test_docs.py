@@ -132,6 +132,11 @@ def test_the_table_of_losses_names_every_loss():
     assert named == losses
 
 
+def test_the_list_of_packages_is_whole():
+    listed = re.findall(r'^      (\w+)/ ', (ROOT / 'docs/architecture.md').read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(path.parent.name for path in (ROOT / 'rlax_ft').glob('*/__init__.py'))
+
+
 def exists(name: str) -> bool:
     """Whether a dotted name is a module, or something in one."""
     parts = name.split('.')
