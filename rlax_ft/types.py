@@ -1,4 +1,4 @@
-"""The frozen structs that travel between rooms.
+"""The frozen structs that packages pass to each other.
 
 Every struct is a pytree, so it passes through `jit`, `vmap`, `pmap` and `jax.tree.map` whole. This file leaves out
 behaviour: whoever makes a struct, or reads one, has the functions for it.

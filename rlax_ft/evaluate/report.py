@@ -8,7 +8,7 @@ TITLES = {
     'best_of_n': 'best of n',
     'ppo': 'PPO',
     'dpo': 'DPO',
-    'dpo_guided': 'DPO, guided by the preference model',
+    'dpo_guided': 'DPO with soft labels',
     'dpo_ranking': 'DPO on rankings',
 }
 

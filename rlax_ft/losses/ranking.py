@@ -59,7 +59,7 @@ def plackett_luce_dpo_loss(
     _, ranks = as_float(2, logps=logps, ranks=ranks)
     exists = jnp.ones(logps.shape, bool) if mask is None else as_mask(logps.shape, mask=mask)
     ratios = keep(exists, logps) - keep(exists, ref_logps)
-    # beta multiplies the difference, as in DPO, so that K = 2 is DPO to the last bit.
+    # beta multiplies the difference, as in DPO, so that K = 2 is DPO exactly.
     return _plackett_luce(beta * (ratios[:, None, :] - ratios[:, :, None]), ranks, exists, top)
 
 

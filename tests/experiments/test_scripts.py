@@ -171,9 +171,9 @@ def test_losses_of_ones_own(base, tmp_path, monkeypatch):
     assert mine['gold'] == theirs['gold'] and mine['kl'] == pytest.approx(theirs['kl'], abs=1e-4)
 
 
-def test_the_readmes_examples(base, tmp_path, monkeypatch):
-    readme = (Path(__file__).parents[2] / 'README.md').read_text()
-    examples = [block.split('```')[0] for block in readme.split('```python\n')[1:]]
+def test_the_examples_of_losses(base, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / 'docs/losses.md').read_text()
+    examples = [block.split('```')[0] for block in page.split('```python\n')[1:]]
     assert len(examples) == 2 and all(len(example.splitlines()) < 15 for example in examples)
     rule = 'def charm(prompt, completion):\n    return completion.count("charming")\n'
     (tmp_path / 'my_losses.py').write_text('\n\n'.join([*examples, rule]))
