@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from rlax_ft.data.codec import Codec
-from rlax_ft.evaluate.frontier import best_of_n, best_of_n_kl, effective_samples, optimum
+from rlax_ft.evaluate.frontier import best_of_n_kl, reference_curves
 from rlax_ft.evaluate.plots import plot_frontier
-from rlax_ft.evaluate.report import TITLES, policy_table, sample_table
+from rlax_ft.evaluate.report import TITLES, policy_table, rlhf_report
 from rlax_ft.evaluate.win_rate import correlation, win_rate
 from rlax_ft.harness.command_line import parse, run_script
 from rlax_ft.harness.evaluator import Evaluator, task_measures
@@ -34,7 +34,6 @@ from rlax_ft.tasks import get_task
 from rlax_ft.training.metrics import read_records
 
 HERE = Path(__file__).resolve().parent
-BETAS = (8.0, 4.0, 3.0, 2.0, 1.5, 1.25, 1.0, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,8 @@ def train(settings: RLHFSettings) -> dict:
         'seconds': round(time.time() - began, 1),
         'seconds_by_stage': seconds,
     }
-    write_text(run.folder / 'report.md', report(settings, summary, samples))
+    text = rlhf_report(settings.task, summary, samples, best_of=settings.best_of, pool=settings.pool)
+    write_text(run.folder / 'report.md', text)
     print(policy_table(summary['policies']))
     print(f'{run.folder}: report.md, frontier.png')
     return run.finish(summary)
@@ -155,7 +155,6 @@ def evaluate(settings: RLHFSettings, run) -> tuple[dict, dict]:
     pool, pool_scores = samples_of(
         sft_params, [r for r in distinct for _ in range(settings.pool)], jax.random.fold_in(key, 9)
     )
-    pool_gold, pool_scores = (x.reshape(len(distinct), -1) for x in (pool.measures['gold'], pool_scores))
     gold_of = {name: samples.measures['gold'] for name, (samples, _) in results.items()}
 
     records = []
@@ -176,16 +175,11 @@ def evaluate(settings: RLHFSettings, run) -> tuple[dict, dict]:
             {name: gold_of[name][:10].tolist() for name in policies},
         ),
     }
-    start = (0.0, float(pool_gold.mean()))
-    traces = {name: trace(folder / name / 'metrics.jsonl') for name in policies[1:]}
-    sizes = [n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if n <= settings.pool]
-    reliable = [beta for beta in BETAS if effective_samples(pool_gold, beta) >= 30]
+    shape = len(distinct), settings.pool
     figures = {
         'policies': {TITLES[r['name']]: (r['kl'], r['gold']) for r in records if r['name'] in policies[1:]},
-        'traces': {TITLES[name]: points for name, points in traces.items()},
-        'best_of_n': [(float(best_of_n_kl(n)), best_of_n(pool_gold, pool_scores, n)) for n in sizes],
-        'optimum': [start] + [optimum(pool_gold, beta)[::-1] for beta in reliable],
-        'start': start,
+        'traces': {TITLES[name]: trace(folder / name / 'metrics.jsonl') for name in policies[1:]},
+        **reference_curves(pool.measures['gold'].reshape(shape), pool_scores.reshape(shape)),
     }
     return summary, figures
 
@@ -200,32 +194,6 @@ def pick_best(samples, scores, n: int):
 def trace(path) -> list[tuple[float, float]]:
     """(KL, gold) at each evaluation during training."""
     return [(r['eval/kl'], r['eval/gold']) for r in read_records(path) if 'eval/kl' in r]
-
-
-def report(settings: RLHFSettings, summary: dict, samples) -> str:
-    """report.md."""
-    stages = ', '.join(f'{name} {value:.0f}' for name, value in summary['seconds_by_stage'].items())
-    return f"""# RLHF and DPO on `{settings.task}`
-
-{policy_table(summary['policies'])}
-
-Gold reward: the task's own, which no policy saw. Reward model: what PPO maximised; its correlation with the gold reward
-on fresh SFT samples is {summary['reward_model_correlation']:.2f}, its accuracy on held-out comparisons
-{summary['reward_model_accuracy']:.1%}. KL: of whole completions to the SFT policy; for best of n the bound
-ln n - (n - 1) / n with n = {settings.best_of}. Win rate: by gold reward on the same prompts, ties half, with a 95 %
-bootstrap interval.
-
-![gold reward against KL](frontier.png)
-
-Thin lines are the policies during training. The optimum is estimated from {settings.pool} SFT samples of each prompt by
-importance weights, as far as they carry.
-
-## The same prompts before and after
-
-{sample_table(*samples)}
-
-Seconds by stage: {stages}. Flags: [flags.txt](flags.txt).
-"""
 
 
 if __name__ == '__main__':

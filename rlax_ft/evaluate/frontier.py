@@ -5,6 +5,12 @@ Leaves out plotting (plots.py) and sampling.
 
 import numpy as np
 
+# The weights of the KL term at which the optimum is drawn, and the n of best of n.
+BETAS = (8.0, 4.0, 3.0, 2.0, 1.5, 1.25, 1.0, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3)
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# Below so many effective samples the optimum's estimate says little.
+ENOUGH = 30
+
 
 def best_of_n_kl(n) -> np.ndarray:
     """KL(best of n || reference) <= ln n - (n - 1) / n, with equality where no two samples tie (arXiv 2401.01879)."""
@@ -52,3 +58,18 @@ def effective_samples(gold: np.ndarray, beta: float) -> float:
     weights = np.exp((gold - gold.max(axis=1, keepdims=True)) / beta)
     weights /= weights.sum(axis=1, keepdims=True)
     return float((1.0 / (weights**2).sum(axis=1)).mean())
+
+
+def reference_curves(gold: np.ndarray, scores: np.ndarray) -> dict:
+    """What a reference policy's samples alone say of the frontier: `start`, `best_of_n` and `optimum`, as (KL, gold).
+
+    Args:
+      gold: float[P, M], gold rewards of M samples of each of P prompts.
+      scores: float[P, M], what best of n chooses by.
+    """
+    start = (0.0, float(gold.mean()))
+    return {
+        'start': start,
+        'best_of_n': [(float(best_of_n_kl(n)), best_of_n(gold, scores, n)) for n in SIZES if n <= gold.shape[1]],
+        'optimum': [start] + [optimum(gold, b)[::-1] for b in BETAS if effective_samples(gold, b) >= ENOUGH],
+    }

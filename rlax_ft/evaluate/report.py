@@ -51,3 +51,37 @@ def sample_table(prompts: list[str], completions: dict[str, list[str]], gold: di
         cells = [f'{completions[name][i]} **({gold[name][i]:+.2f})**' for name in names]
         lines.append(f'| {prompt} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+
+def rlhf_report(task: str, summary: dict, samples: tuple, *, best_of: int, pool: int) -> str:
+    """report.md of rlhf.py.
+
+    Args:
+      task: its name.
+      summary: what summary.json holds.
+      samples: (prompts, completions by policy, gold by policy), as `sample_table` takes them.
+      best_of: n of the best-of-n policy.
+      pool: samples of each prompt from which the optimum is estimated.
+    """
+    stages = ', '.join(f'{name} {value:.0f}' for name, value in summary['seconds_by_stage'].items())
+    return f"""# RLHF and DPO on `{task}`
+
+{policy_table(summary['policies'])}
+
+Gold reward: the task's own, which no policy saw. Reward model: what PPO maximised; its correlation with the gold reward
+on fresh SFT samples is {summary['reward_model_correlation']:.2f}, its accuracy on held-out comparisons
+{summary['reward_model_accuracy']:.1%}. KL: of whole completions to the SFT policy; for best of n the bound
+ln n - (n - 1) / n with n = {best_of}. Win rate: by gold reward on the same prompts, ties half, with a 95 % bootstrap
+interval. One seed.
+
+![gold reward against KL](frontier.png)
+
+Thin lines are the policies during training. The optimum is estimated from {pool} SFT samples of each prompt by
+importance weights, and drawn as far as they carry.
+
+## The same prompts before and after
+
+{sample_table(*samples)}
+
+Seconds by stage: {stages}. Flags: [flags.txt](flags.txt).
+"""
