@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import sys
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -126,7 +127,7 @@ def load_script(path: str | Path) -> ModuleType:
       InputError: there is no such file.
     """
     path = Path(path).resolve()
-    name = f'script_{path.stem}_{abs(hash(path))}'
+    name = f'script_{path.stem}_{zlib.crc32(str(path).encode()):08x}'
     if name not in sys.modules:
         if not path.is_file():
             raise InputError(f'{path}: no such file')
