@@ -8,6 +8,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness import stopping
 from rlax_ft.harness.settings import RunSettings, Settings, differing, flag_lines
 from rlax_ft.training.checkpoint import Checkpoints
-from rlax_ft.training.metrics import MetricsWriter
+from rlax_ft.training.metrics import MetricsWriter, read_records
 from rlax_ft.training.performance import Performance
 
 
@@ -91,7 +92,12 @@ def open_run(settings: RunSettings, name: str) -> Run:
         number = next(n for n in range(1, 10_000) if not folder.with_name(f'{folder.name}.{n}').exists())
         folder.rename(folder.with_name(f'{folder.name}.{number}'))
     saved = flags_file.read_text().splitlines() if flags_file.exists() else []
-    if changed := differing(settings, saved):
+    changed = differing(settings, saved)
+    if changed and not _has_begun(folder):
+        # It stopped before its first step, perhaps over a flag: what it had prepared goes.
+        (folder / 'judgements.jsonl').unlink(missing_ok=True)
+        shutil.rmtree(folder / 'tokenizer', ignore_errors=True)
+    elif changed:
         flag, now, before = changed
         raise InputError(
             f'--{flag}={now}: the run in {folder} was begun with --{flag}={before}; '
@@ -151,6 +157,13 @@ def _default_folder(settings, name):
         ):
             return folder
     raise InputError(f'runs/{name}: ten thousand runs are there; give --out')
+
+
+def _has_begun(folder):
+    """Whether a run has taken a step: it has metrics, a checkpoint or a summary."""
+    checkpoints = folder / 'checkpoints'
+    steps = checkpoints.is_dir() and any(path.name.isdigit() for path in checkpoints.iterdir())
+    return steps or (folder / 'summary.json').exists() or bool(read_records(folder / 'metrics.jsonl'))
 
 
 _locks: dict[Path, object] = {}  # Of this process, which may open a folder again.

@@ -105,7 +105,7 @@ def test_flags(base, tmp_path):
     refused(sft.train, sft.SFTSettings, r'--task=poems: no such task', out=out, task='poems')
     refused(sft.train, sft.SFTSettings, r'--model=huge: no such folder, size .* or hub id', out=out, model='huge')
     refused(dpo.train, dpo.DPOSettings, r'--init_from=.*nowhere: holds no model', out=out, init_from='nowhere')
-    small = {'out': out, 'init_from': start, 'comparisons': 8, 'resume': False}
+    small = {'out': out, 'init_from': start, 'comparisons': 8}
     whole = {**small, 'loss': 'aot', 'micro_batches': 2}
     refused(dpo.train, dpo.DPOSettings, r'--micro_batches=2: --loss=aot reads the whole batch', **whole)
     refused(
