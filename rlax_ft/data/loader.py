@@ -71,7 +71,7 @@ def _permutation(size, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-def split_rows(records: list, *, seed: int, share: float = 0.1) -> tuple[list, list]:
+def split_rows(records: list, *, seed: int, share: float = 0.1, by_prompt: bool = True) -> tuple[list, list]:
     """(training, held-out) records, in their order; all records of one prompt stand on one side.
 
     Prompts are drawn at random as long as all their records fit into the share; the one with the fewest is held out
@@ -81,10 +81,11 @@ def split_rows(records: list, *, seed: int, share: float = 0.1) -> tuple[list, l
       records: whose "prompt" is a text or a message list; tools belong to it.
       seed: of the draw.
       share: of the records.
+      by_prompt: False draws records one by one, for a task whose few prompts are all that it will ever ask.
     """
     groups = collections.defaultdict(list)
     for index, record in enumerate(records):
-        groups[_prompt_key(record, index)].append(index)
+        groups[_prompt_key(record, index) if by_prompt else index].append(index)
     if len(groups) == 1:
         return records, records
     groups, held_out, room = list(groups.values()), set(), max(round(len(records) * share), 1)

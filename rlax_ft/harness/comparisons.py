@@ -46,7 +46,7 @@ def comparisons(settings: FeedbackSettings, run: Run) -> tuple[list[dict], list[
     records = read_rankings(path)
     if settings.eval_data:
         return records, read_rankings(settings.eval_data)
-    return split_rows(records, seed=settings.seed)
+    return split_rows(records, seed=settings.seed, by_prompt=bool(settings.data))
 
 
 def flatten(rankings: list[dict]) -> list[dict]:
