@@ -71,22 +71,26 @@ def _permutation(size, seed, epoch):
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-def split_rows(records: list, *, seed: int, share: float = 0.1) -> tuple[list, list]:
+def split_rows(records: list, *, seed: int, share: float = 0.1, by_prompt: bool = True) -> tuple[list, list]:
     """(training, held-out) records, in their order; all records of one prompt stand on one side.
 
     Prompts are drawn at random as long as all their records fit into the share; the one with the fewest is held out
-    where none fits. Records that are no {"prompt": ...} are each a prompt of their own. A single prompt serves as both.
+    where none fits. Records without a prompt, or with an empty one, are drawn one by one; so are those of a data set
+    that has one prompt for all. A single record serves as both.
 
     Args:
       records: whose "prompt" is a text or a message list; tools belong to it.
       seed: of the draw.
       share: of the records.
+      by_prompt: False draws records one by one, for a task whose few prompts are all that it will ever ask.
     """
     groups = collections.defaultdict(list)
     for index, record in enumerate(records):
-        groups[_prompt_key(record, index)].append(index)
-    if len(groups) == 1:
+        groups[_prompt_key(record, index) if by_prompt else index].append(index)
+    if len(records) == 1:
         return records, records
+    if len(groups) == 1:
+        return split_rows(records, seed=seed, share=share, by_prompt=False)
     groups, held_out, room = list(groups.values()), set(), max(round(len(records) * share), 1)
     for group in np.random.default_rng([seed, 3]).permutation(len(groups)):
         if len(held_out) + len(groups[group]) <= room:
@@ -96,7 +100,7 @@ def split_rows(records: list, *, seed: int, share: float = 0.1) -> tuple[list, l
 
 
 def _prompt_key(record, index):
-    if not isinstance(record, dict) or 'prompt' not in record:
+    if not isinstance(record, dict) or not record.get('prompt'):
         return index
     prompt = record['prompt']
     return prompt if isinstance(prompt, str) else json.dumps([prompt, record.get('tools')], sort_keys=True)

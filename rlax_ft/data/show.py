@@ -1,6 +1,6 @@
 """Rows as a person can read them: what the model sees, coloured by what it is for, and counts of tokens.
 
-Leaves out making rows (batches.py).
+Leaves out making rows (rows.py).
 """
 
 import os

@@ -128,13 +128,18 @@ def _parse(text, where, expected):
     except json.JSONDecodeError as error:
         place = f'column {error.colno}' if error.lineno == 1 else f'line {error.lineno}, column {error.colno}'
         raise InputError(f'{where}: not JSON ({error.msg} at {place}); {expected} was expected') from error
+    except (ValueError, RecursionError) as error:  # A number of thousands of digits; lists in lists in lists.
+        raise InputError(f'{where}: not JSON that can be read ({error}); {expected} was expected') from error
 
 
 def _without_surrogates(records, source):
     """The records with U+FFFD for lone surrogates, as decoders write it; how many records have them is logged."""
     changed = 0
     for record, where in records:
-        clean = _scrubbed(record)
+        try:
+            clean = _scrubbed(record)
+        except RecursionError as error:
+            raise InputError(f'{where}: nested too deeply') from error
         changed += clean != record
         yield clean, where
     if changed:

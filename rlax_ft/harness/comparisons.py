@@ -55,7 +55,8 @@ def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tupl
     records = read(path)
     if settings.eval_data:
         return records, read(settings.eval_data)
-    return split_rows(records, seed=settings.seed)
+    # A task's few prompts serve for both: it is the judgements that are held out.
+    return split_rows(records, seed=settings.seed, by_prompt=task_of(settings) is None)
 
 
 def implied_pairs(records: list[dict]) -> list[dict]:

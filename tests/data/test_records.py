@@ -76,6 +76,8 @@ def test_gzip_and_atomic_writing(tmp_path):
         ([{**PAIR, 'chosen': 3}], 'line 1: field "chosen" is a number; a text was expected'),
         ([{**PAIR, 'chosen': [{'role': 'user'}]}], 'line 1: field "chosen" is a list; a text was expected'),
         (['[1]'], 'line 1: found a list where an object'),
+        (['[' * 100_000], 'line 1: not JSON that can be read (maximum recursion'),
+        (['{"prompt": ' + '1' * 5000 + '}'], 'line 1: not JSON that can be read (Exceeds the limit'),
         ([], 'data.jsonl: the file holds no record'),
         ([{'prompt': 'p'}], 'line 1: expected a comparison'),
         ([{**RANKING, 'ranks': [0, 1]}], 'line 1: 3 completions and 2 ranks'),

@@ -131,4 +131,10 @@ def test_a_held_out_prompt_is_never_trained_on():
     for seed in range(4):
         assert [len(side) for side in split_rows(lopsided, seed=seed)] == [99, 1]
     assert [len(side) for side in split_rows([*lopsided[:9], *[{'prompt': 'q'}] * 5], seed=0)] == [9, 5]
-    assert split_rows([{'prompt': 'p'}] * 3, seed=0) == ([{'prompt': 'p'}] * 3,) * 2
+    by_record = split_rows(records, seed=0, by_prompt=False)[1]
+    assert len(by_record) == 40 and len({json.dumps(r['prompt']) for r in by_record}) > 20
+    # Plain text has no prompt, and one prompt for all divides nothing.
+    for prompt in ('', 'p'):
+        sides = split_rows([{'prompt': prompt, 'completion': str(i)} for i in range(20)], seed=0)
+        assert [len(side) for side in sides] == [18, 2] and not any(r in sides[0] for r in sides[1])
+    assert split_rows([{'prompt': 'p'}], seed=0) == ([{'prompt': 'p'}],) * 2

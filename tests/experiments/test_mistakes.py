@@ -118,7 +118,7 @@ def test_flags(base, tmp_path):
     refused(
         dpo.train,
         dpo.DPOSettings,
-        r"--loss_args=gama=1: simpo takes no 'gama=1'; give KEY=VALUE, its keys: beta, gamma",
+        r"--loss_args=gama=1: 'gama=1' is no KEY=VALUE of simpo; its hyperparameters: beta, gamma",
         **small,
         loss='simpo',
         loss_args='gama=1',
