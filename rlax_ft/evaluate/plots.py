@@ -1,14 +1,14 @@
-"""The frontier as a figure.
+"""Figures: reward against KL, and learning curves. Their numbers come from frontier.py and curves.py."""
 
-Leaves out every number in it.
-"""
-
+import math
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+
+from rlax_ft.evaluate.curves import Curve
 
 # A colour-blind safe palette (Okabe and Ito).
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
@@ -53,7 +53,48 @@ def plot_frontier(
         axes.set_ylim(min([start[1], *shown]) - 0.3, max([start[1], *shown]) + 0.3)
         axes.grid(alpha=0.2, lw=0.6)
         axes.legend(frameon=False, loc='lower right', fontsize=9)
-        temporary = Path(path).with_suffix('.tmp.png')
-        figure.savefig(temporary, dpi=160)
-        plt.close(figure)
+        _save(figure, path)
+
+
+def plot_curves(path: str | Path, curves: dict[str, list[Curve]], *, smooth: float = 0.0) -> None:
+    """Learning curves, a panel a metric: the mean over seeds, in a band from the lowest to the highest seed.
+
+    Args:
+      path: the PNG to write.
+      curves: by metric; a label has one colour in all panels.
+      smooth: by which they were smoothed, to be said.
+    """
+    labels = list(dict.fromkeys(curve.label for row in curves.values() for curve in row))
+    wide = min(len(curves), 3)
+    rows = math.ceil(len(curves) / wide)
+    with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
+        figure, panels = plt.subplots(
+            rows, wide, figsize=(4.6 * wide, 3.2 * rows + 0.25 * len(labels)), layout='constrained', squeeze=False
+        )
+        for axes, (metric, row) in zip(panels.flat, curves.items()):
+            for curve in row:
+                # After the colours come dashes.
+                dashes, colour = divmod(labels.index(curve.label), len(_COLOURS))
+                style = dict(color=_COLOURS[colour], ls=('-', '--', ':', '-.')[dashes % 4])
+                mean, low, high = curve.centre()
+                axes.plot(curve.steps, mean, lw=1.6, label=f'{curve.label} (n = {len(curve.values)})', **style)
+                if len(curve.values) > 1:
+                    axes.fill_between(curve.steps, low, high, color=_COLOURS[colour], alpha=0.18, lw=0)
+            axes.set_title(metric, fontsize=10)
+            axes.set_xlabel('step')
+            axes.grid(alpha=0.2, lw=0.6)
+        for axes in panels.flat[len(curves) :]:
+            axes.set_visible(False)
+        handles = {text: handle for axes in panels.flat for handle, text in zip(*axes.get_legend_handles_labels())}
+        title = 'mean over n seeds; band: lowest to highest seed' + (f'; smoothed by {smooth:g}' if smooth else '')
+        look = dict(frameon=False, fontsize=9, title_fontsize=9, alignment='left', loc='outside lower left')
+        figure.legend(handles.values(), handles.keys(), title=title, **look)
+        _save(figure, path)
+
+
+def _save(figure, path):
+    """Writes a figure whole or not at all."""
+    temporary = Path(path).with_suffix('.tmp.png')
+    figure.savefig(temporary, dpi=160)
+    plt.close(figure)
     temporary.replace(path)
