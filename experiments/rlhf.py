@@ -65,7 +65,7 @@ def train(settings: RLHFSettings) -> dict:
         seconds[name] = round(time.time() - started, 1)
     started = time.time()
     summary, figures = evaluate(settings, run)
-    plot_frontier(run.folder / 'frontier.png', **figures)
+    plot_frontier(run.folder / 'frontier.png', task=task_of(settings).name, **figures)
     seconds['evaluation'] = round(time.time() - started, 1)
     samples = summary.pop('samples')
     summary |= {
@@ -165,7 +165,7 @@ def evaluate(settings: RLHFSettings, run) -> tuple[dict, dict]:
     figures = {
         'policies': {TITLES[r['name']]: (r['kl'], r['gold']) for r in records if r['name'] in policies[1:]},
         'traces': {TITLES[name]: points for name, points in traces.items()},
-        'best_of_n': [(float(best_of_n_kl(n)), best_of_n(pool_gold, pool_scores, n)) for n in sizes],
+        'best_of_n': {n: (float(best_of_n_kl(n)), best_of_n(pool_gold, pool_scores, n)) for n in sizes},
         'optimum': [start] + [optimum(pool_gold, beta)[::-1] for beta in reliable],
         'start': start,
     }
