@@ -38,16 +38,17 @@ def plot_frontier(
     with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
         figure, axes = plt.subplots(figsize=(7.2, 4.6), layout='constrained')
         axes.plot(*zip(*optimum), color='0.15', lw=1.4, label='optimum  π* ∝ π_SFT exp(r/β)')
-        axes.plot(*optimum[-1], marker='|', ms=11, mew=1.6, ls='', color='0.15')
-        axes.annotate(
-            f'π* is estimated up to here, {optimum[-1][0]:.2f} nats:\nfurther on too few SFT samples carry weight',
-            optimum[-1],
-            xytext=(-5, 8),
-            textcoords='offset points',
-            ha='right',
-            fontsize=7.5,
-            color='0.3',
-        )
+        if len(optimum) > 1:
+            axes.plot(*optimum[-1], marker='|', ms=11, mew=1.6, ls='', color='0.15')
+            axes.annotate(
+                f'π* is estimated up to here, {optimum[-1][0]:.2f} nats:\nfurther on too few SFT samples carry weight',
+                optimum[-1],
+                xytext=(-5, 8),
+                textcoords='offset points',
+                ha='right',
+                fontsize=7.5,
+                color='0.3',
+            )
         look = dict(color='0.5', lw=1.2, ls='--', marker='o', ms=2.5)
         axes.plot(*zip(*best_of_n.values()), label='best of n by reward model, n below its points', **look)
         for n, point in best_of_n.items():
