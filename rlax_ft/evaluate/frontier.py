@@ -61,7 +61,7 @@ def effective_samples(gold: np.ndarray, beta: float) -> float:
 
 
 def reference_curves(gold: np.ndarray, scores: np.ndarray) -> dict:
-    """What a reference policy's samples alone say of the frontier: `start`, `best_of_n` and `optimum`, as (KL, gold).
+    """What a reference policy's samples alone say of the frontier: `start`, `best_of_n` by n and `optimum`, as (KL, gold).
 
     Args:
       gold: float[P, M], gold rewards of M samples of each of P prompts.
@@ -70,6 +70,6 @@ def reference_curves(gold: np.ndarray, scores: np.ndarray) -> dict:
     start = (0.0, float(gold.mean()))
     return {
         'start': start,
-        'best_of_n': [(float(best_of_n_kl(n)), best_of_n(gold, scores, n)) for n in SIZES if n <= gold.shape[1]],
+        'best_of_n': {n: (float(best_of_n_kl(n)), best_of_n(gold, scores, n)) for n in SIZES if n <= gold.shape[1]},
         'optimum': [start] + [optimum(gold, b)[::-1] for b in BETAS if effective_samples(gold, b) >= ENOUGH],
     }

@@ -142,7 +142,9 @@ def read_records(path: str | Path) -> list[dict]:
     """The records of a metrics.jsonl, oldest first; a last line cut off in writing is left out."""
     path = Path(path)
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text().split('\n') if path.exists() else []:
+        if not line:
+            continue
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

@@ -80,9 +80,10 @@ def test_samples_are_summed_up_and_written():
 def test_figure_and_tables(tmp_path):
     plot_frontier(
         tmp_path / 'f.png',
+        task='reviews',
         policies={'PPO': (2.0, 1.0)},
         traces={'PPO': [(1.0, 0.5), (2.0, 1.0)]},
-        best_of_n=[(0.0, 0.0), (1.0, 0.8)],
+        best_of_n={1: (0.0, 0.0), 4: (1.0, 0.8)},
         optimum=[(0.0, 0.0), (2.0, 2.0)],
         start=(0.0, 0.0),
     )

@@ -3,13 +3,15 @@
 import sys
 from pathlib import Path
 
+from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: what a CPU needs.
+
+# isort: split
 import jax
 import jax.numpy as jnp
 
 from rlax_ft.envs.ppo import init_control
 from rlax_ft.envs.programs import Program, place
 from rlax_ft.envs.setup import agent_for, hyper_of, make_env, optimizer_of, runs_of
-from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: what a CPU needs.
 from rlax_ft.harness.loading import load_script
 from rlax_ft.harness.race import serve
 

@@ -9,6 +9,9 @@ nothing is evaluated or kept, and truncation is termination.
 
 import sys
 
+from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: what a CPU needs.
+
+# isort: split
 import flax.linen as nn
 import gymnax
 import jax
@@ -17,7 +20,6 @@ import optax
 from flax.training.train_state import TrainState
 from gymnax.wrappers.purerl import FlattenObservationWrapper, LogWrapper
 
-from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: a program that hangs has no speed.
 from rlax_ft.harness.race import serve
 
 GAMMA, LAM, CLIP, ENTROPY, VALUE = 0.99, 0.95, 0.2, 0.01, 0.5
