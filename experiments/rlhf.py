@@ -74,7 +74,7 @@ def train(settings: RLHFSettings) -> dict:
         seconds[name] = round(time.time() - started, 1)
     started = time.time()
     summary, figures = evaluate(settings, run)
-    plot_frontier(run.folder / 'frontier.png', task=task_of(settings).name, **figures)
+    plot_frontier(run.folder / 'frontier.png', task=settings.task, **figures)
     seconds['evaluation'] = round(time.time() - started, 1)
     samples = summary.pop('samples')
     summary |= {

@@ -61,7 +61,7 @@ def effective_samples(gold: np.ndarray, beta: float) -> float:
 
 
 def reference_curves(gold: np.ndarray, scores: np.ndarray) -> dict:
-    """What a reference policy's samples alone say of the frontier: `start`, `best_of_n` by n and `optimum`, as (KL, gold).
+    """What a reference policy's samples say of the frontier: `start`, `best_of_n` by n and `optimum`, as (KL, gold).
 
     Args:
       gold: float[P, M], gold rewards of M samples of each of P prompts.
