@@ -9,17 +9,16 @@ from jax.flatten_util import ravel_pytree
 
 from rlax_ft.envs.ppo import (
     assess,
-    collect,
-    control_objective,
     estimate,
-    init_control,
+    init_ppo,
     log_ratios,
     make_batch,
     minibatch_rows,
-    split_key,
+    ppo_objective,
     update,
 )
-from rlax_ft.envs.setup import ControlSettings, agent_for, make_env
+from rlax_ft.envs.rollout import collect, split_key
+from rlax_ft.harness.env_setup import EnvSettings, agent_for, make_envs
 from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.scoring import token_logps
@@ -33,17 +32,17 @@ GAMMA, LAM, RATE, CLIP, VALUE, ENTROPY = 0.97, 0.9, 1e-2, 0.2, 0.5, 0.01
 
 def recorded(num_steps=24, num_envs=4, **settings):
     """(agent, state, actors afterwards, frames) of CartPole cut after 7 steps, so that both ends occur."""
-    settings = ControlSettings(layers='8', num_envs=num_envs, num_steps=num_steps, **{'time_limit': 7} | settings)
-    env = make_env(settings)
-    agent = agent_for(settings, env)
+    settings = EnvSettings(layers='8', num_envs=num_envs, num_steps=num_steps, **{'time_limit': 7} | settings)
+    envs = make_envs(settings)
+    agent = agent_for(settings, envs)
     optimizer = optax.inject_hyperparams(optax.sgd)(RATE)
-    state = init_control(agent, optimizer, jax.random.key(3), env=env, num_envs=num_envs)
-    state, key = split_key(state)
+    state = init_ppo(agent, optimizer, jax.random.key(3), reset=envs.reset, num_envs=num_envs)
+    _, key, _ = split_key(state.train.key)
     # A step that hits the pole hard enough for terminations: larger weights in the policy's head.
     params = agent.tree(state.train.params)
     params['policy_head']['kernel'] *= 200.0
     state = state.replace(train=state.train.replace(params=ravel_pytree(params)[0]))
-    actors, frames = jax.jit(lambda s, k: collect(env, agent, s, k, num_steps=num_steps))(state, key)
+    actors, frames = jax.jit(lambda s, k: collect(envs.env, agent, s, k, num_steps=num_steps))(state, key)
     return agent, optimizer, state, actors, frames
 
 
@@ -118,7 +117,7 @@ def test_estimates_and_updates_are_numpys_minibatch_by_minibatch():
     np.testing.assert_allclose(returns, wanted + values[:-1], rtol=2e-4, atol=2e-4)
 
     batch = make_batch(frames, transition, advantages, returns, length=1)
-    step = jax.jit(make_train_step(control_objective(agent, entropy_coef=ENTROPY, value_coef=VALUE), optimizer))
+    step = jax.jit(make_train_step(ppo_objective(agent, entropy_coef=ENTROPY, value_coef=VALUE), optimizer))
     key, train = jax.random.key(5), state.train
     flat = [
         np.asarray(x, np.float64).reshape(96, -1)
@@ -176,7 +175,7 @@ def test_one_loss_object_trains_cartpole_and_a_language_model():
     agent, optimizer, state, actors, frames = recorded()
     transition = assess(agent, state.train.params, None, actors, frames)
     batch = make_batch(frames, transition, *estimate(transition, gamma=GAMMA, lam=LAM), length=1)
-    step = jax.jit(make_train_step(control_objective(agent, entropy_coef=0.0, value_coef=0.0, loss=loss), optimizer))
+    step = jax.jit(make_train_step(ppo_objective(agent, entropy_coef=0.0, value_coef=0.0, loss=loss), optimizer))
     train, losses = state.train, []
     for _ in range(20):
         train, metrics = step(train, batch)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.envs.setup import ControlSettings, agent_for, make_env
 from rlax_ft.errors import InputError
+from rlax_ft.harness.env_setup import EnvSettings, agent_for, make_envs
 from rlax_ft.harness.loading import load_script
 from rlax_ft.training.checkpoint import Checkpoints
 
@@ -27,12 +27,12 @@ CARTPOLE = dict(num_envs=8, num_steps=16, total_steps=128 * 8, log_every=2, save
 
 def trained(folder, **settings):
     """(settings, agent, parameters of the first run, summary) after a run."""
-    settings = ControlSettings(out=str(folder), **settings)
+    settings = EnvSettings(out=str(folder), **settings)
     summary = ppo_env.train(settings)
     checkpoints = Checkpoints(folder / 'checkpoints')
     state = checkpoints.read(checkpoints.latest_step())
     checkpoints.close()
-    agent = agent_for(settings, make_env(settings))
+    agent = agent_for(settings, make_envs(settings))
     return settings, agent, jax.tree.map(lambda x: jnp.asarray(x[0]), state['train']['params']), summary
 
 
@@ -166,7 +166,7 @@ def test_what_a_run_leaves(tmp_path):
     last = records(tmp_path)[128 * 8]
     wanted = {'loss/policy_avg', 'loss/value_avg', 'policy/approxkl_avg', 'policy/entropy_avg', 'episode_return/1'}
     assert wanted < last.keys()
-    assert ppo_env.train(ControlSettings(out=str(tmp_path), num_seeds=2, render=True, **CARTPOLE)) == summary
+    assert ppo_env.train(EnvSettings(out=str(tmp_path), num_seeds=2, render=True, **CARTPOLE)) == summary
 
 
 @pytest.mark.parametrize('seeds', [1, 2])
@@ -212,5 +212,5 @@ def test_kl_penalty_holds_its_target(tmp_path):
 )
 def test_mistakes_are_one_line(tmp_path, settings, message):
     with pytest.raises(InputError, match=message) as caught:
-        ppo_env.train(ControlSettings(out=str(tmp_path / 'run'), **settings))
+        ppo_env.train(EnvSettings(out=str(tmp_path / 'run'), **settings))
     assert '\n' not in str(caught.value)
