@@ -192,8 +192,9 @@ def _own(module, inner, name):
             'rlax_ft.envs Environment'
         )
     env.close()
-    takes_mode = callable(found) and 'render_mode' in _parameters(found)
-    return GymnasiumMaker(name, lambda mode: _called(found, name, **({'render_mode': mode} if takes_mode else {})))
+    takes_mode = 'render_mode' in _parameters(found)
+    make = lambda mode: _called(found, name, **({'render_mode': mode} if takes_mode else {}))  # noqa: E731
+    return GymnasiumMaker(name, make, takes_mode)
 
 
 def _parameters(function):
@@ -217,7 +218,7 @@ def _registered(inner, name):
 
     def make(render_mode):
         try:
-            return gymnasium.make(inner, render_mode=render_mode)
+            return gymnasium.make(inner, **({'render_mode': render_mode} if render_mode else {}))
         except Exception as error:
             raise InputError(f'--env={name}: Gymnasium cannot make it: {error}') from error
 

@@ -21,10 +21,12 @@ class GymnasiumMaker:
     Attributes:
       name: as the user gave it.
       make: (render mode or None) -> `gymnasium.Env`.
+      takes_mode: whether the render mode has an effect.
     """
 
     name: str
     make: Callable
+    takes_mode: bool = True
 
 
 @dataclasses.dataclass
@@ -65,17 +67,19 @@ class GymnasiumBatch:
             kept, encode = list(observe), self._encode
             self.observation = self.observation.components(observe, self.name)
             self._encode = lambda x: encode(x)[kept]
+        modes = self._envs[0].metadata.get('render_modes') or ()
+        self.drawable = 'rgb_array' in modes and (maker.takes_mode or self._envs[0].render_mode == 'rgb_array')
         self._returns, self._lengths = np.zeros(count), np.zeros(count, np.int64)
 
     def reset(self, seeds: list[int]) -> np.ndarray:
         """First observations, float32[count, ...]; each environment's later episodes follow from its seed."""
         self._returns[:], self._lengths[:] = 0.0, 0
-        return np.stack([self.seen(env.reset(seed=seed)[0]) for env, seed in zip(self._envs, seeds)])
+        return np.stack([self._first(env, seed) for env, seed in zip(self._envs, seeds)])
 
     def restart(self, index: int) -> np.ndarray:
         """Leaves the episode of one environment: the first observation of its next."""
         self._returns[index], self._lengths[index] = 0.0, 0
-        return self.seen(self._envs[index].reset()[0])
+        return self._first(self._envs[index], None)
 
     def step(self, actions: np.ndarray) -> HostStep:
         """Acts in all; an episode that ends restarts."""
@@ -83,8 +87,13 @@ class GymnasiumBatch:
         final, rewards = np.zeros((count, *shape), np.float32), np.zeros(count)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for i, env in enumerate(self._envs):
-            seen, rewards[i], terminated[i], truncated[i], _ = env.step(self._decode(actions[i]))
-            final[i] = self.seen(seen)
+            answer = env.step(self._decode(actions[i]))
+            if len(answer) != 5:
+                raise InputError(
+                    f'--env={self.name}: step gave {len(answer)} things; Gymnasium wants (observation, reward, '
+                    'terminated, truncated, info)'
+                )
+            final[i], rewards[i], terminated[i], truncated[i] = self.seen(answer[0]), *answer[1:4]
         self._returns += rewards
         self._lengths += 1
         if self._time_limit:
@@ -99,6 +108,20 @@ class GymnasiumBatch:
         """Closes them."""
         for env in self._envs:
             env.close()
+
+    def _first(self, env, seed):
+        try:
+            answer = env.reset(seed=seed)
+        except TypeError as error:
+            raise InputError(
+                f'--env={self.name}: reset(seed=...) failed ({error}); Gymnasium wants reset(self, *, seed=None, '
+                'options=None)'
+            ) from error
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise InputError(
+                f'--env={self.name}: reset gave {type(answer).__name__}; Gymnasium wants (observation, info)'
+            )
+        return self.seen(answer[0])
 
     def taken(self, action: np.ndarray):
         """An action as one environment takes it."""
@@ -122,14 +145,6 @@ class GymnasiumBatch:
                 f'{self.observation.shape}'
             )
         return seen
-
-
-def can_draw(maker: GymnasiumMaker) -> bool:
-    """Whether the environment says that it gives pictures."""
-    env = maker.make(None)
-    modes = env.metadata.get('render_modes') or ()
-    env.close()
-    return 'rgb_array' in modes
 
 
 def draw_gymnasium(

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlax_ft.envs.agent import Agent
 from rlax_ft.envs.episodes import Played
-from rlax_ft.envs.gymnasium import GymnasiumBatch, GymnasiumMaker, can_draw, draw_gymnasium, stream_seed
+from rlax_ft.envs.gymnasium import GymnasiumBatch, GymnasiumMaker, draw_gymnasium, stream_seed
 from rlax_ft.envs.ppo import mean_metrics
 from rlax_ft.envs.programs import Layout, over_runs
 from rlax_ft.envs.rollout import act, split_key
@@ -49,7 +49,7 @@ class HostEnvironments:
         self._batch = self._make(num_envs)
         self._num_envs = num_envs
         self.name, self.observation, self.action = maker.name, self._batch.observation, self._batch.action
-        self.drawable = can_draw(maker)
+        self.drawable = self._batch.drawable
 
     def reset(self, key: jax.Array, num_envs: int):
         """(None, zeros [num_envs, ...]): the state of these environments is here, and `begin` shows it."""

@@ -73,6 +73,11 @@ def collect(env: Environment, agent: Agent, state: PPOState, key: jax.Array, *, 
     return jax.lax.scan(step, state.actors, (noise, step_keys, restarts))
 
 
+def drawn_ahead(state, observation) -> bool:
+    """Whether states after auto-reset are drawn before the loop: small beside the observations that are kept anyway."""
+    return _size(state) <= 2 * _size(observation) + 256
+
+
 def _restarts(env, keys):
     """(what the loop reads [T, N, ...], `(done, what it read, (states, observations)) -> (states, observations)`).
 
@@ -83,7 +88,7 @@ def _restarts(env, keys):
     """
     reset = jax.vmap(env.reset)
     state, observation = jax.eval_shape(env.reset, keys[0, 0])
-    if _size(state) <= 2 * _size(observation) + 256:
+    if drawn_ahead(state, observation):
         return jax.lax.map(reset, keys, batch_size=32), continue_from
 
     def restart(done, keys, current):

@@ -26,6 +26,15 @@ def starting_state(
     settings: EnvSettings, run: Run, envs: Environments, agent: Agent, runs: list[dict], hyper: Hyper
 ) -> tuple[PPOState, int]:
     """(PPOState [runs, ...], updates already taken): from the newest checkpoint, or new."""
+    state = first_state(settings, envs, agent, runs, hyper)
+    done = run.checkpoints.latest_step() or 0
+    if done:
+        state, _ = run.checkpoints.restore(state)
+    return envs.begin(state, done), done
+
+
+def first_state(settings: EnvSettings, envs: Environments, agent: Agent, runs: list[dict], hyper: Hyper) -> PPOState:
+    """PPOState [runs, ...] before the first update."""
 
     def first(key, learning_rate):
         return init_ppo(
@@ -40,11 +49,7 @@ def starting_state(
         )
 
     keys = jnp.stack([jax.random.key(one['seed']) for one in runs])
-    state = jax.jit(jax.vmap(first))(keys, hyper.learning_rate)
-    done = run.checkpoints.latest_step() or 0
-    if done:
-        state, _ = run.checkpoints.restore(state)
-    return envs.begin(state, done), done
+    return jax.jit(jax.vmap(first))(keys, hyper.learning_rate)
 
 
 class Logbook:
