@@ -61,7 +61,7 @@ def smoothed(x: np.ndarray, window: int) -> np.ndarray:
     return np.where(counts > 0, before(sums) / np.maximum(counts, 1), np.nan)
 
 
-def plot_learning_curve(path: str | Path, curves: list[Curve], *, title: str, episodes: int) -> None:
+def plot_learning_curve(path: str | Path, curves: list[Curve], *, title: str, evaluated: str) -> None:
     """Draws curves: training smoothed (each seed thin, their interquartile mean thick), evaluations as points.
 
     Bands and bars are 95 % bootstrap intervals over seeds, where there are several.
@@ -70,12 +70,12 @@ def plot_learning_curve(path: str | Path, curves: list[Curve], *, title: str, ep
       path: the PNG to write.
       curves: of one setting each.
       title: of the figure.
-      episodes: of a seed in an evaluation, for the legend.
+      evaluated: what an evaluation is, for the legend.
     """
     with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
         figure, axes = plt.subplots(figsize=(7.0, 4.4), layout='constrained')
         for curve, colour in zip(curves, _COLOURS * len(curves)):
-            _draw(axes, curve, colour, episodes)
+            _draw(axes, curve, colour, evaluated)
         seeds = curves[0].returns.shape[1]
         over = f': interquartile mean and 95 % bootstrap interval of {seeds} seeds' if seeds > 1 else ', 1 seed'
         axes.set_title(title + over, fontsize=10)
@@ -90,7 +90,7 @@ def plot_learning_curve(path: str | Path, curves: list[Curve], *, title: str, ep
     temporary.replace(path)
 
 
-def _draw(axes, curve, colour, episodes):
+def _draw(axes, curve, colour, evaluated):
     window = max(1, len(curve.steps) // 20)
     returns = smoothed(curve.returns, window)
     seen = np.isfinite(returns).all(axis=1)
@@ -116,6 +116,6 @@ def _draw(axes, curve, colour, episodes):
             ms=5,
             capsize=3,
             mec='white',
-            label=f'{label}evaluation, {episodes} episodes a seed',
+            label=f'{label}evaluation, {evaluated}',
             zorder=3,
         )

@@ -147,7 +147,7 @@ def finish(
         run.folder / 'learning_curve.png',
         curves(run.folder, runs, steps, means),
         title=settings.env,
-        episodes=settings.eval_episodes,
+        evaluated=f'{settings.eval_mode}, {settings.eval_episodes} episodes of each seed',
     )
     summary = run.finish(
         {

@@ -34,7 +34,7 @@ def test_smoothing_leaves_gaps_out():
 def test_the_figure_is_written_for_one_seed_and_for_a_grid(tmp_path):
     steps = np.arange(1, 41) * 1000
     one = Curve('', steps, np.full((40, 1), np.nan), steps[-1:], np.ones((1, 1)))
-    plot_learning_curve(tmp_path / 'one.png', [one], title='X', episodes=5)
+    plot_learning_curve(tmp_path / 'one.png', [one], title='X', evaluated='greedy')
     many = [Curve(f'learning rate {i}', steps, np.ones((40, 3)) * i, steps[::8], np.ones((5, 3))) for i in range(8)]
-    plot_learning_curve(tmp_path / 'many.png', many, title='X', episodes=5)
+    plot_learning_curve(tmp_path / 'many.png', many, title='X', evaluated='greedy')
     assert (tmp_path / 'many.png').stat().st_size > (tmp_path / 'one.png').stat().st_size > 10_000

@@ -154,6 +154,14 @@ def test_a_grid_is_trained_in_one_program(tmp_path):
     assert summary['seed'] == [0, 1] * 4
     means = np.asarray(summary['eval_return_mean'])
     assert (means[4:] > 0.9).all() and (means[:4] < 0.9).all()
+    # Nothing is averaged over learning rates: a record for each point of the grid, over its own seeds.
+    assert 'return_mean' not in summary and len(summary['grid']) == 4
+    for i, point in enumerate(summary['grid']):
+        of = means[2 * i : 2 * i + 2]
+        assert (point['learning_rate'], point['entropy_coef']) == ((0.0, 0.005)[i // 2], (0.0, 0.01)[i % 2])
+        np.testing.assert_allclose([point['return_mean'], point['return_lowest_run']], [of.mean(), of.min()], rtol=1e-6)
+    last = list(records(tmp_path).values())[-1]
+    assert 'episode_return' not in last and 'episode_return/7' in last
 
 
 def test_what_a_run_leaves(tmp_path):
@@ -167,6 +175,27 @@ def test_what_a_run_leaves(tmp_path):
     wanted = {'loss/policy_avg', 'loss/value_avg', 'policy/approxkl_avg', 'policy/entropy_avg', 'episode_return/1'}
     assert wanted < last.keys()
     assert ppo_env.train(EnvSettings(out=str(tmp_path), num_seeds=2, render=True, **CARTPOLE)) == summary
+
+
+def test_an_evaluation_that_does_not_end_is_bounded_and_counted(tmp_path):
+    settings = CARTPOLE | {'total_steps': 256, 'eval_every': 1, 'gamma': 0.9}
+    summary = trained(tmp_path, env='my_gymnasium:Endless', eval_steps=7, time_limit=50, **settings)[-1]
+    assert summary['eval_return_mean'] == [7.0] and summary['eval_unfinished'] == [4]
+    assert all(r['eval/unfinished'] == 4 and r['eval/return'] == 7.0 for r in records(tmp_path).values())
+
+
+def test_ones_own_environment_of_several_parts_is_learned(tmp_path):
+    settings = PROBE | {'total_steps': 128 * 25}
+    assert trained(tmp_path, env='my_gymnasium:Parts', **settings)[-1]['eval_return_mean'] == [1.0]
+
+
+def test_a_penalty_never_vanishes(tmp_path):
+    """A policy that cannot move has KL 0: the coefficient shrinks, and stops at a thousandth of --beta."""
+    settings = CARTPOLE | {'total_steps': 128 * 40, 'log_every': 40, 'save_every': 40}
+    trained(tmp_path, beta=0.5, target_kl=0.01, learning_rate=0.0, **settings)
+    checkpoints = Checkpoints(tmp_path / 'checkpoints')
+    np.testing.assert_allclose(checkpoints.read(40)['kl_coef'], [5e-4], rtol=1e-5)
+    checkpoints.close()
 
 
 @pytest.mark.parametrize('seeds', [1, 2])
@@ -206,6 +235,11 @@ def test_kl_penalty_holds_its_target(tmp_path):
         (dict(env='nowhere:nothing'), 'give MODULE:FUNCTION'),
         (dict(mesh='data=8'), '--num_envs=4: does not divide over 8 devices'),
         (dict(env='probes:broken', total_steps=2048), 'a reward that is not finite'),
+        (dict(target_kl=0.01), '--target_kl=0.01: multiplies --beta, which is 0.*give a --beta to start from'),
+        (dict(beta=float('nan')), '--beta=nan: must be at least 0'),
+        (dict(time_limit=-1), '--time_limit=-1: must be at least 0'),
+        (dict(env='gymnasium:CartPole-v1', mesh='data=8', num_envs=8), 'steps on the host, where --mesh=data=8 has no'),
+        (dict(env='gymnasium:CartPole-v1', backend='pmap', num_envs=8), 'where --backend=pmap has no use'),
         (dict(grid_learning_rate='fast'), '--grid_learning_rate=fast'),
         (dict(env='probes:constant_reward', render=True), '--render: probes:constant_reward cannot be drawn'),
     ],
