@@ -61,6 +61,13 @@ class Misshapen(Endless):
         return np.zeros(3, np.float32), {}
 
 
+class Unpaid(Endless):
+    """Gives no reward."""
+
+    def step(self, action):
+        return np.zeros(1, np.float32), None, False, False, {}
+
+
 def screen():
     """Environment of pure functions that shows uint8 and two arrays."""
     import jax.numpy as jnp

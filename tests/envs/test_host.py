@@ -98,7 +98,9 @@ def test_ones_own_pure_functions_may_show_images_and_several_arrays():
 )
 def test_mistakes_in_ones_own_are_one_line(name, message):
     with pytest.raises(InputError, match=message) as caught:
-        make_environments(name, [0], 1)._batch.reset([0])
+        batch = GymnasiumBatch(find_environment(name), 1)
+        batch.reset([0])
+        batch.step(np.zeros(1, int))
     assert '\n' not in str(caught.value) and f'--env={name}' in str(caught.value)
 
 

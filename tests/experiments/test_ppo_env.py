@@ -189,6 +189,17 @@ def test_ones_own_environment_of_several_parts_is_learned(tmp_path):
     assert trained(tmp_path, env='my_gymnasium:Parts', **settings)[-1]['eval_return_mean'] == [1.0]
 
 
+def test_seeds_on_the_host_together_are_the_seeds_alone(tmp_path):
+    settings = CARTPOLE | {'env': 'gymnasium:CartPole-v1', 'total_steps': 128 * 2}
+    trained(tmp_path / 'two', num_seeds=2, **settings)
+    alone = trained(tmp_path / 'one', seed=1, **settings)[2]
+    checkpoints = Checkpoints(tmp_path / 'two/checkpoints')
+    both = checkpoints.read(2)['train']['params']
+    checkpoints.close()
+    np.testing.assert_allclose(both[1], alone, rtol=1e-3, atol=1e-4)
+    assert np.abs(both[0] - both[1]).max() > 0.01
+
+
 def test_a_penalty_never_vanishes(tmp_path):
     """A policy that cannot move has KL 0: the coefficient shrinks, and stops at a thousandth of --beta."""
     settings = CARTPOLE | {'total_steps': 128 * 40, 'log_every': 40, 'save_every': 40}
@@ -235,6 +246,7 @@ def test_kl_penalty_holds_its_target(tmp_path):
         (dict(env='nowhere:nothing'), 'give MODULE:FUNCTION'),
         (dict(mesh='data=8'), '--num_envs=4: does not divide over 8 devices'),
         (dict(env='probes:broken', total_steps=2048), 'a reward that is not finite'),
+        (dict(env='my_gymnasium:Unpaid', total_steps=1024), 'a reward that is not finite'),
         (dict(target_kl=0.01), '--target_kl=0.01: multiplies --beta, which is 0.*give a --beta to start from'),
         (dict(beta=float('nan')), '--beta=nan: must be at least 0'),
         (dict(time_limit=-1), '--time_limit=-1: must be at least 0'),
