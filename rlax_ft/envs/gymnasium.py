@@ -93,13 +93,8 @@ class GymnasiumBatch:
                     f'--env={self.name}: step gave {len(answer)} things; Gymnasium wants (observation, reward, '
                     'terminated, truncated, info)'
                 )
-            final[i], terminated[i], truncated[i] = self.seen(answer[0]), *answer[2:4]
-            try:
-                rewards[i] = answer[1]
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    f'--env={self.name}: gave the reward {answer[1]!r}; rewards must be numbers'
-                ) from error
+            # A reward of None becomes NaN here, which the training loop refuses.
+            final[i], rewards[i], terminated[i], truncated[i] = self.seen(answer[0]), *answer[1:4]
         self._returns += rewards
         self._lengths += 1
         if self._time_limit:
