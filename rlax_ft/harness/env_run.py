@@ -205,7 +205,7 @@ def curves(folder: Path, runs: list[dict], steps: int, means: np.ndarray) -> lis
 
     def column(name, records, of):
         names = [f'{name}/{i}' for i in of] if len(runs) > 1 else [name]
-        return np.asarray([[float(r[n]) for n in names] for r in records]).reshape(len(records), len(of))
+        return np.asarray([[r[n] for n in names] for r in records], float).reshape(len(records), len(of))
 
     return [
         Curve(
