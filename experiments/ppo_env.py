@@ -13,7 +13,7 @@ time, the state donated, and metrics come back one chunk late. The details of PP
  1 parallel environments [--num_envs=4]            15-20 Atari's frames (no-op start, skip, lives, fire, warp,
  2 orthogonal init, biases 0 [on]                        sign of rewards, stack): not here; MinAtar needs none
  3 Adam's epsilon 1e-5 [on]                        21 one body for policy and value [--shared off]
- 4 learning rate to 0 [--schedule=linear]          22 pixels in [0, 1]: MinAtar's are
+ 4 learning rate to 0 [--schedule=linear]          22 pixels in [0, 1]: uint8 is scaled [on]
  5 GAE, bootstrapped at the cut [--lam=0.95]       23 normal policies [on]
  6 shuffled minibatches, anew each epoch [on]      24 log deviation free of the state [on]
  7 advantages whitened [--normalize_advantages on] 25 action components independent [on]
