@@ -1,35 +1,68 @@
-"""Environments of other libraries by name: gymnax (with MinAtar and bsuite), Brax, MuJoCo Playground, one's own.
+"""Environments by name: gymnax (with MinAtar and bsuite), Brax, MuJoCo Playground, Gymnasium, one's own.
 
-gymnax's time limits are truncations and its terminations terminations; its own auto-reset is left aside. Leaves out
-Gymnasium, which steps on the host (gymnasium.py here).
+gymnax's time limits are truncations and its terminations terminations; its own auto-reset is left aside.
 """
 
 import dataclasses
 import difflib
 import importlib
+import inspect
+import os
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlax_ft.envs.device import DeviceEnvironments
 from rlax_ft.envs.environment import Box, Discrete, Environment, Step
+from rlax_ft.envs.gymnasium import GymnasiumMaker
+from rlax_ft.envs.host import HostEnvironments
+from rlax_ft.envs.wrappers import episode_statistics, flat_observation, select_observation
+from rlax_ft.envs.wrappers import time_limit as limit_time
 from rlax_ft.errors import InputError
 
 
-def make_environment(name: str) -> Environment | None:
-    """The environment of a name, or None where only Gymnasium, on the host, has it.
+def make_environments(
+    name: str, seeds: list[int], num_envs: int, *, observe: tuple[int, ...] = (), time_limit: int = 0
+) -> DeviceEnvironments | HostEnvironments:
+    """`num_envs` environments for each run, compiled or on the host; both have the same interface.
+
+    Args:
+      name: as `find_environment` takes it.
+      seeds: of the runs.
+      num_envs: N.
+      observe: components of a flat observation to keep; empty keeps all.
+      time_limit: an episode is truncated after so many steps; 0 leaves its own limit.
+
+    Raises:
+      InputError: nobody has it, or its spaces have no form here.
+    """
+    found = find_environment(name)
+    if isinstance(found, GymnasiumMaker):
+        return HostEnvironments(found, seeds, num_envs, observe=observe, time_limit=time_limit)
+    if observe:
+        found = select_observation(found, observe)
+    if time_limit:
+        found = limit_time(found, time_limit)
+    return DeviceEnvironments(episode_statistics(found))
+
+
+def find_environment(name: str) -> Environment | GymnasiumMaker:
+    """The environment of a name.
 
     Args:
       name: of gymnax (`CartPole-v1`, `Breakout-MinAtar`), `brax:ant`, `playground:CartpoleBalance`,
-        `gymnasium:LunarLander-v3` (or `LunarLander-v3` where gymnax has none of that name), or
-        `MODULE:FUNCTION` for a function of no arguments that returns an `Environment`.
+        `gymnasium:LunarLander-v3` (or `LunarLander-v3` where gymnax has none of that name), or one's own:
+        `MODULE:NAME-v0`, which the module registers with Gymnasium, or `MODULE:FUNCTION`, a function of no arguments
+        that returns a `gymnasium.Env` or an `Environment`. Modules are looked up in the working directory, too.
 
     Raises:
       InputError: nobody has it; the nearest names are given.
     """
     library, _, inner = name.rpartition(':')
     if library == 'gymnasium':
-        return None
+        return _registered(inner, name)
     if library == 'brax':
         return _brax(inner)
     if library == 'playground':
@@ -41,7 +74,7 @@ def make_environment(name: str) -> Environment | None:
         return from_gymnax(*gymnax.make(name))
     others = gymnasium_names()
     if name in others:
-        return None
+        return _registered(name, name)
     known = list(dict.fromkeys([*gymnax.registered_envs, *others]))
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
     lower = {k.lower(): k for k in known}
@@ -96,9 +129,6 @@ def gymnasium_names() -> list[str]:
         return []
 
 
-_KEY = jax.ShapeDtypeStruct((2,), jnp.uint32)
-
-
 def _brax(name):
     envs = _need('brax.envs', f'brax:{name}')
     if name not in envs._envs:
@@ -122,8 +152,6 @@ def from_mjx(name: str, env, observation_size: int, action_size: int, max_steps:
 
     Its `done` is termination; the time limit, which those libraries add in their trainers, is truncation.
     """
-    from rlax_ft.envs.wrappers import time_limit
-
     if not isinstance(observation_size, int):
         raise InputError(f'--env={name}: an observation of several arrays has no form here')
 
@@ -138,24 +166,71 @@ def from_mjx(name: str, env, observation_size: int, action_size: int, max_steps:
         return state, Step(jnp.asarray(state.obs, jnp.float32), state.reward, done, jnp.zeros_like(done))
 
     box = Box.of((action_size,), -1.0, 1.0)
-    return time_limit(Environment(name, reset, step, Box.of((observation_size,)), box), max_steps)
+    return limit_time(Environment(name, reset, step, Box.of((observation_size,)), box), max_steps)
 
 
-def _own(module, function, name):
+def _own(module, inner, name):
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
-        env = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f'--env={name}: {error}; give MODULE:FUNCTION') from error
-    if not isinstance(env, Environment):
-        raise InputError(f'--env={name}: returned {type(env).__name__}, where an rlax_ft.envs Environment is needed')
-    return env if ':' in env.name else dataclasses.replace(env, name=name)
+        found = getattr(importlib.import_module(module), inner, None)
+    except ImportError as error:
+        raise InputError(f'--env={name}: {error}; give MODULE:FUNCTION, or MODULE:NAME of a registered one') from error
+    if found is None and inner in gymnasium_names():
+        return _registered(inner, name)
+    if found is None:
+        raise InputError(
+            f'--env={name}: {module} has no function {inner}, and registers no environment of that name with Gymnasium'
+        )
+    env = _called(found, name)
+    if isinstance(env, Environment):
+        return flat_observation(env if ':' in env.name else dataclasses.replace(env, name=name))
+    gymnasium = sys.modules.get('gymnasium')
+    if gymnasium is None or not isinstance(env, gymnasium.Env):
+        raise InputError(
+            f'--env={name}: returned {type(env).__name__}; give a function that returns a gymnasium.Env or an '
+            'rlax_ft.envs Environment'
+        )
+    env.close()
+    takes_mode = 'render_mode' in _parameters(found)
+    make = lambda mode: _called(found, name, **({'render_mode': mode} if takes_mode else {}))  # noqa: E731
+    return GymnasiumMaker(name, make, takes_mode)
+
+
+def _parameters(function):
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:
+        return {}
+
+
+def _called(function, name, **arguments):
+    try:
+        return function(**arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f'--env={name}: could not be made ({type(error).__name__}: {error})') from error
+
+
+def _registered(inner, name):
+    gymnasium = _need('gymnasium', name)
+
+    def make(render_mode):
+        try:
+            return gymnasium.make(inner, **({'render_mode': render_mode} if render_mode else {}))
+        except Exception as error:
+            raise InputError(f'--env={name}: Gymnasium cannot make it: {error}') from error
+
+    return GymnasiumMaker(name, make)
 
 
 def _need(module, name):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = {'gymnax': "'rlax_ft[control]'", 'brax.envs': 'brax', 'mujoco_playground': 'playground'}[module]
+        extra = "'rlax_ft[control]'"
+        package = {'gymnax': extra, 'gymnasium': extra, 'brax.envs': 'brax', 'mujoco_playground': 'playground'}[module]
         raise InputError(f'--env={name}: needs more packages ({error}); pip install {package}') from error
 
 

@@ -1,7 +1,7 @@
 """Actor-critic networks for environments: MLP or MinAtar CNN, towers shared or apart, with or without a GRU.
 
 Initialisation is PPO's: orthogonal with gain sqrt 2 in the body, 0.01 at the policy's head, 1 at the value's, biases 0.
-Leaves out distributions, and normalisation of observations. One set of functions serves both kinds of network: `hidden`
+One set of functions serves both kinds of network: `hidden`
 is a float32[N, H] for a recurrent one and an empty tuple for the rest.
 """
 

@@ -2,8 +2,7 @@
 
 Each is a frozen dataclass of pure functions of `outputs: float[..., outputs]`. `noise` draws all randomness and
 `sample` is deterministic in it, so that a rollout may draw before its loop starts. Actions are kept as the policy made
-them and go to the environment through `to_env`: a normal's are clipped there, a squashed one's squashed. Leaves out
-networks.
+them and go to the environment through `to_env`: a normal's are clipped there, a squashed one's squashed.
 """
 
 import dataclasses

@@ -1,15 +1,17 @@
 """What an environment is: two pure functions, and what they take and give.
 
-Leaves out auto-reset and batches of environments: `wrappers` has the first, `jax.vmap` the second.
+Auto-reset is in wrappers.py; batches of environments are `jax.vmap`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from flax import struct
+
+from rlax_ft.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,16 @@ class Box:
         """A box whose bounds may be numbers or arrays of the shape."""
         bounds = (tuple(np.broadcast_to(np.asarray(b, np.float64), shape).reshape(-1).tolist()) for b in (low, high))
         return cls(tuple(shape), *bounds)
+
+    def components(self, kept: tuple[int, ...], name: str) -> 'Box':
+        """The box of some components of a flat observation.
+
+        Raises:
+          InputError: the box is not flat, or has no such component.
+        """
+        if len(self.shape) != 1 or not all(0 <= c < self.shape[0] for c in kept):
+            raise InputError(f'{name}: an observation of shape {self.shape} has no components {kept} to keep')
+        return Box((len(kept),), tuple(self.low[c] for c in kept), tuple(self.high[c] for c in kept))
 
 
 @struct.dataclass
@@ -83,3 +95,38 @@ class Environment:
     observation: Box
     action: Discrete | MultiDiscrete | Box
     draw: Callable | None = None
+
+
+class Environments(Protocol):
+    """All environments of all runs, wherever they step: `DeviceEnvironments` or `HostEnvironments`.
+
+    Attributes:
+      name: as the user gave it.
+      observation: what each shows.
+      action: what each takes.
+      drawable: whether `draw` works.
+    """
+
+    name: str
+    observation: Box
+    action: Discrete | MultiDiscrete | Box
+    drawable: bool
+
+    def reset(self, key: jax.Array, num_envs: int) -> tuple[Any, jax.Array]:
+        """(states, observations [num_envs, ...]) of one run's environments; pure."""
+
+    def begin(self, state, updates: int):
+        """The state [runs, ...] to train from after so many updates."""
+
+    def program(self, iteration: Callable, agent, layout, *, num_steps: int) -> Callable:
+        """`(hyper, state, count) -> (state, metrics)` of all runs, with `compile_seconds`.
+
+        `iteration` is `(hyper, state, collect) -> (state, metrics)` of one run; `collect(state, key)` gives (Actors
+        afterwards, Frames [num_steps, N]).
+        """
+
+    def play(self, agent, params, stats, keys, *, episodes: int, greedy: bool, max_steps: int):
+        """Whole episodes of each run: Played [runs, episodes]."""
+
+    def draw(self, agent, params, stats, key: jax.Array, path) -> None:
+        """Plays one greedy episode of one run and writes it as a GIF."""

@@ -1,23 +1,31 @@
-"""Whole episodes of a trained policy, apart from training, and the learning curve.
-
-Statistics of observations are frozen here. Leaves out where the policy comes from.
-"""
+"""Whole episodes of a trained policy, apart from training; statistics of observations are frozen in them."""
 
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-import numpy as np
+from flax import struct
 
 from rlax_ft.envs.agent import Agent
 from rlax_ft.envs.environment import Environment
-from rlax_ft.envs.ppo import act
+from rlax_ft.envs.rollout import act
 from rlax_ft.envs.state import Actors
 from rlax_ft.envs.statistics import RunningStats
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+
+@struct.dataclass
+class Played:
+    """Episodes.
+
+    Attributes:
+      returns: float32[..., episodes], undiscounted; of an episode that did not end, so far.
+      lengths: int32[..., episodes].
+      ended: bool[..., episodes]; False where the episode was left after as many steps as an evaluation has.
+    """
+
+    returns: jax.Array
+    lengths: jax.Array
+    ended: jax.Array
 
 
 def play_episodes(
@@ -29,9 +37,9 @@ def play_episodes(
     *,
     episodes: int,
     greedy: bool = True,
-    max_steps: int = 100_000,
-) -> tuple[jax.Array, jax.Array]:
-    """(undiscounted returns float32[episodes], lengths int32[episodes]) of episodes played side by side.
+    max_steps: int = 10_000,
+) -> Played:
+    """Episodes of one policy, side by side.
 
     Args:
       env: with episode statistics.
@@ -41,7 +49,7 @@ def play_episodes(
       key: of these episodes.
       episodes: how many.
       greedy: the distribution's mode, or its samples.
-      max_steps: an episode that does not end is left there.
+      max_steps: an episode that has not ended is left there.
     """
     reset_key, key = jax.random.split(key)
     states, observation = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
@@ -55,7 +63,7 @@ def play_episodes(
     def step(carry):
         actors, done, time, returns, lengths = carry
         noise_key, step_key = jax.random.split(jax.random.fold_in(key, time))
-        action, outputs, _, hidden = act(agent, params, stats, actors, agent.distribution.noise(noise_key, (episodes,)))
+        action, outputs, hidden = act(agent, params, stats, actors, agent.distribution.noise(noise_key, (episodes,)))
         action = agent.distribution.to_env(agent.distribution.mode(outputs) if greedy else action)
         states, answer = jax.vmap(env.step)(jax.random.split(step_key, episodes), actors.env, action)
         returns = jnp.where(done, returns, states.episode_return)
@@ -65,7 +73,8 @@ def play_episodes(
         return actors, done, time + 1, returns, lengths
 
     carry = (actors, jnp.zeros(episodes, bool), jnp.zeros((), jnp.int32), zeros, jnp.zeros(episodes, jnp.int32))
-    return jax.lax.while_loop(going, step, carry)[3:]
+    _, ended, _, returns, lengths = jax.lax.while_loop(going, step, carry)
+    return Played(returns, lengths, ended)
 
 
 def draw_episode(
@@ -78,7 +87,7 @@ def draw_episode(
     decide = jax.jit(lambda actors: act(agent, params, stats, actors, agent.distribution.noise(key, (1,))))
     for time in range(max_steps):
         states.append(jax.device_get(state))
-        _, outputs, _, hidden = decide(Actors(None, observation[None], hidden, jnp.asarray([first]), jnp.zeros(1)))
+        _, outputs, hidden = decide(Actors(None, observation[None], hidden, jnp.asarray([first]), jnp.zeros(1)))
         action = agent.distribution.to_env(agent.distribution.mode(outputs))[0]
         state, answer = step(jax.random.fold_in(key, time), state, action)
         observation, first = answer.observation, False
@@ -86,33 +95,3 @@ def draw_episode(
         if answer.terminated | answer.truncated:
             break
     env.draw(states, rewards, path)
-
-
-def plot_learning_curve(path: str | Path, steps, returns, *, title: str) -> None:
-    """Episode return against environment steps: each seed thin, their mean thick, a band of one deviation.
-
-    Args:
-      path: the PNG to write.
-      steps: [records].
-      returns: [records, seeds]; NaN where no episode ended.
-      title: of the figure.
-    """
-    steps, returns = np.asarray(steps, float), np.asarray(returns, float)
-    seen = np.isfinite(returns).any(axis=1)
-    steps, returns = steps[seen], returns[seen]
-    with plt.rc_context({'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}):
-        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout='constrained')
-        if len(steps):
-            mean, spread = np.nanmean(returns, axis=1), np.nanstd(returns, axis=1)
-            axes.plot(steps, returns, color='#0072B2', lw=0.6, alpha=0.3)
-            axes.fill_between(steps, mean - spread, mean + spread, color='#0072B2', alpha=0.2, lw=0)
-            axes.plot(steps, mean, color='#0072B2', lw=1.8)
-        seeds = returns.shape[1]
-        axes.set_title(title if seeds == 1 else f'{title}: mean of {seeds} runs, band of one deviation', fontsize=10)
-        axes.set_xlabel('environment steps')
-        axes.set_ylabel('episode return in training')
-        axes.grid(alpha=0.2, lw=0.6)
-        temporary = Path(path).with_suffix('.tmp.png')
-        figure.savefig(temporary, dpi=160)
-        plt.close(figure)
-    temporary.replace(path)

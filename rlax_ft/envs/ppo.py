@@ -1,23 +1,22 @@
-"""PPO for environments as pure pieces: collect, assess, estimate, minibatches, the objective, update.
+"""PPO for environments as pure pieces: track, assess, estimate, rows and minibatches, the objective, update.
 
 Arrays are time-major [T, N] until they become rows [R, L] for the losses, which are those of language: a row is one
 sequence and an action one token. Without memory L is 1 and a row is one decision; a recurrent policy's rows are
 stretches of L steps of one environment, with the hidden state that they began with.
 
-Every function is for one seed; the script puts `jax.vmap` around them. `axis_name` is the mapped axis over which the
-environments are split, if any. Leaves out the loop (experiments/ppo_control.py) and evaluation (evaluate/episodes.py).
+Every function is for one run; programs.py puts `jax.vmap` around them. `axis_name` is the mapped axis over which the
+environments are split, if any. `collect` is in rollout.py, the order of the calls in experiments/ppo_env.py.
 """
 
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from rlax_ft.envs.agent import Agent
-from rlax_ft.envs.environment import Environment
-from rlax_ft.envs.state import Actors, ControlBatch, ControlState, Frames
+from rlax_ft.envs.state import Actors, Frames, PPOBatch, PPOState
 from rlax_ft.envs.statistics import RunningStats, discounted_sums, init_stats, normalize, update_stats
-from rlax_ft.envs.wrappers import continue_from
 from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.losses.value import clipped_value_loss
 from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
@@ -26,34 +25,32 @@ from rlax_ft.training.step import init_state
 from rlax_ft.types import TrainState, Transition
 
 
-def init_control(
+def init_ppo(
     agent: Agent,
     optimizer,
     key: jax.Array,
     *,
-    env: Environment | None,
+    reset: Callable,
     num_envs: int,
     normalize_observations: bool = False,
     scale_rewards: bool = False,
     kl_coef: float = 0.0,
-) -> ControlState:
+) -> PPOState:
     """The state before the first update.
 
     Args:
       agent: whose parameters are drawn.
       optimizer: of the train step.
       key: of this seed.
-      env: with episode statistics; None where environments step on the host and bring the first observation.
+      reset: (key, N) -> (states, observations [N, ...]), of DeviceEnvironments or HostEnvironments.
       num_envs: N.
       normalize_observations: keep statistics of observations.
       scale_rewards: keep statistics of discounted sums of rewards.
       kl_coef: the first weight of the KL penalty.
     """
     init_key, reset_key, key = jax.random.split(key, 3)
-    states, observation = None, jnp.zeros((num_envs, *agent.observation_shape))
-    if env is not None:
-        states, observation = jax.vmap(env.reset)(jax.random.split(reset_key, num_envs))
-    return ControlState(
+    states, observation = reset(reset_key, num_envs)
+    return PPOState(
         train=init_state(agent.init(init_key), optimizer, key),
         actors=Actors(
             env=states,
@@ -66,67 +63,6 @@ def init_control(
         return_stats=init_stats() if scale_rewards else None,
         kl_coef=jnp.asarray(kl_coef, jnp.float32),
     )
-
-
-def split_key(state: ControlState, *, axis_name: str | None = None) -> tuple[ControlState, jax.Array]:
-    """A key for this update, another on each device, and the state that goes on from it."""
-    key, mine = jax.random.split(state.train.key)
-    if axis_name is not None:
-        mine = jax.random.fold_in(mine, jax.lax.axis_index(axis_name))
-    return state.replace(train=state.train.replace(key=key)), mine
-
-
-def act(agent: Agent, params, stats: RunningStats | None, actors: Actors, noise: jax.Array):
-    """One decision of each environment: (action, outputs, hidden before it, hidden after it)."""
-    hidden = jax.tree.map(lambda h: jnp.where(actors.first[:, None], 0.0, h), actors.hidden)
-    outputs, after = agent.act(params, hidden, normalize(stats, actors.observation))
-    return agent.distribution.sample(outputs, noise), outputs, hidden, after
-
-
-def collect(env: Environment, agent: Agent, state: ControlState, key: jax.Array, *, num_steps: int):
-    """`num_steps` steps of every environment: (Actors afterwards, Frames [T, N]).
-
-    All that is random (the policy's noise, the environments' keys, the states after auto-reset) is drawn before the
-    loop: on a CPU the loop's cost is its number of small operations. States are drawn for 32 steps at a time: XLA would
-    share out a longer draw among threads, and waking them costs more than such a draw.
-
-    Args:
-      env: with episode statistics.
-      agent: the policy.
-      state: whose parameters act.
-      key: of this rollout.
-      num_steps: T.
-    """
-    shape = (num_steps, state.actors.first.shape[0])
-    noise_key, step_key, reset_key = jax.random.split(key, 3)
-    noise = agent.distribution.noise(noise_key, shape)
-    fresh = jax.lax.map(jax.vmap(env.reset), jax.random.split(reset_key, shape), batch_size=32)
-    step_keys = jax.random.split(step_key, shape)
-    params = agent.tree(state.train.params)
-
-    def step(actors, at):
-        noise, keys, fresh = at
-        action, outputs, hidden, after = act(agent, params, state.observation_stats, actors, noise)
-        states, answer = jax.vmap(env.step)(keys, actors.env, agent.distribution.to_env(action))
-        done = answer.terminated | answer.truncated
-        following = continue_from(done, fresh, (states, answer.observation))
-        frame = Frames(
-            observation=actors.observation,
-            hidden=hidden,
-            first=actors.first,
-            action=action,
-            outputs=outputs,
-            reward=answer.reward,
-            terminated=answer.terminated,
-            truncated=answer.truncated,
-            final_observation=answer.observation,
-            episode_return=states.episode_return,
-            episode_length=states.episode_length,
-        )
-        return Actors(*following, hidden=after, first=done, discounted=actors.discounted), frame
-
-    # Not unrolled: XLA would fuse across steps, and compute a MinAtar screen again for each pixel of the next.
-    return jax.lax.scan(step, state.actors, (noise, step_keys, fresh))
 
 
 def assess(agent: Agent, params, stats: RunningStats | None, actors: Actors, frames: Frames) -> Transition:
@@ -197,7 +133,7 @@ def estimate(
     return gae(*arrays, lam=lam) if log_rhos is None else vtrace(*arrays, log_rhos, lam=lam)
 
 
-def track(state: ControlState, frames: Frames, *, gamma: float, axis_name: str | None = None):
+def track(state: PPOState, frames: Frames, *, gamma: float, axis_name: str | None = None):
     """(state with the statistics of this rollout in it, rewards scaled by what was known before)."""
     stats, returns, discounted = state.observation_stats, state.return_stats, state.actors.discounted
     if stats is not None:
@@ -217,10 +153,10 @@ def to_rows(x: jax.Array, length: int) -> jax.Array:
     return jnp.swapaxes(x, 0, 1).reshape(-1, length, *x.shape[2:])
 
 
-def make_batch(frames: Frames, transition: Transition, advantages, returns, *, length: int) -> ControlBatch:
+def make_batch(frames: Frames, transition: Transition, advantages, returns, *, length: int) -> PPOBatch:
     """Rows [R, L] of a rollout with its advantages and targets."""
     rows = lambda x: to_rows(x, length)  # noqa: E731
-    return ControlBatch(
+    return PPOBatch(
         observation=rows(transition.observation),
         hidden=jax.tree.map(lambda h: rows(h)[:, 0], frames.hidden),
         first=rows(frames.first),
@@ -244,7 +180,14 @@ def minibatch_rows(key: jax.Array, rows: int, *, minibatches: int) -> jax.Array:
     return (jnp.sort(words) & jnp.uint32(low)).astype(jnp.int32).reshape(minibatches, -1)
 
 
-def control_objective(
+def clip_bounds(loss: Callable) -> tuple[float, float] | None:
+    """(clip_low, clip_high) that a loss has by default or bound by `functools.partial`; None where it takes none."""
+    takes = inspect.signature(loss).parameters
+    bounds = tuple(takes[name].default for name in ('clip_low', 'clip_high') if name in takes)
+    return bounds if len(bounds) == 2 and inspect.Parameter.empty not in bounds else None
+
+
+def ppo_objective(
     agent: Agent,
     *,
     entropy_coef: jax.Array | float,
@@ -268,11 +211,12 @@ def control_objective(
       axis_name: mapped axis over which environments are split.
 
     Returns:
-      loss_fn(params, ControlBatch, key) -> (loss, metrics under TRL's names).
+      loss_fn(params, PPOBatch, key) -> (loss, metrics under TRL's names). `policy/clipfrac_avg` is the share of actions
+      whose ratio is outside [1 - clip_low, 1 + clip_high] of the loss; a loss without these bounds has no such metric.
     """
-    policy = agent.distribution
+    policy, bounds = agent.distribution, clip_bounds(loss)
 
-    def loss_fn(params, batch: ControlBatch, key):
+    def loss_fn(params, batch: PPOBatch, key):
         del key
         outputs, values = agent.evaluate(params, batch.hidden, batch.observation, batch.first)
         logps = policy.log_prob(outputs, batch.action)
@@ -288,9 +232,12 @@ def control_objective(
             'loss/policy_avg': policy_loss,
             'loss/value_avg': value_loss,
             'policy/approxkl_avg': mean(0.5 * jnp.square(log_ratio)),
-            'policy/clipfrac_avg': mean((jnp.abs(jnp.expm1(log_ratio)) > 0.2).astype(jnp.float32)),
             'policy/entropy_avg': entropy,
         }
+        if bounds is not None:
+            moved = jnp.expm1(log_ratio)
+            clipped = (moved < -bounds[0]) | (moved > bounds[1])
+            metrics['policy/clipfrac_avg'] = mean(clipped.astype(jnp.float32))
         if kl_coef is not None:
             metrics['objective/kl'] = mean(policy.kl(batch.outputs, outputs))
             total += kl_coef * metrics['objective/kl']
@@ -302,7 +249,7 @@ def control_objective(
 def update(
     step: Callable,
     train: TrainState,
-    batch: ControlBatch,
+    batch: PPOBatch,
     key: jax.Array,
     *,
     epochs: int,
@@ -312,13 +259,13 @@ def update(
     """Epochs of reshuffled minibatches: (the state after, metrics averaged over all minibatches).
 
     Args:
-      step: `(TrainState, ControlBatch) -> (TrainState, metrics)`, of `make_train_step`.
+      step: `(TrainState, PPOBatch) -> (TrainState, metrics)`, of `make_train_step`.
       train: the state before.
       batch: all rows.
       key: of this update's permutations.
       epochs: how often the rows are gone through.
       minibatches: parts of an epoch.
-      renew: `params -> ControlBatch`: values, advantages and targets anew before each epoch; None: as they are.
+      renew: `params -> PPOBatch`: values, advantages and targets anew before each epoch; None: as they are.
     """
 
     def epoch(train, key):
@@ -330,7 +277,7 @@ def update(
     return train, jax.tree.map(jnp.mean, metrics)
 
 
-def episode_metrics(frames: Frames, batch: ControlBatch, *, axis_name: str | None = None):
+def episode_metrics(frames: Frames, batch: PPOBatch, *, axis_name: str | None = None):
     """Sums over the episodes that ended, how many they were, and how well the critic explains its targets."""
     ended = (frames.terminated | frames.truncated).astype(jnp.float32)
     sums = {

@@ -1,8 +1,6 @@
-"""How ppo_control.py's functions of one run become one compiled program of all runs, over the devices there are.
+"""How functions of one run become one compiled program of all runs, over the devices there are."""
 
-Leaves out what the functions compute.
-"""
-
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -12,18 +10,78 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlax_ft.envs.agent import Agent
-from rlax_ft.envs.gymnasium import HostEnvironments
-from rlax_ft.envs.host import collect_on_host, make_decider
 from rlax_ft.envs.ppo import mean_metrics
-from rlax_ft.envs.setup import ControlSettings, split_runs
-from rlax_ft.envs.state import ControlState
+from rlax_ft.envs.state import PPOState
 from rlax_ft.parallel.compile import PMAP_AXIS
-from rlax_ft.parallel.mesh import make_mesh
+from rlax_ft.parallel.mesh import batch_devices, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which devices train what.
+
+    Runs side by side need not talk to each other, so devices take whole runs where these divide over them. Else they
+    share the environments of each run; but a CPU's virtual devices do so only when a mesh or pmap asks for it.
+
+    Attributes:
+      runs: how many are trained together.
+      backend: jit or pmap.
+      mesh: such as `data=8`; empty where none was asked for.
+    """
+
+    runs: int
+    backend: str = 'jit'
+    mesh: str = ''
+
+    @property
+    def splits_runs(self) -> bool:
+        """Whether every device takes whole runs."""
+        return self.backend == 'jit' and not self.mesh and self.runs % jax.device_count() == 0
+
+    @property
+    def axis_name(self) -> str | None:
+        """The mapped axis over which environments are split."""
+        return PMAP_AXIS if self.backend == 'pmap' else None
+
+    def environment_devices(self) -> int:
+        """Over how many devices the environments of a run are split."""
+        if self.backend == 'pmap':
+            return jax.local_device_count()
+        if self.mesh:
+            return batch_devices(make_mesh(self.mesh))
+        return 1 if self.splits_runs or jax.default_backend() == 'cpu' else batch_devices(make_mesh())
+
+    def shardings(self, state: PPOState):
+        """Where a state [runs, ...] lives under jit."""
+        if self.splits_runs:
+            whole = split = NamedSharding(_runs_mesh(), P('runs'))
+        elif self.mesh or jax.default_backend() != 'cpu':
+            mesh = make_mesh(self.mesh)
+            whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, ('data', 'fsdp')))
+        else:
+            whole = split = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.map(lambda _: whole, state).replace(actors=jax.tree.map(lambda _: split, state.actors))
+
+    def place(self, state: PPOState) -> PPOState:
+        """A state where the program wants it; pmap's environments [runs, N] become [runs, devices, N / devices]."""
+        if self.backend == 'pmap':
+            devices = jax.local_device_count()
+            split = lambda x: x.reshape(x.shape[0], devices, x.shape[1] // devices, *x.shape[2:])  # noqa: E731
+            return state.replace(actors=jax.tree.map(split, state.actors))
+        return jax.device_put(state, self.shardings(state))
+
+    def gathered(self, state: PPOState) -> PPOState:
+        """The state as a checkpoint has it, whatever it ran on: undoes the split of `place`."""
+        if self.backend == 'pmap':
+            join = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])  # noqa: E731
+            return state.replace(actors=jax.tree.map(join, state.actors))
+        return state
 
 
 class Program:
-    """`f(hyper, state, *shared)` of one run, for all runs at once; compiled at its first call, the state donated.
+    """`(hyper, state, count) -> (state, metrics)`: `count` updates of all runs, compiled at its first call.
+
+    The state is donated.
 
     - Where devices take whole runs, nothing is exchanged (`jax.shard_map` over the runs).
     - Over a mesh the environments (axis 1, after the runs) are split and the compiler does the rest: the numbers are
@@ -31,45 +89,59 @@ class Program:
     - Under pmap every device shuffles its own environments, and gradients are summed.
     """
 
-    def __init__(self, settings: ControlSettings, function: Callable):
-        """Takes a function of unbatched (hyper, state, *shared) -> (state, metrics)."""
-        self._settings = settings
-        self._function = function
+    def __init__(self, layout: Layout, iteration: Callable):
+        """Takes `iteration(hyper, state) -> (state, metrics)`, one update of one run."""
+        self._layout = layout
+        self._iteration = iteration
         self._compiled = None
         self.compile_seconds = 0.0
 
-    def __call__(self, hyper, state, *shared):
-        """Runs it; `shared` is the same for all runs."""
+    def __call__(self, hyper, state, count: int):
+        """Runs it; the metrics [runs] are means over the updates."""
+        count = jnp.asarray(count, jnp.int32)
         if self._compiled is None:
             started = time.perf_counter()
-            self._compiled = self._jit(state, len(shared)).lower(hyper, state, *shared).compile()
+            self._compiled = self._jit(state).lower(hyper, state, count).compile()
             self.compile_seconds = time.perf_counter() - started
-        return self._compiled(hyper, state, *shared)
+        return self._compiled(hyper, state, count)
 
-    def _jit(self, state, shared):
-        settings = self._settings
+    def _jit(self, state):
+        layout = self._layout
 
-        def batched(hyper, state, *shared):
-            return over_runs(lambda one, its: self._function(one, its, *shared))(hyper, state)
+        def batched(hyper, state, count):
+            return over_runs(lambda one, its: repeated(self._iteration, one, its, count))(hyper, state)
 
-        if settings.backend == 'pmap':
+        if layout.backend == 'pmap':
             axes = state.replace(train=None, actors=1, observation_stats=None, return_stats=None, kl_coef=None)
             return jax.pmap(
                 batched,
                 axis_name=PMAP_AXIS,
-                in_axes=(None, axes) + (None,) * shared,
+                in_axes=(None, axes, None),
                 out_axes=(axes, None),
                 donate_argnums=1,
             )
-        if split_runs(settings):
+        if layout.splits_runs:
             batched = jax.shard_map(
                 batched,
-                mesh=runs_mesh(),
-                in_specs=(P('runs'), P('runs')) + (P(),) * shared,
+                mesh=_runs_mesh(),
+                in_specs=(P('runs'), P('runs'), P()),
                 out_specs=P('runs'),
                 check_vma=False,
             )
-        return jax.jit(batched, donate_argnums=1, out_shardings=(placement_of(settings, state), None))
+        return jax.jit(batched, donate_argnums=1, out_shardings=(layout.shardings(state), None))
+
+
+def repeated(iteration: Callable, hyper, state: PPOState, count: jax.Array):
+    """`count` iterations of one run: (state, means of their metrics)."""
+
+    def one(_, carry):
+        state, totals = carry
+        state, metrics = iteration(hyper, state)
+        return state, jax.tree.map(jnp.add, totals, metrics)
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(iteration, hyper, state)[1])
+    state, totals = jax.lax.fori_loop(0, count, one, (state, zeros))
+    return state, mean_metrics(totals, count)
 
 
 def over_runs(function: Callable) -> Callable:
@@ -88,60 +160,6 @@ def over_runs(function: Callable) -> Callable:
     return all_runs
 
 
-def runs_mesh() -> Mesh:
+def _runs_mesh() -> Mesh:
     """All devices, each for runs of its own."""
     return Mesh(np.asarray(jax.devices()), ('runs',))
-
-
-def placement_of(settings: ControlSettings, state: ControlState):
-    """Where a state [runs, ...] lives under jit."""
-    if split_runs(settings):
-        whole = split = NamedSharding(runs_mesh(), P('runs'))
-    elif settings.mesh or jax.default_backend() != 'cpu':
-        mesh = make_mesh(settings.mesh)
-        whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, ('data', 'fsdp')))
-    else:
-        whole = split = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda _: whole, state).replace(actors=jax.tree.map(lambda _: split, state.actors))
-
-
-def place(settings: ControlSettings, state: ControlState) -> ControlState:
-    """A state where the program wants it; under pmap the environments [runs, N] become [runs, devices, N / devices]."""
-    if settings.backend == 'pmap':
-        devices = jax.local_device_count()
-        split = lambda x: x.reshape(x.shape[0], devices, x.shape[1] // devices, *x.shape[2:])  # noqa: E731
-        return state.replace(actors=jax.tree.map(split, state.actors))
-    return jax.device_put(state, placement_of(settings, state))
-
-
-def gathered(settings: ControlSettings, state: ControlState) -> ControlState:
-    """The state as a checkpoint has it, whatever it ran on: undoes the split of `place`."""
-    if settings.backend == 'pmap':
-        join = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])  # noqa: E731
-        return state.replace(actors=jax.tree.map(join, state.actors))
-    return state
-
-
-class HostProgram:
-    """The same, for environments that step on the host: the rollout is a loop here, the rest is compiled."""
-
-    def __init__(self, settings: ControlSettings, env: HostEnvironments, agent: Agent, learn: Callable):
-        """Takes `learn(hyper, state, actors, frames, key) -> (state, metrics)` of one run."""
-        self._settings, self._env = settings, env
-        self._decide = make_decider(agent)
-        self._learn = jax.jit(over_runs(learn), donate_argnums=1)
-        self._compiled = None
-        self.compile_seconds = 0.0
-
-    def __call__(self, hyper, state, count):
-        """(state, metrics [runs]) after `count` updates."""
-        totals = None
-        for _ in range(int(count)):
-            state, actors, frames, key = collect_on_host(self._env, self._decide, state, self._settings.num_steps)
-            if self._compiled is None:
-                started = time.perf_counter()
-                self._compiled = self._learn.lower(hyper, state, actors, frames, key).compile()
-                self.compile_seconds = time.perf_counter() - started
-            state, metrics = self._compiled(hyper, state, actors, frames, key)
-            totals = metrics if totals is None else jax.tree.map(jnp.add, totals, metrics)
-        return state, mean_metrics(totals, int(count))

@@ -1,7 +1,4 @@
-"""The structs of PPO for environments: what acts, what is carried, what a rollout saw, what an update reads.
-
-Leaves out every function on them (control.py).
-"""
+"""The structs of PPO for environments: what acts, what is carried, what a rollout saw, what an update reads."""
 
 from typing import Any
 
@@ -32,7 +29,15 @@ class Actors:
 
 
 @struct.dataclass
-class ControlState:
+class Hyper:
+    """Traced hyperparameters of a run, float32[]: a grid of them is trained in one program."""
+
+    learning_rate: jax.Array
+    entropy_coef: jax.Array
+
+
+@struct.dataclass
+class PPOState:
     """All that an update changes, and all that a checkpoint needs.
 
     Attributes:
@@ -56,7 +61,8 @@ class Frames:
 
     Attributes:
       observation: float32[T, N, ...], not normalised.
-      hidden: float32[T, N, H], the hidden state before it, or ().
+      hidden: float32[T, N, H], the hidden state carried to this step, or (). Where `first` holds it is that of the
+        episode before: the value of a truncated step's final observation needs it, the new episode takes 0 instead.
       first: bool[T, N], the observation is the first of its episode.
       action: as the policy made it.
       outputs: float32[T, N, K], of the network that the action was drawn from.
@@ -80,7 +86,7 @@ class Frames:
 
 
 @struct.dataclass
-class ControlBatch:
+class PPOBatch:
     """What the update reads, in rows [R, L]; `hidden` is [R, H], at the start of the row, or ()."""
 
     observation: jax.Array

@@ -1,7 +1,7 @@
 """Running mean and variance over a batch of environments, to normalise observations and scale rewards.
 
 The statistics change once per rollout and stand still within it, so that the policy that acted and the policy that
-learns see the same numbers; at evaluation they are frozen. Leaves out environments.
+learns see the same numbers; at evaluation they are frozen.
 """
 
 import jax

@@ -1,6 +1,6 @@
 """Wrappers: functions from an environment to an environment, and auto-reset.
 
-Leaves out statistics that run over many environments, which are in `statistics`.
+Statistics that run over many environments are in statistics.py.
 """
 
 import dataclasses
@@ -64,10 +64,7 @@ def select_observation(env: Environment, components: tuple[int, ...]) -> Environ
     Raises:
       InputError: the observation is not flat, or has no such component.
     """
-    shape = env.observation.shape
-    if len(shape) != 1 or not all(0 <= c < shape[0] for c in components):
-        raise InputError(f'{env.name}: an observation of shape {shape} has no components {components} to keep')
-    kept = jnp.asarray(components)
+    observation_box, kept = env.observation.components(components, env.name), jnp.asarray(components)
 
     def reset(key):
         state, observation = env.reset(key)
@@ -77,8 +74,37 @@ def select_observation(env: Environment, components: tuple[int, ...]) -> Environ
         state, answer = env.step(key, state, action)
         return state, answer.replace(observation=answer.observation[kept])
 
-    low, high = (tuple(bound[c] for c in components) for bound in (env.observation.low, env.observation.high))
-    return dataclasses.replace(env, reset=reset, step=step, observation=Box((len(components),), low, high))
+    return dataclasses.replace(env, reset=reset, step=step, observation=observation_box)
+
+
+def flat_observation(env: Environment) -> Environment:
+    """Shows float32: a uint8 image is scaled to [0, 1], and several arrays are flattened and put one after the other.
+
+    An environment that shows one float32 array is returned as it is.
+    """
+    shapes = jax.tree.leaves(jax.eval_shape(env.reset, jax.random.key(0))[1])
+    if len(shapes) == 1 and shapes[0].dtype == jnp.float32:
+        return env
+
+    def number(x):
+        return jnp.asarray(x, jnp.float32) / (255.0 if x.dtype == jnp.uint8 else 1.0)
+
+    def shown(observation):
+        parts = [number(x) for x in jax.tree.leaves(observation)]
+        return parts[0] if len(parts) == 1 else jnp.concatenate([x.reshape(-1) for x in parts])
+
+    def reset(key):
+        state, observation = env.reset(key)
+        return state, shown(observation)
+
+    def step(key, state, action):
+        state, answer = env.step(key, state, action)
+        return state, answer.replace(observation=shown(answer.observation))
+
+    shape = shapes[0].shape if len(shapes) == 1 else (sum(x.size for x in shapes),)
+    image = all(x.dtype == jnp.uint8 for x in shapes)
+    box = Box.of(shape, 0.0, 1.0) if image else Box.of(shape)
+    return dataclasses.replace(env, reset=reset, step=step, observation=box)
 
 
 @struct.dataclass

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.envs.adapters import from_mjx, make_environment
+from rlax_ft.envs.adapters import find_environment, from_mjx
 from rlax_ft.envs.environment import Discrete, MultiDiscrete
-from rlax_ft.envs.gymnasium import HostEnvironments
+from rlax_ft.envs.gymnasium import GymnasiumBatch, GymnasiumMaker
 from rlax_ft.envs.statistics import discounted_sums, init_stats, normalize, update_stats
 from rlax_ft.envs.wrappers import continue_from, episode_statistics, select_observation, time_limit
 from rlax_ft.errors import InputError
@@ -18,7 +18,7 @@ DOWNLOADS = {'MNISTBandit-bsuite'}  # Fetches its images from the network.
 
 @pytest.mark.parametrize('name', sorted(set(gymnax.registered_envs) - DOWNLOADS))
 def test_every_gymnax_environment_keeps_its_types(name):
-    env = make_environment(name)
+    env = find_environment(name)
     key = jax.random.key(0)
     state, observation = env.reset(key)
     assert observation.shape == env.observation.shape and observation.dtype == jnp.float32
@@ -31,7 +31,7 @@ def test_every_gymnax_environment_keeps_its_types(name):
 
 
 def test_gymnax_time_limits_truncate_and_do_not_terminate():
-    env = make_environment('Pendulum-v1')
+    env = find_environment('Pendulum-v1')
     state, _ = env.reset(jax.random.key(0))
 
     def step(state, _):
@@ -76,7 +76,7 @@ def test_continue_from_restarts_only_what_is_done():
 
 
 def test_select_observation():
-    env = select_observation(make_environment('CartPole-v1'), (0, 2))
+    env = select_observation(find_environment('CartPole-v1'), (0, 2))
     state, observation = env.reset(jax.random.key(0))
     np.testing.assert_array_equal(observation, [state.x, state.theta])
     state, answer = env.step(jax.random.key(0), state, 1)
@@ -138,8 +138,8 @@ def test_brax_protocol():
 
 
 def test_gymnasium_keeps_final_observations_and_restarts():
-    env = HostEnvironments('CartPole-v1', 3)
-    observation = env.reset()
+    env = GymnasiumBatch(find_environment('gymnasium:CartPole-v1'), 3)
+    observation = env.reset([0, 1, 2])
     finals, lengths = 0, np.zeros(3, int)
     for _ in range(60):
         answer = env.step(np.ones(3, int))
@@ -158,15 +158,15 @@ def test_gymnasium_keeps_final_observations_and_restarts():
 
 
 def test_gymnasium_by_name_and_nearest_names():
-    assert make_environment('LunarLander-v3') is None
-    assert make_environment('gymnasium:CartPole-v1') is None
+    assert isinstance(find_environment('LunarLander-v3'), GymnasiumMaker)
+    assert isinstance(find_environment('gymnasium:CartPole-v1'), GymnasiumMaker)
     with pytest.raises(InputError, match=r'near:.*LunarLander-v3'):
-        make_environment('LunarLnder-v3')
+        find_environment('LunarLnder-v3')
     with pytest.raises(InputError, match='Gymnasium cannot make it'):
-        HostEnvironments('Nothing-v0', 1)
+        find_environment('gymnasium:Nothing-v0').make(None)
 
 
 def test_discrete_observations_are_one_hot():
-    env = make_environment('FrozenLake-misc')
+    env = find_environment('FrozenLake-misc')
     _, observation = env.reset(jax.random.key(0))
     assert sorted(observation.tolist())[-2:] == [0.0, 1.0] and MultiDiscrete((2,)).sizes == (2,)

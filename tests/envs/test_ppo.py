@@ -1,5 +1,7 @@
 """GAE and the update of PPO for environments against plain numpy, minibatch by minibatch; the shared loss."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,20 +9,25 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from rlax_ft.envs import rollout
+from rlax_ft.envs.agent import NetworkConfig, make_agent
+from rlax_ft.envs.device import DeviceEnvironments
+from rlax_ft.envs.distributions import Categorical
+from rlax_ft.envs.environment import Box, Discrete, Environment, Step
 from rlax_ft.envs.ppo import (
     assess,
-    collect,
-    control_objective,
     estimate,
-    init_control,
+    init_ppo,
     log_ratios,
     make_batch,
     minibatch_rows,
-    split_key,
+    ppo_objective,
     update,
 )
-from rlax_ft.envs.setup import ControlSettings, agent_for, make_env
-from rlax_ft.losses.policy_gradient import ppo_clip_loss
+from rlax_ft.envs.rollout import collect, split_key
+from rlax_ft.envs.wrappers import episode_statistics
+from rlax_ft.harness.env_setup import EnvSettings, agent_for, make_envs
+from rlax_ft.losses.policy_gradient import cispo_loss, ppo_clip_loss, sapo_loss
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.models.transformer import Transformer, init_params
@@ -33,17 +40,17 @@ GAMMA, LAM, RATE, CLIP, VALUE, ENTROPY = 0.97, 0.9, 1e-2, 0.2, 0.5, 0.01
 
 def recorded(num_steps=24, num_envs=4, **settings):
     """(agent, state, actors afterwards, frames) of CartPole cut after 7 steps, so that both ends occur."""
-    settings = ControlSettings(layers='8', num_envs=num_envs, num_steps=num_steps, **{'time_limit': 7} | settings)
-    env = make_env(settings)
-    agent = agent_for(settings, env)
+    settings = EnvSettings(layers='8', num_envs=num_envs, num_steps=num_steps, **{'time_limit': 7} | settings)
+    envs = make_envs(settings)
+    agent = agent_for(settings, envs)
     optimizer = optax.inject_hyperparams(optax.sgd)(RATE)
-    state = init_control(agent, optimizer, jax.random.key(3), env=env, num_envs=num_envs)
-    state, key = split_key(state)
+    state = init_ppo(agent, optimizer, jax.random.key(3), reset=envs.reset, num_envs=num_envs)
+    _, key, _ = split_key(state.train.key)
     # A step that hits the pole hard enough for terminations: larger weights in the policy's head.
     params = agent.tree(state.train.params)
     params['policy_head']['kernel'] *= 200.0
     state = state.replace(train=state.train.replace(params=ravel_pytree(params)[0]))
-    actors, frames = jax.jit(lambda s, k: collect(env, agent, s, k, num_steps=num_steps))(state, key)
+    actors, frames = jax.jit(lambda s, k: collect(envs.env, agent, s, k, num_steps=num_steps))(state, key)
     return agent, optimizer, state, actors, frames
 
 
@@ -118,7 +125,7 @@ def test_estimates_and_updates_are_numpys_minibatch_by_minibatch():
     np.testing.assert_allclose(returns, wanted + values[:-1], rtol=2e-4, atol=2e-4)
 
     batch = make_batch(frames, transition, advantages, returns, length=1)
-    step = jax.jit(make_train_step(control_objective(agent, entropy_coef=ENTROPY, value_coef=VALUE), optimizer))
+    step = jax.jit(make_train_step(ppo_objective(agent, entropy_coef=ENTROPY, value_coef=VALUE), optimizer))
     key, train = jax.random.key(5), state.train
     flat = [
         np.asarray(x, np.float64).reshape(96, -1)
@@ -170,13 +177,82 @@ def test_recurrent_rows_repeat_the_rollout(length):
     np.testing.assert_allclose(log_ratios(agent, state.train.params, frames, transition), 0.0, atol=1e-5)
 
 
+def test_a_truncated_steps_final_observation_is_valued_with_the_carried_memory():
+    agent, _, state, actors, frames = recorded(gru=8, observe='0,2')
+    transition = assess(agent, state.train.params, None, actors, frames)
+    truncated = np.argwhere(np.asarray(frames.truncated))
+    assert len(truncated) >= 4
+    for t, n in truncated:
+        # The whole episode and its final observation as one row, from hidden state 0.
+        start = t + 1 - int(frames.episode_length[t, n])
+        row = jnp.concatenate([frames.observation[start : t + 1, n], frames.final_observation[t, n][None]])
+        first = jnp.arange(len(row)) == 0
+        _, values = agent.evaluate(state.train.params, agent.initial_hidden(1), row[None], first[None])
+        np.testing.assert_allclose(transition.next_value[t, n], values[0, -1], atol=1e-5)
+        # The mistake would be visible: with hidden state 0 the value is another.
+        wrong = agent.value(state.train.params, agent.initial_hidden(1), row[None, -1])
+        assert abs(float(wrong[0] - values[0, -1])) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ('loss', 'bounds'),
+    [
+        (ppo_clip_loss, (0.2, 0.2)),
+        (partial(ppo_clip_loss, clip_low=0.1, clip_high=0.3), (0.1, 0.3)),
+        (partial(cispo_loss, clip_high=0.4), (1.0, 0.4)),
+        (sapo_loss, None),
+    ],
+)
+def test_clipped_is_what_the_losss_own_bounds_clip(loss, bounds):
+    agent, _, state, actors, frames = recorded()
+    transition = assess(agent, state.train.params, None, actors, frames)
+    batch = make_batch(frames, transition, transition.reward, transition.reward, length=1)
+    ratio = np.random.default_rng(0).uniform(0.5, 1.6, batch.logps.shape).astype(np.float32)
+    objective = ppo_objective(agent, entropy_coef=0.0, loss=loss)
+    _, metrics = objective(state.train.params, batch.replace(logps=batch.logps - np.log(ratio)), jax.random.key(0))
+    if bounds is None:
+        assert 'policy/clipfrac_avg' not in metrics
+    else:
+        wanted = np.mean((ratio < 1 - bounds[0]) | (ratio > 1 + bounds[1]))
+        np.testing.assert_allclose(metrics['policy/clipfrac_avg'], wanted, atol=1e-6)
+
+
+def test_states_drawn_in_the_loop_are_those_drawn_ahead(monkeypatch):
+    whole = {}
+    for ahead in (True, False):
+        monkeypatch.setattr(rollout, 'drawn_ahead', lambda *_, ahead=ahead: ahead)
+        whole[ahead] = recorded()[3:]
+    jax.tree.map(np.testing.assert_array_equal, whole[True], whole[False])
+
+
+def test_memory_of_a_rollout_does_not_grow_with_the_states():
+    """A state of 256 KiB, 8 environments, 256 steps: a state for every step would be half a GiB."""
+
+    def step(key, board, action):
+        done = board[0, 0] > 5
+        no = jnp.zeros((), bool)
+        return board + 1.0, Step(board[0, :2], jnp.ones(()), done, no)
+
+    board = lambda key: jax.random.uniform(key, (256, 256))  # noqa: E731
+    reset = lambda key: (board(key), jnp.zeros(2))  # noqa: E731
+    env = episode_statistics(Environment('board', reset, step, Box.of((2,)), Discrete(2)))
+    agent = make_agent(NetworkConfig(outputs=2, layers=(4,)), Categorical(2), (2,))
+    envs = DeviceEnvironments(env)
+    state = jax.eval_shape(
+        lambda key: init_ppo(agent, optax.sgd(0.1), key, reset=envs.reset, num_envs=8), jax.random.key(0)
+    )
+    roll = jax.jit(lambda s, k: collect(env, agent, s, k, num_steps=256))
+    used = roll.lower(state, jax.random.key(0)).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 32 * 2**20
+
+
 def test_one_loss_object_trains_cartpole_and_a_language_model():
     """`ppo_clip_loss` itself, unwrapped, lowers its surrogate on decisions [R, 1] and on tokens [B, T]."""
     loss = ppo_clip_loss
     agent, optimizer, state, actors, frames = recorded()
     transition = assess(agent, state.train.params, None, actors, frames)
     batch = make_batch(frames, transition, *estimate(transition, gamma=GAMMA, lam=LAM), length=1)
-    step = jax.jit(make_train_step(control_objective(agent, entropy_coef=0.0, value_coef=0.0, loss=loss), optimizer))
+    step = jax.jit(make_train_step(ppo_objective(agent, entropy_coef=0.0, value_coef=0.0, loss=loss), optimizer))
     train, losses = state.train, []
     for _ in range(20):
         train, metrics = step(train, batch)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.envs.setup import ControlSettings, agent_for, make_env
 from rlax_ft.errors import InputError
+from rlax_ft.harness.env_setup import EnvSettings, agent_for, make_envs
 from rlax_ft.harness.loading import load_script
 from rlax_ft.training.checkpoint import Checkpoints
 
@@ -27,12 +27,12 @@ CARTPOLE = dict(num_envs=8, num_steps=16, total_steps=128 * 8, log_every=2, save
 
 def trained(folder, **settings):
     """(settings, agent, parameters of the first run, summary) after a run."""
-    settings = ControlSettings(out=str(folder), **settings)
+    settings = EnvSettings(out=str(folder), **settings)
     summary = ppo_env.train(settings)
     checkpoints = Checkpoints(folder / 'checkpoints')
     state = checkpoints.read(checkpoints.latest_step())
     checkpoints.close()
-    agent = agent_for(settings, make_env(settings))
+    agent = agent_for(settings, make_envs(settings))
     return settings, agent, jax.tree.map(lambda x: jnp.asarray(x[0]), state['train']['params']), summary
 
 
@@ -154,6 +154,14 @@ def test_a_grid_is_trained_in_one_program(tmp_path):
     assert summary['seed'] == [0, 1] * 4
     means = np.asarray(summary['eval_return_mean'])
     assert (means[4:] > 0.9).all() and (means[:4] < 0.9).all()
+    # Nothing is averaged over learning rates: a record for each point of the grid, over its own seeds.
+    assert 'return_mean' not in summary and len(summary['grid']) == 4
+    for i, point in enumerate(summary['grid']):
+        of = means[2 * i : 2 * i + 2]
+        assert (point['learning_rate'], point['entropy_coef']) == ((0.0, 0.005)[i // 2], (0.0, 0.01)[i % 2])
+        np.testing.assert_allclose([point['return_mean'], point['return_lowest_run']], [of.mean(), of.min()], rtol=1e-6)
+    last = list(records(tmp_path).values())[-1]
+    assert 'episode_return' not in last and 'episode_return/7' in last
 
 
 def test_what_a_run_leaves(tmp_path):
@@ -166,7 +174,39 @@ def test_what_a_run_leaves(tmp_path):
     last = records(tmp_path)[128 * 8]
     wanted = {'loss/policy_avg', 'loss/value_avg', 'policy/approxkl_avg', 'policy/entropy_avg', 'episode_return/1'}
     assert wanted < last.keys()
-    assert ppo_env.train(ControlSettings(out=str(tmp_path), num_seeds=2, render=True, **CARTPOLE)) == summary
+    assert ppo_env.train(EnvSettings(out=str(tmp_path), num_seeds=2, render=True, **CARTPOLE)) == summary
+
+
+def test_an_evaluation_that_does_not_end_is_bounded_and_counted(tmp_path):
+    settings = CARTPOLE | {'total_steps': 256, 'eval_every': 1, 'gamma': 0.9}
+    summary = trained(tmp_path, env='my_gymnasium:Endless', eval_steps=7, time_limit=50, **settings)[-1]
+    assert summary['eval_return_mean'] == [7.0] and summary['eval_unfinished'] == [4]
+    assert all(r['eval/unfinished'] == 4 and r['eval/return'] == 7.0 for r in records(tmp_path).values())
+
+
+def test_ones_own_environment_of_several_parts_is_learned(tmp_path):
+    settings = PROBE | {'total_steps': 128 * 25}
+    assert trained(tmp_path, env='my_gymnasium:Parts', **settings)[-1]['eval_return_mean'] == [1.0]
+
+
+def test_seeds_on_the_host_together_are_the_seeds_alone(tmp_path):
+    settings = CARTPOLE | {'env': 'gymnasium:CartPole-v1', 'total_steps': 128 * 2}
+    trained(tmp_path / 'two', num_seeds=2, **settings)
+    alone = trained(tmp_path / 'one', seed=1, **settings)[2]
+    checkpoints = Checkpoints(tmp_path / 'two/checkpoints')
+    both = checkpoints.read(2)['train']['params']
+    checkpoints.close()
+    np.testing.assert_allclose(both[1], alone, rtol=1e-3, atol=1e-4)
+    assert np.abs(both[0] - both[1]).max() > 0.01
+
+
+def test_a_penalty_never_vanishes(tmp_path):
+    """A policy that cannot move has KL 0: the coefficient shrinks, and stops at a thousandth of --beta."""
+    settings = CARTPOLE | {'total_steps': 128 * 40, 'log_every': 40, 'save_every': 40}
+    trained(tmp_path, beta=0.5, target_kl=0.01, learning_rate=0.0, **settings)
+    checkpoints = Checkpoints(tmp_path / 'checkpoints')
+    np.testing.assert_allclose(checkpoints.read(40)['kl_coef'], [5e-4], rtol=1e-5)
+    checkpoints.close()
 
 
 @pytest.mark.parametrize('seeds', [1, 2])
@@ -206,11 +246,17 @@ def test_kl_penalty_holds_its_target(tmp_path):
         (dict(env='nowhere:nothing'), 'give MODULE:FUNCTION'),
         (dict(mesh='data=8'), '--num_envs=4: does not divide over 8 devices'),
         (dict(env='probes:broken', total_steps=2048), 'a reward that is not finite'),
+        (dict(env='my_gymnasium:Unpaid', total_steps=1024), 'a reward that is not finite'),
+        (dict(target_kl=0.01), '--target_kl=0.01: multiplies --beta, which is 0.*give a --beta to start from'),
+        (dict(beta=float('nan')), '--beta=nan: must be at least 0'),
+        (dict(time_limit=-1), '--time_limit=-1: must be at least 0'),
+        (dict(env='gymnasium:CartPole-v1', mesh='data=8', num_envs=8), 'steps on the host, where --mesh=data=8 has no'),
+        (dict(env='gymnasium:CartPole-v1', backend='pmap', num_envs=8), 'where --backend=pmap has no use'),
         (dict(grid_learning_rate='fast'), '--grid_learning_rate=fast'),
         (dict(env='probes:constant_reward', render=True), '--render: probes:constant_reward cannot be drawn'),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, settings, message):
     with pytest.raises(InputError, match=message) as caught:
-        ppo_env.train(ControlSettings(out=str(tmp_path / 'run'), **settings))
+        ppo_env.train(EnvSettings(out=str(tmp_path / 'run'), **settings))
     assert '\n' not in str(caught.value)

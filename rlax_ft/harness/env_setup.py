@@ -1,36 +1,35 @@
-"""What ppo_control.py sets up before its loop: flags, environment, agent, the compiled program.
-
-Leaves out the algorithm, which is in the script itself and in rlax_ft/training/control.py.
-"""
+"""What ppo_env.py sets up before its loop: flags, runs, environments, agent, optimiser."""
 
 import dataclasses
 import itertools
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
-from flax import struct
 
-from rlax_ft.envs.adapters import make_environment
+from rlax_ft.envs.adapters import make_environments
 from rlax_ft.envs.agent import Agent, NetworkConfig, make_agent
 from rlax_ft.envs.distributions import KINDS, Normal, make_distribution
-from rlax_ft.envs.environment import Environment
-from rlax_ft.envs.gymnasium import HostEnvironments
-from rlax_ft.envs.wrappers import episode_statistics, select_observation, time_limit
+from rlax_ft.envs.environment import Environments
+from rlax_ft.envs.programs import Layout
+from rlax_ft.envs.state import Hyper
 from rlax_ft.errors import InputError
 from rlax_ft.harness.settings import RunSettings, flag
-from rlax_ft.parallel.mesh import batch_devices, make_mesh
 from rlax_ft.training.optimizer import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
-class ControlSettings(RunSettings):
-    """Flags of ppo_control.py."""
+class EnvSettings(RunSettings):
+    """Flags of ppo_env.py."""
 
     length: ClassVar[str] = 'total_steps'
     micro_batches: ClassVar[int] = 1  # A minibatch is one optimiser step.
 
-    env: str = flag('CartPole-v1', 'Of gymnax or Gymnasium by name; brax:NAME, playground:NAME, or MODULE:FUNCTION.')
+    env: str = flag(
+        'CartPole-v1',
+        'Of gymnax or Gymnasium by name; brax:NAME, playground:NAME, gymnasium:NAME; or your own: MODULE:NAME-v0, '
+        'which the module registers with Gymnasium, or MODULE:FUNCTION, which returns a gymnasium.Env or an '
+        'rlax_ft.envs Environment. Modules are found from the working directory, too.',
+    )
     total_steps: int = flag(500_000, 'Environment steps of each seed.')
     num_envs: int = flag(4, 'Environments of each seed, side by side.')
     num_steps: int = flag(128, 'Steps of each environment between updates.')
@@ -44,8 +43,12 @@ class ControlSettings(RunSettings):
     lam: float = flag(0.95, 'Lambda of the estimator.')
     loss: str = flag('ppo_clip', 'ppo_clip, cispo, sapo, ... or MODULE:FUNCTION.')
     loss_args: str = flag('', 'Hyperparameters of the loss, such as clip_low=0.1,clip_high=0.1.')
-    beta: float = flag(0.0, 'Weight of the KL to the policy that acted; above 0, with clip_high=inf: KL-penalty PPO.')
-    target_kl: float = flag(0.0, 'Adapt beta so that this KL, in nats, comes to here; 0 keeps beta fixed.')
+    beta: float = flag(
+        0.0, 'Weight of the KL to the policy that acted; with clip_low=1,clip_high=Infinity KL-penalty PPO.'
+    )
+    target_kl: float = flag(
+        0.0, 'Adapt beta, from --beta and not below a thousandth of it, to hold this KL in nats; 0 keeps beta fixed.'
+    )
     estimator: str = flag('gae', 'gae, or vtrace, which estimates anew before each epoch.', ('gae', 'vtrace'))
     truncation: str = flag('bootstrap', 'Value after a time limit: the critic, or 0.', ('bootstrap', 'terminate'))
     value_coef: float = flag(0.5, 'Weight of the value loss.')
@@ -67,6 +70,7 @@ class ControlSettings(RunSettings):
     grid_learning_rate: str = flag('', 'Learning rates to train side by side in one program, such as 1e-4,1e-3.')
     grid_entropy_coef: str = flag('', 'Entropy coefficients to train side by side.')
     eval_episodes: int = flag(100, 'Whole episodes of each seed in an evaluation.')
+    eval_steps: int = flag(10_000, 'Longest episode in an evaluation; one that goes on is left there and counted.')
     eval_mode: str = flag('greedy', "The policy's mode, or its samples.", ('greedy', 'sample'))
     eval_every: int = flag(0, 'Updates between evaluations during training; 0 evaluates at the end only.')
     log_every: int = flag(0, 'Updates between records; 0 writes about 100 in the run.')
@@ -89,15 +93,7 @@ class ControlSettings(RunSettings):
         return (self.sequence or self.num_steps) if self.gru else 1
 
 
-@struct.dataclass
-class Hyper:
-    """Traced hyperparameters, each float32[runs] before vmap: a grid is trained in one program."""
-
-    learning_rate: jax.Array
-    entropy_coef: jax.Array
-
-
-def check(settings: ControlSettings) -> None:
+def check(settings: EnvSettings) -> None:
     """Refuses numbers that do not fit together.
 
     Raises:
@@ -110,7 +106,7 @@ def check(settings: ControlSettings) -> None:
         )
     if settings.num_steps % settings.row_length:
         raise InputError(f'--sequence={settings.sequence}: does not divide --num_steps={settings.num_steps}')
-    rows, devices = settings.steps_per_update // settings.row_length, environment_devices(settings)
+    rows, devices = settings.steps_per_update // settings.row_length, layout_of(settings).environment_devices()
     if settings.num_envs % devices:
         raise InputError(f'--num_envs={settings.num_envs}: does not divide over {devices} devices')
     share = rows // devices if settings.backend == 'pmap' else rows
@@ -124,28 +120,22 @@ def check(settings: ControlSettings) -> None:
     for name in ('gamma', 'lam'):
         if not 0.0 <= getattr(settings, name) <= 1.0:
             raise InputError(f'--{name}={getattr(settings, name)}: must be in [0, 1]')
+    for name, least in {'seed': 0, 'time_limit': 0, 'beta': 0, 'target_kl': 0, 'eval_steps': 1}.items():
+        if not getattr(settings, name) >= least:
+            raise InputError(f'--{name}={getattr(settings, name)}: must be at least {least}')
+    if settings.target_kl and not settings.beta:
+        raise InputError(
+            f'--target_kl={settings.target_kl}: multiplies --beta, which is 0 and would stay 0; give a --beta to start '
+            'from, such as 1'
+        )
 
 
-def environment_devices(settings: ControlSettings) -> int:
-    """Over how many devices the environments of a run are split.
-
-    Runs side by side need not talk to each other, so devices take whole runs where these divide over them. Else they
-    share the environments; but a CPU's virtual devices do so only when --mesh or --backend=pmap asks for it.
-    """
-    if settings.backend == 'pmap':
-        return jax.local_device_count()
-    if settings.mesh:
-        return batch_devices(make_mesh(settings.mesh))
-    alone = split_runs(settings) or jax.default_backend() == 'cpu'
-    return 1 if alone else batch_devices(make_mesh())
+def layout_of(settings: EnvSettings) -> Layout:
+    """Which devices train what."""
+    return Layout(len(runs_of(settings)), settings.backend, settings.mesh)
 
 
-def split_runs(settings: ControlSettings) -> bool:
-    """Whether every device takes whole runs."""
-    return settings.backend == 'jit' and not settings.mesh and len(runs_of(settings)) % jax.device_count() == 0
-
-
-def optimizer_of(settings: ControlSettings, learning_rate):
+def optimizer_of(settings: EnvSettings, learning_rate):
     """Adam with PPO's epsilon over all minibatch steps of the run; the rate may be traced."""
     return make_optimizer(
         learning_rate,
@@ -168,39 +158,27 @@ def numbers(text: str, name: str, kind: type = int) -> tuple:
         raise InputError(f'--{name}={text}: {error}; give numbers with commas between') from error
 
 
-def make_env(settings: ControlSettings) -> Environment | HostEnvironments:
-    """The environment with its wrappers, or Gymnasium's, which step on the host.
+def make_envs(settings: EnvSettings) -> Environments:
+    """The environments of all runs.
 
     Raises:
-      InputError: no such environment, flags that have no use for it, or --render where it cannot be drawn.
+      InputError: no such environment, or --render where it cannot be drawn.
     """
-    env = _make_env(settings)
-    if settings.render and env.draw is None:
-        raise InputError(f'--render: {env.name} cannot be drawn; leave it out')
-    return env
+    envs = make_environments(
+        settings.env,
+        [one['seed'] for one in runs_of(settings)],
+        settings.num_envs,
+        observe=numbers(settings.observe, 'observe'),
+        time_limit=settings.time_limit,
+    )
+    if settings.render and not envs.drawable:
+        raise InputError(f'--render: {envs.name} cannot be drawn; leave it out')
+    return envs
 
 
-def _make_env(settings):
-    env = make_environment(settings.env)
-    if env is None:
-        wrapped = [f'--{name}' for name in ('observe', 'time_limit', 'mesh') if getattr(settings, name)]
-        if wrapped or settings.backend == 'pmap':
-            raise InputError(
-                f'--env={settings.env}: steps on the host, where {[*wrapped, "--backend=pmap"][0]} has no use'
-            )
-        return HostEnvironments(
-            settings.env.removeprefix('gymnasium:'), len(runs_of(settings)) * settings.num_envs, settings.seed
-        )
-    if settings.observe:
-        env = select_observation(env, numbers(settings.observe, 'observe'))
-    if settings.time_limit:
-        env = time_limit(env, settings.time_limit)
-    return episode_statistics(env)
-
-
-def agent_for(settings: ControlSettings, env: Environment | HostEnvironments) -> Agent:
-    """The network and distribution that the flags name, for the spaces of an environment."""
-    distribution = make_distribution(env.action, settings.policy)
+def agent_for(settings: EnvSettings, envs: Environments) -> Agent:
+    """The network and distribution that the flags name, for the spaces of the environments."""
+    distribution = make_distribution(envs.action, settings.policy)
     config = NetworkConfig(
         outputs=distribution.outputs,
         log_std=distribution.size if isinstance(distribution, Normal) else 0,
@@ -211,10 +189,10 @@ def agent_for(settings: ControlSettings, env: Environment | HostEnvironments) ->
         cnn=settings.network == 'cnn',
         gru=settings.gru,
     )
-    return make_agent(config, distribution, env.observation.shape)
+    return make_agent(config, distribution, envs.observation.shape)
 
 
-def runs_of(settings: ControlSettings) -> list[dict]:
+def runs_of(settings: EnvSettings) -> list[dict]:
     """What is trained side by side: every seed at every point of the grid."""
     rates = numbers(settings.grid_learning_rate, 'grid_learning_rate', float) or (settings.learning_rate,)
     coefs = numbers(settings.grid_entropy_coef, 'grid_entropy_coef', float) or (settings.entropy_coef,)
@@ -225,13 +203,21 @@ def runs_of(settings: ControlSettings) -> list[dict]:
     ]
 
 
+def points_of(runs: list[dict]) -> dict[tuple, list[int]]:
+    """(learning rate, entropy coefficient) -> the numbers of the runs that have them: their seeds."""
+    points = {}
+    for i, one in enumerate(runs):
+        points.setdefault((one['learning_rate'], one['entropy_coef']), []).append(i)
+    return points
+
+
 def hyper_of(runs: list[dict]) -> Hyper:
     """The traced hyperparameters of the runs."""
     column = lambda name: jnp.asarray([run[name] for run in runs], jnp.float32)  # noqa: E731
     return Hyper(column('learning_rate'), column('entropy_coef'))
 
 
-def boundaries(settings: ControlSettings, start: int) -> list[int]:
+def boundaries(settings: EnvSettings, start: int) -> list[int]:
     """The updates after `start` at which the loop comes back from the device."""
     every = settings.log_every or max(settings.updates // 100, 1)
     stops = {settings.updates}
