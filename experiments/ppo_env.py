@@ -42,7 +42,11 @@ from rlax_ft.envs.ppo import (
 )
 from rlax_ft.envs.rollout import split_key
 from rlax_ft.envs.state import Hyper, PPOState
-from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: what a CPU needs.
+from rlax_ft.harness import (
+    cpu_flags,  # noqa: F401  Before jax: what a CPU needs.
+    stopping,
+)
+from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.env_run import Logbook, evaluate, finish, starting_state
 from rlax_ft.harness.env_setup import (
     EnvSettings,
@@ -55,9 +59,8 @@ from rlax_ft.harness.env_setup import (
     optimizer_of,
     runs_of,
 )
-from rlax_ft.harness.loading import load_loss
+from rlax_ft.harness.loading import check_token_loss, load_loss
 from rlax_ft.harness.run import open_run
-from rlax_ft.harness.settings import run_script
 from rlax_ft.ops.kl import adaptive_coef
 from rlax_ft.training.metrics import MetricsWriter
 from rlax_ft.training.step import make_train_step
@@ -77,15 +80,22 @@ def train(settings: EnvSettings) -> dict:
 
     logbook, per_update = Logbook(settings, runs, program), settings.steps_per_update
     total, show = settings.updates * per_update, ('episode_return', 'eval/return')
-    with MetricsWriter(run.folder, start=start * per_update, total=total, title='ppo_env', show=show) as writer:
+    with MetricsWriter(
+        run.folder,
+        start=start * per_update,
+        total=total,
+        title='ppo_env',
+        show=show,
+        report_to=settings.report_to,
+        on_loop=stopping.looping,
+    ) as writer:
         for before, now in itertools.pairwise([start, *boundaries(settings, start)]):
             state, metrics = program(hyper, state, now - before)
             record = logbook.record(now - before, metrics)
             if settings.eval_every and now % settings.eval_every == 0:
                 record |= logbook.evaluated(logbook.elsewhere(evaluate, settings, envs, agent, state, runs))
             writer.write(now * per_update, record)
-            if now % settings.save_every == 0 or now == settings.updates:
-                run.checkpoints.save(now, layout.gathered(state))
+            run.save_if_due(settings, now, settings.updates, writer, lambda: layout.gathered(state))  # noqa: B023
         rate = logbook.steps_per_second()
     return finish(settings, run, envs, agent, state, runs, rate, program)
 
@@ -94,6 +104,7 @@ def make_iteration(settings: EnvSettings, agent):
     """`iteration(hyper, state, collect) -> (state, metrics)`: one update of one run, on a rollout of its own."""
     axis_name = layout_of(settings).axis_name
     loss = load_loss(settings, settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args)
+    check_token_loss(loss, settings.loss)
 
     def iteration(hyper: Hyper, state: PPOState, collect):
         key, collect_key, update_key = split_key(state.train.key, axis_name=axis_name)
@@ -134,7 +145,7 @@ def make_iteration(settings: EnvSettings, agent):
             state.train,
             batch,
             update_key,
-            epochs=settings.epochs,
+            epochs=settings.update_epochs,
             minibatches=settings.minibatches,
             renew=estimated if settings.estimator == 'vtrace' else None,
         )

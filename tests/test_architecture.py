@@ -31,7 +31,7 @@ ORDER = (
 )
 # Environments share these with language, and nothing else.
 ENVS_IMPORT = {'envs', 'losses', 'ops', 'parallel', 'training', 'types', 'errors'}
-ENVS_STAND_ALONE = False  # Set it to True when envs/ no longer imports harness/.
+ENVS_STAND_ALONE = True
 # What is copied out with a loss: no other package, and of ours only its neighbours and the structs that it takes.
 COPIED_OUT = {'jax', 'chex', 'flax', 'numpy', *sys.stdlib_module_names}
 

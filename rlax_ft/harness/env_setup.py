@@ -13,15 +13,15 @@ from rlax_ft.envs.environment import Environments
 from rlax_ft.envs.programs import Layout
 from rlax_ft.envs.state import Hyper
 from rlax_ft.errors import InputError
-from rlax_ft.harness.settings import RunSettings, flag
+from rlax_ft.harness.settings import DeviceSettings, LoopSettings, RunSettings, flag
 from rlax_ft.training.optimizer import make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
-class EnvSettings(RunSettings):
+class EnvSettings(LoopSettings, DeviceSettings, RunSettings):
     """Flags of ppo_env.py."""
 
-    length: ClassVar[str] = 'total_steps'
+    length: ClassVar[tuple[str, ...]] = ('total_steps',)
     micro_batches: ClassVar[int] = 1  # A minibatch is one optimiser step.
 
     env: str = flag(
@@ -30,29 +30,33 @@ class EnvSettings(RunSettings):
         'which the module registers with Gymnasium, or MODULE:FUNCTION, which returns a gymnasium.Env or an '
         'rlax_ft.envs Environment. Modules are found from the working directory, too.',
     )
-    total_steps: int = flag(500_000, 'Environment steps of each seed.')
-    num_envs: int = flag(4, 'Environments of each seed, side by side.')
-    num_steps: int = flag(128, 'Steps of each environment between updates.')
-    num_seeds: int = flag(1, 'Seeds trained together: --seed, --seed + 1, ...')
-    epochs: int = flag(4, 'Passes over the samples of an update.')
-    minibatches: int = flag(4, 'Minibatches in a pass; each is one optimiser step.')
-    learning_rate: float = flag(2.5e-4, "Peak learning rate of Adam, whose epsilon is PPO's 1e-5.")
+    total_steps: int = flag(500_000, 'Environment steps of each seed.', at_least=1, may_change=True)
+    num_envs: int = flag(4, 'Environments of each seed, side by side.', at_least=1)
+    num_steps: int = flag(128, 'Steps of each environment between updates.', at_least=1)
+    num_seeds: int = flag(1, 'Seeds trained together: --seed, --seed + 1, ...', at_least=1)
+    update_epochs: int = flag(4, 'Passes over the samples of an update.', at_least=1)
+    minibatches: int = flag(4, 'Minibatches in a pass; each is one optimiser step.', at_least=1)
+    learning_rate: float = flag(2.5e-4, "Peak learning rate of Adam, whose epsilon is PPO's 1e-5.", at_least=0)
     schedule: str = flag('linear', 'Learning rate over the run.', ('linear', 'cosine', 'constant'))
-    clip_norm: float = flag(0.5, 'Largest norm of the gradient; 0 does not clip.')
-    gamma: float = flag(0.99, 'Discount.')
-    lam: float = flag(0.95, 'Lambda of the estimator.')
+    clip_norm: float = flag(0.5, 'Largest norm of the gradient; 0 does not clip.', at_least=0)
+    gamma: float = flag(0.99, 'Discount.', at_least=0, at_most=1)
+    lam: float = flag(0.95, 'Lambda of the estimator.', at_least=0, at_most=1)
     loss: str = flag('ppo_clip', 'ppo_clip, cispo, sapo, ... or MODULE:FUNCTION.')
     loss_args: str = flag('', 'Hyperparameters of the loss, such as clip_low=0.1,clip_high=0.1.')
     beta: float = flag(
-        0.0, 'Weight of the KL to the policy that acted; with clip_low=1,clip_high=Infinity KL-penalty PPO.'
+        0.0, 'Weight of the KL to the policy that acted; with clip_low=1,clip_high=Infinity KL-penalty PPO.', at_least=0
     )
     target_kl: float = flag(
-        0.0, 'Adapt beta, from --beta and not below a thousandth of it, to hold this KL in nats; 0 keeps beta fixed.'
+        0.0,
+        'Adapt beta, from --beta and not below a thousandth of it, to hold this KL in nats; 0 keeps beta fixed.',
+        at_least=0,
     )
     estimator: str = flag('gae', 'gae, or vtrace, which estimates anew before each epoch.', ('gae', 'vtrace'))
     truncation: str = flag('bootstrap', 'Value after a time limit: the critic, or 0.', ('bootstrap', 'terminate'))
-    value_coef: float = flag(0.5, 'Weight of the value loss.')
-    value_clip: float = flag(0.2, 'How far a value may move from its old one in an update; 0 does not clip.')
+    value_coef: float = flag(0.5, 'Weight of the value loss.', at_least=0)
+    value_clip: float = flag(
+        0.2, 'How far a value may move from its old one in an update; 0 does not clip.', at_least=0
+    )
     entropy_coef: float = flag(0.01, 'Weight of the entropy bonus.')
     normalize_advantages: bool = flag(True, 'Centre and scale the advantages of each minibatch.')
     normalize_observations: bool = flag(False, 'By running mean and variance, then clipped to +-10.')
@@ -63,19 +67,30 @@ class EnvSettings(RunSettings):
     layers: str = flag('64,64', 'Widths of the hidden layers.')
     activation: str = flag('tanh', 'tanh, relu or silu.')
     shared: bool = flag(False, 'One body for policy and value.')
-    gru: int = flag(0, 'Width of a GRU before the heads, for what cannot be seen at once; 0: none.')
-    sequence: int = flag(0, "Steps in a row of a recurrent policy's minibatch; 0 takes all of --num_steps.")
+    gru: int = flag(0, 'Width of a GRU before the heads, for what cannot be seen at once; 0: none.', at_least=0)
+    sequence: int = flag(
+        0, "Steps in a row of a recurrent policy's minibatch; 0 takes all of --num_steps.", at_least=0, needs='gru'
+    )
     observe: str = flag('', 'Components of the observation to keep, such as 0,2; empty keeps all.')
-    time_limit: int = flag(0, "Truncate episodes after so many steps; 0 leaves the environment's own limit.")
+    time_limit: int = flag(
+        0, "Truncate episodes after so many steps; 0 leaves the environment's own limit.", at_least=0
+    )
     grid_learning_rate: str = flag('', 'Learning rates to train side by side in one program, such as 1e-4,1e-3.')
     grid_entropy_coef: str = flag('', 'Entropy coefficients to train side by side.')
-    eval_episodes: int = flag(100, 'Whole episodes of each seed in an evaluation.')
-    eval_steps: int = flag(10_000, 'Longest episode in an evaluation; one that goes on is left there and counted.')
-    eval_mode: str = flag('greedy', "The policy's mode, or its samples.", ('greedy', 'sample'))
-    eval_every: int = flag(0, 'Updates between evaluations during training; 0 evaluates at the end only.')
-    log_every: int = flag(0, 'Updates between records; 0 writes about 100 in the run.')
-    save_every: int = flag(500, 'Updates between checkpoints.')
-    render: bool = flag(False, 'Draw an episode of the first seed as episode.gif.')
+    eval_episodes: int = flag(100, 'Whole episodes of each seed in an evaluation.', at_least=1, may_change=True)
+    eval_steps: int = flag(
+        10_000,
+        'Longest episode in an evaluation; one that goes on is left there and counted.',
+        at_least=1,
+        may_change=True,
+    )
+    eval_mode: str = flag('greedy', "The policy's mode, or its samples.", ('greedy', 'sample'), may_change=True)
+    eval_every: int = flag(
+        0, 'Updates between evaluations during training; 0 evaluates at the end only.', at_least=0, may_change=True
+    )
+    log_every: int = flag(0, 'Updates between records; 0 writes about 100 in the run.', at_least=0, may_change=True)
+    save_every: int = flag(500, 'Updates between checkpoints.', at_least=1, may_change=True)
+    render: bool = flag(False, 'Draw an episode of the first seed as episode.gif.', may_change=True)
 
     @property
     def steps_per_update(self) -> int:
@@ -117,12 +132,6 @@ def check(settings: EnvSettings) -> None:
             f'--minibatches={settings.minibatches}: does not divide the {share} rows of an update ({what}); '
             f'nearest that does: {min(near, key=lambda n: abs(n - settings.minibatches))}'
         )
-    for name in ('gamma', 'lam'):
-        if not 0.0 <= getattr(settings, name) <= 1.0:
-            raise InputError(f'--{name}={getattr(settings, name)}: must be in [0, 1]')
-    for name, least in {'seed': 0, 'time_limit': 0, 'beta': 0, 'target_kl': 0, 'eval_steps': 1}.items():
-        if not getattr(settings, name) >= least:
-            raise InputError(f'--{name}={getattr(settings, name)}: must be at least {least}')
     if settings.target_kl and not settings.beta:
         raise InputError(
             f'--target_kl={settings.target_kl}: multiplies --beta, which is 0 and would stay 0; give a --beta to start '
@@ -139,7 +148,7 @@ def optimizer_of(settings: EnvSettings, learning_rate):
     """Adam with PPO's epsilon over all minibatch steps of the run; the rate may be traced."""
     return make_optimizer(
         learning_rate,
-        max_steps=settings.updates * settings.epochs * settings.minibatches,
+        max_steps=settings.updates * settings.update_epochs * settings.minibatches,
         schedule=settings.schedule,
         clip_norm=settings.clip_norm,
         eps=1e-5,
