@@ -211,7 +211,7 @@ def test_a_penalty_never_vanishes(tmp_path):
 
 @pytest.mark.parametrize('seeds', [1, 2])
 def test_environments_of_gymnasium_are_learned_on_the_host(tmp_path, seeds):
-    settings = CARTPOLE | {'total_steps': 128 * 60, 'learning_rate': 2e-3, 'epochs': 8, 'eval_episodes': 20}
+    settings = CARTPOLE | {'total_steps': 128 * 60, 'learning_rate': 2e-3, 'update_epochs': 8, 'eval_episodes': 20}
     summary = trained(tmp_path, env='gymnasium:CartPole-v1', num_seeds=seeds, render=True, **settings)[-1]
     assert len(summary['eval_return_mean']) == seeds
     # A random policy's episodes last 22 steps.
@@ -221,7 +221,7 @@ def test_environments_of_gymnasium_are_learned_on_the_host(tmp_path, seeds):
 
 def test_kl_penalty_holds_its_target(tmp_path):
     free = {'loss_args': 'clip_low=1,clip_high=Infinity', 'entropy_coef': 0.0, 'learning_rate': 3e-3}
-    settings = CARTPOLE | free | {'total_steps': 128 * 40, 'schedule': 'constant', 'epochs': 8}
+    settings = CARTPOLE | free | {'total_steps': 128 * 40, 'schedule': 'constant', 'update_epochs': 8}
     trained(tmp_path / 'none', beta=1e-9, **settings)
     trained(tmp_path / 'held', beta=1.0, target_kl=0.002, **settings)
     kl = {name: np.mean([r['objective/kl'] for r in records(tmp_path / name).values()]) for name in ('none', 'held')}
