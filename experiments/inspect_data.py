@@ -23,8 +23,9 @@ from rlax_ft.data.show import count_table, legend, row_text, wants_colour
 from rlax_ft.data.sources import read_raw
 from rlax_ft.data.templates import Dialogue
 from rlax_ft.errors import InputError
+from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.run import Run
-from rlax_ft.harness.settings import Settings, flag, run_script
+from rlax_ft.harness.settings import Checked, DataSettings, ModelSettings, flag
 from rlax_ft.harness.starting_model import make_codec
 
 READERS = {
@@ -37,11 +38,11 @@ READERS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectSettings(Settings):
+class InspectSettings(ModelSettings, DataSettings, Checked):
     """Flags of inspect_data.py."""
 
-    show: int = flag(3, 'How many records to print.')
-    first: int = flag(0, 'Number of the first record to print, from 0.')
+    show: int = flag(3, 'How many records to print.', at_least=0)
+    first: int = flag(0, 'Number of the first record to print, from 0.', at_least=0)
     kind: str = flag('', 'Read the records as these; empty: as what the first one is.', tuple(['', *READERS]))
 
 

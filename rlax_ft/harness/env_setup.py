@@ -57,7 +57,7 @@ class EnvSettings(LoopSettings, DeviceSettings, RunSettings):
     value_clip: float = flag(
         0.2, 'How far a value may move from its old one in an update; 0 does not clip.', at_least=0
     )
-    entropy_coef: float = flag(0.01, 'Weight of the entropy bonus.')
+    entropy_coef: float = flag(0.01, 'Weight of the entropy bonus.', at_least=0)
     normalize_advantages: bool = flag(True, 'Centre and scale the advantages of each minibatch.')
     normalize_observations: bool = flag(False, 'By running mean and variance, then clipped to +-10.')
     scale_rewards: bool = flag(False, 'By the running deviation of discounted sums, then clipped to +-10.')

@@ -1,0 +1,112 @@
+"""Flags: none without an effect, bounds with each, help by group, flag files whose paths stand beside them."""
+
+import ast
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from rlax_ft.errors import InputError
+from rlax_ft.harness.command_line import help_text, parse
+from rlax_ft.harness.loading import load_script
+from rlax_ft.harness.settings import flag_groups
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {
+    'sft': 'SFTSettings',
+    'collect': 'CollectSettings',
+    'reward_model': 'RewardModelSettings',
+    'dpo': 'DPOSettings',
+    'ppo': 'PPOSettings',
+    'rlhf': 'RLHFSettings',
+    'ppo_env': 'EnvSettings',
+    'inspect_data': 'InspectSettings',
+}
+
+
+def settings_of(script):
+    return getattr(load_script(ROOT / f'experiments/{script}.py'), SCRIPTS[script])
+
+
+def sources(path, seen):
+    """The file and every module of the harness that it imports, one by another."""
+    if path in seen:
+        return
+    seen.add(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith('rlax_ft.harness'):
+            names = [node.module] + [f'{node.module}.{alias.name}' for alias in node.names]
+            for name in names:
+                module = ROOT / Path(*name.split('.')).with_suffix('.py')
+                if module.exists():
+                    sources(module, seen)
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_every_flag_is_read_by_its_script_or_what_that_imports(script):
+    files = set()
+    sources(ROOT / f'experiments/{script}.py', files)
+    read = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)  # getattr(settings, name)
+    unread = {field.name for field in dataclasses.fields(settings_of(script))} - read
+    assert not unread, f'flags that nothing reads: {sorted(unread)}'
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+@pytest.mark.parametrize('value', ['nan', 'inf', '-1'])
+def test_no_number_is_taken_that_makes_no_sense(script, value):
+    """Each float at nan, inf and -1, each integer at -2: one line that names the flag, or a value with a meaning."""
+    settings_class = settings_of(script)
+    for field in dataclasses.fields(settings_class):
+        kind = type(field.default)
+        if kind not in (int, float) or (kind is int and value != '-1'):
+            continue
+        given = '-2' if kind is int else value
+        if field.name in ('nll_coef', 'log_std_init') and value == '-1':
+            continue  # -1 has a meaning of its own.
+        with pytest.raises(InputError, match=rf'--{field.name}=') as caught:
+            parse(settings_class, [f'--{field.name}={given}'])
+        assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_help_has_every_flag_once_by_group_with_its_default(script):
+    settings_class = settings_of(script)
+    text = help_text(settings_class, 'About.')
+    for field in dataclasses.fields(settings_class):
+        assert text.count(f'\n  --{field.name}=') == 1
+    assert set(flag_groups(settings_class).values()) <= {
+        line[:-1] for line in text.splitlines() if line.endswith(':') and not line.startswith(' ')
+    }
+
+
+def test_a_flag_without_what_it_needs_is_refused():
+    sft = settings_of('sft')
+    with pytest.raises(InputError, match=r'--lora_alpha=4.0: has no effect without --lora_rank'):
+        parse(sft, ['--lora_alpha=4'])
+    assert parse(sft, ['--lora_alpha=4', '--lora_rank=2']).lora_alpha == 4
+    with pytest.raises(InputError, match=r'--epochs=2.0: has no effect beside --max_steps=5'):
+        parse(sft, ['--epochs=2', '--max_steps=5'])
+    with pytest.raises(InputError, match=r'--kl_horizon=5.0: has no effect without --target_kl'):
+        parse(settings_of('ppo'), ['--kl_horizon=5'])
+
+
+def test_paths_in_a_flag_file_may_stand_beside_it(tmp_path, monkeypatch):
+    folder = tmp_path / 'recipes'
+    folder.mkdir()
+    (folder / 'prompts.jsonl').write_text('{"prompt": "a"}\n')
+    (folder / 'rules.py').write_text('def good(prompt, completion):\n    return 1.0\n')
+    lines = ['# a comment', '--data=prompts.jsonl', '--reward=rules.py:good', '--beta=0.2']
+    (folder / 'ppo.flags').write_text('\n'.join(lines) + '\n')
+    monkeypatch.chdir(tmp_path)
+    settings = parse(settings_of('ppo'), ['--flagfile=recipes/ppo.flags', '--beta=0.3'])
+    assert settings.data == 'recipes/prompts.jsonl' and settings.reward == 'recipes/rules.py:good'
+    assert math.isclose(settings.beta, 0.3)  # what comes later wins
+    with pytest.raises(InputError, match=r'--flagfile=nowhere: cannot be read'):
+        parse(settings_of('ppo'), ['--flagfile=nowhere'])
