@@ -110,3 +110,17 @@ def test_paths_in_a_flag_file_may_stand_beside_it(tmp_path, monkeypatch):
     assert math.isclose(settings.beta, 0.3)  # what comes later wins
     with pytest.raises(InputError, match=r'--flagfile=nowhere: cannot be read'):
         parse(settings_of('ppo'), ['--flagfile=nowhere'])
+
+
+RECIPES = sorted((ROOT / 'experiments/recipes').glob('*.flags'))
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_taken_by_its_script_from_anywhere(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    last = path.stem.split('_', 1)[1]
+    script = 'ppo_env' if path.stem.startswith('ppo_') else last if last in SCRIPTS else 'dpo'
+    settings = parse(settings_of(script), [f'--flagfile={path}'])
+    for name in ('data', 'reward'):
+        value = getattr(settings, name, '').partition(':')[0]
+        assert not value.endswith(('.py', '.jsonl')) or Path(value).exists()
