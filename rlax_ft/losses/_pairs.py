@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.ops.arrays import as_float, as_logps, as_per_example
+from rlax_ft.types import PairLogps
 
 
-def policy_logps(pair) -> tuple[jax.Array, jax.Array]:
+def policy_logps(pair: PairLogps) -> tuple[jax.Array, jax.Array]:
     """(chosen, rejected) under the policy, each float32[B]."""
     return as_logps(1, chosen=pair.chosen, rejected=pair.rejected)
 
 
-def log_ratios(pair) -> tuple[jax.Array, jax.Array]:
+def log_ratios(pair: PairLogps) -> tuple[jax.Array, jax.Array]:
     """(log pi/pi_ref of chosen, of rejected), each float32[B].
 
     Raises:
@@ -25,7 +26,7 @@ def log_ratios(pair) -> tuple[jax.Array, jax.Array]:
     return chosen - ref_chosen, rejected - ref_rejected
 
 
-def ref_logps(pair) -> tuple[jax.Array, jax.Array]:
+def ref_logps(pair: PairLogps) -> tuple[jax.Array, jax.Array]:
     """(chosen, rejected) under the reference, each float32[B]; ValueError when the pair has none."""
     for name in ('ref_chosen', 'ref_rejected'):
         if getattr(pair, name) is None:
@@ -36,7 +37,7 @@ def ref_logps(pair) -> tuple[jax.Array, jax.Array]:
     return ref_chosen, ref_rejected
 
 
-def per_token(pair, chosen: jax.Array, rejected: jax.Array) -> tuple[jax.Array, jax.Array]:
+def per_token(pair: PairLogps, chosen: jax.Array, rejected: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Divides by the response lengths, of which an empty one counts 1; ValueError when the pair has no lengths."""
     for name in ('chosen_len', 'rejected_len'):
         if getattr(pair, name) is None:
@@ -45,7 +46,7 @@ def per_token(pair, chosen: jax.Array, rejected: jax.Array) -> tuple[jax.Array, 
     return chosen / jnp.maximum(chosen_len, 1.0), rejected / jnp.maximum(rejected_len, 1.0)
 
 
-def smoothed_sigmoid(logits: jax.Array, label_smoothing) -> jax.Array:
+def smoothed_sigmoid(logits: jax.Array, label_smoothing: jax.Array | float) -> jax.Array:
     """-(1 - eps) log sigmoid(z) - eps log sigmoid(-z): cross-entropy against the label 1 - eps."""
     label_smoothing = as_per_example(logits, label_smoothing=label_smoothing)
     return -(1.0 - label_smoothing) * jax.nn.log_sigmoid(logits) - label_smoothing * jax.nn.log_sigmoid(-logits)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from rlax_ft.ops.arrays import as_float, as_logps, as_mask, keep
 
 
-def prepare(logps, old_logps, advantages, mask) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+def prepare(
+    logps: jax.Array, old_logps: jax.Array, advantages: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """(logps, old_logps, advantages, mask) as float32[B, T] x 3 that are 0 where masked, and bool[B, T]."""
     logps, old_logps = as_logps(2, logps=logps, old_logps=old_logps)
     _, advantages = as_float(2, logps=logps, advantages=advantages)

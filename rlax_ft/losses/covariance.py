@@ -14,17 +14,17 @@ from rlax_ft.ops.reduce import gather_rows, masked_mean, own_rows
 
 
 def clip_cov_loss(
-    logps,
-    old_logps,
-    advantages,
-    mask,
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     cov_low: float = 1.0,
     cov_high: float = 5.0,
     fraction: float = 2e-4,
-    order=None,
+    order: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
     """Clip-Cov: PPO's loss, but 0 on a few tokens with cov_low < c_t < cov_high (arXiv 2505.22617, equation 12).
@@ -55,10 +55,10 @@ def clip_cov_loss(
 
 
 def kl_cov_loss(
-    logps,
-    old_logps,
-    advantages,
-    mask,
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
     *,
     fraction: float = 2e-4,
     kl_coef: float = 1.0,
@@ -81,14 +81,14 @@ def kl_cov_loss(
     return keep(mask, -advantages * safe_exp(log_ratio) + keep(chosen, kl_coef * jnp.abs(log_ratio)))
 
 
-def _covariance(logps, advantages, mask, axis_name) -> jax.Array:
+def _covariance(logps: jax.Array, advantages: jax.Array, mask: jax.Array, axis_name: str | None) -> jax.Array:
     """c_t, used to choose tokens only, so stopped."""
     logps = jax.lax.stop_gradient(logps)
     centred = [x - masked_mean(x, mask, axis_name=axis_name) for x in (advantages, logps)]
     return jax.lax.stop_gradient(centred[0] * centred[1])
 
 
-def _highest(x, candidates, mask, fraction, axis_name) -> jax.Array:
+def _highest(x: jax.Array, candidates: jax.Array, mask: jax.Array, fraction: float, axis_name: str | None) -> jax.Array:
     """True on the candidates with the highest x, max(1, floor(fraction * unmasked tokens)) of them at most."""
     x, candidates, mask = (gather_rows(a, axis_name) for a in (x, candidates, mask))
     count = jnp.maximum(1, jnp.floor(fraction * jnp.sum(mask))).astype(jnp.int32)

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from rlax_ft.ops.arrays import as_float, as_mask, keep
 
 
-def generalized_jsd_loss(student_logits, teacher_logits, *, beta: float = 0.5, temperature=1.0, mask=None) -> jax.Array:
+def generalized_jsd_loss(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    mask: jax.Array | None = None,
+) -> jax.Array:
     """Generalised Jensen-Shannon divergence, summed over the vocabulary (arXiv 2306.13649, equation 1; TRL's GKD).
 
     beta KL(P_T || M) + (1 - beta) KL(P_S || M), M = (1 - beta) P_S + beta P_T; beta = 0 is KL(P_T || P_S), beta = 1 is

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-def reinforce_loss(logps, old_logps, advantages, mask) -> jax.Array:
+def reinforce_loss(logps: jax.Array, old_logps: jax.Array, advantages: jax.Array, mask: jax.Array) -> jax.Array:
     """REINFORCE, -A_t log pi(y_t) (Williams, 1992); `old_logps` is not read.
 
     Returns:
@@ -48,10 +48,10 @@ def reinforce_loss(logps, old_logps, advantages, mask) -> jax.Array:
 
 
 def ppo_clip_loss(
-    logps,
-    old_logps,
-    advantages,
-    mask,
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
@@ -79,7 +79,14 @@ def ppo_clip_loss(
 
 
 def gspo_loss(
-    logps, old_logps, advantages, mask, *, clip_low: float = 3e-4, clip_high: float = 4e-4, dual_clip=None
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    dual_clip: float | None = None,
 ) -> jax.Array:
     """GSPO, PPO's clip on the sequence ratio s = exp(1/|y| sum_t log w_t) (arXiv 2507.18071, equation 5).
 
@@ -98,7 +105,14 @@ def gspo_loss(
 
 
 def gspo_token_loss(
-    logps, old_logps, advantages, mask, *, clip_low: float = 3e-4, clip_high: float = 4e-4, dual_clip=None
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    dual_clip: float | None = None,
 ) -> jax.Array:
     """GSPO-token, PPO's clip on s_t = sg(s) pi(y_t) / sg(pi(y_t)) with GSPO's s (arXiv 2507.18071, equation 14).
 
@@ -116,7 +130,15 @@ def gspo_token_loss(
     return keep(mask, _clipped(ratio, advantages, clip_low, clip_high, dual_clip))
 
 
-def cispo_loss(logps, old_logps, advantages, mask, *, clip_low: float = 1.0, clip_high: float = 4.0) -> jax.Array:
+def cispo_loss(
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_low: float = 1.0,
+    clip_high: float = 4.0,
+) -> jax.Array:
     """CISPO, -sg(clip(w_t, 1 - clip_low, 1 + clip_high)) A_t log pi(y_t) (arXiv 2506.13585).
 
     No token loses its gradient. The paper has no lower bound (clip_low = 1). TRL bounds the ratio by epsilon_high
@@ -135,7 +157,15 @@ def cispo_loss(logps, old_logps, advantages, mask, *, clip_low: float = 1.0, cli
     return keep(mask, -jax.lax.stop_gradient(ratio) * advantages * logps)
 
 
-def gmpo_loss(logps, old_logps, advantages, mask, *, clip_low: float = 0.4, clip_high: float = 0.4) -> jax.Array:
+def gmpo_loss(
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_low: float = 0.4,
+    clip_high: float = 0.4,
+) -> jax.Array:
     """GMPO, -A exp(1/|y| sum_t l_t): the geometric mean of clipped token ratios (arXiv 2507.20673; verl's geo_mean).
 
     l_t = log w_t clipped to [-clip_low, clip_high] on the side that PPO's min would choose: below clip_high where
@@ -156,7 +186,15 @@ def gmpo_loss(logps, old_logps, advantages, mask, *, clip_low: float = 0.4, clip
     return keep(mask, jnp.broadcast_to(value, logps.shape))
 
 
-def sapo_loss(logps, old_logps, advantages, mask, *, tau_pos: float = 1.0, tau_neg: float = 1.05) -> jax.Array:
+def sapo_loss(
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    tau_pos: float = 1.0,
+    tau_neg: float = 1.05,
+) -> jax.Array:
     """SAPO, a sigmoid gate in place of the clip, -A_t (4 / tau) sigmoid(tau (w_t - 1)) (arXiv 2511.20347).
 
     Args:
@@ -174,10 +212,10 @@ def sapo_loss(logps, old_logps, advantages, mask, *, tau_pos: float = 1.0, tau_n
 
 
 def vespo_loss(
-    logps,
-    old_logps,
-    advantages,
-    mask,
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
     *,
     k_pos: float = 2.0,
     lambda_pos: float = 3.0,
@@ -206,9 +244,9 @@ def vespo_loss(
 
 
 def importance_weights(
-    train_logps,
-    rollout_logps,
-    mask,
+    train_logps: jax.Array,
+    rollout_logps: jax.Array,
+    mask: jax.Array,
     *,
     level: str = 'token',
     mode: str = 'truncate',
@@ -247,7 +285,9 @@ def importance_weights(
     return jax.lax.stop_gradient(keep(mask, weights))
 
 
-def off_policy_mask(logps, rollout_logps, advantages, mask, *, threshold: float) -> jax.Array:
+def off_policy_mask(
+    logps: jax.Array, rollout_logps: jax.Array, advantages: jax.Array, mask: jax.Array, *, threshold: float
+) -> jax.Array:
     """Drops bad sequences that the policy has moved away from, to multiply a loss by (arXiv 2512.02556, equation 9).
 
     0 where A_t < 0 and the row's mean of log pi_rollout - log pi is above the threshold, else 1.
@@ -265,7 +305,9 @@ def off_policy_mask(logps, rollout_logps, advantages, mask, *, threshold: float)
     return jax.lax.stop_gradient((kept & mask).astype(logps.dtype))
 
 
-def _clipped(ratio, advantages, clip_low, clip_high, dual_clip) -> jax.Array:
+def _clipped(
+    ratio: jax.Array, advantages: jax.Array, clip_low: float, clip_high: float, dual_clip: float | None
+) -> jax.Array:
     """-min(w A, clip(w) A), and at most dual_clip |A| where A < 0."""
     if isinstance(dual_clip, int | float) and dual_clip <= 1:
         raise ValueError(f'dual_clip must be above 1, got {dual_clip}')

@@ -25,7 +25,7 @@ def implicit_rewards(pair: PairLogps, beta: float) -> tuple[jax.Array, jax.Array
     return beta * h_w, beta * h_l
 
 
-def dpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0) -> jax.Array:
+def dpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: jax.Array | float = 0.0) -> jax.Array:
     """DPO, -log s(beta Delta) (arXiv 2305.18290); cDPO when smoothed (Mitchell, 2023, DPO with noisy preferences).
 
     -(1 - eps) log s(beta Delta) - eps log s(-beta Delta).
@@ -77,7 +77,7 @@ def hinge_loss(pair: PairLogps, *, beta: float = 0.1) -> jax.Array:
     return jax.nn.relu(1.0 - beta * (h_w - h_l))
 
 
-def robust_dpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0) -> jax.Array:
+def robust_dpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: jax.Array | float = 0.0) -> jax.Array:
     """Robust DPO, unbiased under labels flipped with probability eps (arXiv 2403.00409).
 
     [-(1 - eps) log s(beta Delta) + eps log s(-beta Delta)] / (1 - 2 eps).
@@ -100,7 +100,7 @@ def robust_dpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0) 
     return (-(1.0 - eps) * jax.nn.log_sigmoid(z) + eps * jax.nn.log_sigmoid(-z)) / (1.0 - 2.0 * eps)
 
 
-def exo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=1e-3) -> jax.Array:
+def exo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: jax.Array | float = 1e-3) -> jax.Array:
     """EXO on pairs, KL(policy's choice || smoothed label) (arXiv 2402.00856, equation 16).
 
     s(z) [log s(z) - log(1 - eps)] + s(-z) [log s(-z) - log eps] with z = beta Delta.
@@ -167,7 +167,9 @@ def sppo_loss(pair: PairLogps, *, beta: float = 0.1) -> jax.Array:
     return jnp.square(h_w - 0.5 / beta) + jnp.square(h_l + 0.5 / beta)
 
 
-def aot_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0, axis_name: str | None = None) -> jax.Array:
+def aot_loss(
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: jax.Array | float = 0.0, axis_name: str | None = None
+) -> jax.Array:
     """AOT on pairs: DPO on sorted margins, so that the policy's stochastically dominate (arXiv 2406.05882).
 
     With u = sort(log pi(y_w) - log pi(y_l)) and v the same of the reference, each over the whole batch:
@@ -189,7 +191,7 @@ def aot_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0, axis_na
 
 
 def aot_unpaired_loss(
-    pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0, axis_name: str | None = None
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: jax.Array | float = 0.0, axis_name: str | None = None
 ) -> jax.Array:
     """AOT on unpaired data: `aot_loss` with u = sort(h_w) and v = sort(h_l) (arXiv 2406.05882).
 
@@ -248,7 +250,7 @@ def discopop_loss(pair: PairLogps, *, beta: float = 0.1, temperature: float = 0.
     return -jax.nn.sigmoid(-z / temperature) * jax.nn.log_sigmoid(z) + jax.nn.sigmoid(z / temperature) * safe_exp(-z)
 
 
-def dpo_norm_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0) -> jax.Array:
+def dpo_norm_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: jax.Array | float = 0.0) -> jax.Array:
     """Length-normalised DPO, -log s(beta (h_w / |y_w| - h_l / |y_l|)) (TRL's sigmoid_norm; arXiv 2411.15124).
 
     Args:
@@ -264,7 +266,12 @@ def dpo_norm_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0) ->
 
 
 def f_dpo_loss(
-    pair: PairLogps, *, beta: float = 0.1, divergence: str = 'reverse_kl', alpha: float = 1.0, label_smoothing=0.0
+    pair: PairLogps,
+    *,
+    beta: float = 0.1,
+    divergence: str = 'reverse_kl',
+    alpha: float = 1.0,
+    label_smoothing: jax.Array | float = 0.0,
 ) -> jax.Array:
     """f-DPO, -log s(beta (f'(t_w) - f'(t_l))) with t = pi / pi_ref = exp(h) (arXiv 2309.16240).
 
@@ -297,7 +304,7 @@ def f_dpo_loss(
     return smoothed_sigmoid(beta * (slopes[divergence](h_w) - slopes[divergence](h_l)), label_smoothing)
 
 
-def odpo_loss(pair: PairLogps, *, beta: float = 0.1, offset=0.0) -> jax.Array:
+def odpo_loss(pair: PairLogps, *, beta: float = 0.1, offset: jax.Array | float = 0.0) -> jax.Array:
     """DPO with an offset, -log s(beta Delta - offset) (arXiv 2402.10571).
 
     Args:
@@ -312,7 +319,7 @@ def odpo_loss(pair: PairLogps, *, beta: float = 0.1, offset=0.0) -> jax.Array:
     return -jax.nn.log_sigmoid(beta * (h_w - h_l) - as_per_example(h_w, offset=offset))
 
 
-def cpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0) -> jax.Array:
+def cpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: jax.Array | float = 0.0) -> jax.Array:
     """CPO's preference term, -log s(beta (log pi(y_w) - log pi(y_l))), DPO with a uniform reference (arXiv 2401.08417).
 
     Args:
@@ -327,7 +334,9 @@ def cpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing=0.0) -> jax.
     return smoothed_sigmoid(beta * (chosen - rejected), label_smoothing)
 
 
-def simpo_loss(pair: PairLogps, *, beta: float = 0.1, gamma: float = 0.5, label_smoothing=0.0) -> jax.Array:
+def simpo_loss(
+    pair: PairLogps, *, beta: float = 0.1, gamma: float = 0.5, label_smoothing: jax.Array | float = 0.0
+) -> jax.Array:
     """SimPO, -log s(beta (log pi(y_w) / |y_w| - log pi(y_l) / |y_l|) - gamma) (arXiv 2405.14734).
 
     Args:

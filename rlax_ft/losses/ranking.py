@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from rlax_ft.ops.arrays import as_float, as_logps, as_mask, keep
 
 
-def plackett_luce_loss(scores, ranks, mask=None, *, top: int | None = None) -> jax.Array:
+def plackett_luce_loss(
+    scores: jax.Array, ranks: jax.Array, mask: jax.Array | None = None, *, top: int | None = None
+) -> jax.Array:
     """-log probability of a ranking under Plackett-Luce (Plackett, 1975; with K = 2, Bradley-Terry).
 
     sum_i [log sum_{j: rank_j >= rank_i} exp(s_j) - s_i], a sum over places, not divided by K - 1.
@@ -39,7 +41,13 @@ def plackett_luce_loss(scores, ranks, mask=None, *, top: int | None = None) -> j
 
 
 def plackett_luce_dpo_loss(
-    logps, ref_logps, ranks, mask=None, *, beta: float = 0.1, top: int | None = None
+    logps: jax.Array,
+    ref_logps: jax.Array,
+    ranks: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    beta: float = 0.1,
+    top: int | None = None,
 ) -> jax.Array:
     """DPO on rankings: `plackett_luce_loss` of beta (log pi - log pi_ref) (arXiv 2305.18290, appendix A.3).
 

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from rlax_ft.ops.arrays import as_float, as_mask, as_per_example, keep
 
 
-def bradley_terry_loss(chosen, rejected, *, margin=0.0, label=1.0, center_coef: float = 0.0) -> jax.Array:
+def bradley_terry_loss(
+    chosen: jax.Array,
+    rejected: jax.Array,
+    *,
+    margin: jax.Array | float = 0.0,
+    label: jax.Array | float = 1.0,
+    center_coef: float = 0.0,
+) -> jax.Array:
     """Bradley-Terry with margin and soft label, -log probability of the judgement (arXiv 2203.02155).
 
     -label log s(d) - (1 - label) log s(-d) + center_coef (chosen + rejected)^2, d = chosen - rejected - margin.
@@ -34,7 +41,7 @@ def bradley_terry_loss(chosen, rejected, *, margin=0.0, label=1.0, center_coef: 
     return loss + center_coef * jnp.square(chosen + rejected)
 
 
-def score_regression_loss(predicted, target) -> jax.Array:
+def score_regression_loss(predicted: jax.Array, target: float) -> jax.Array:
     """Half squared error, 1/2 (predicted - target)^2, for absolute scores.
 
     Args:
@@ -51,7 +58,7 @@ def score_regression_loss(predicted, target) -> jax.Array:
     return 0.5 * jnp.square(predicted - target)
 
 
-def step_reward_loss(logits, labels, mask) -> jax.Array:
+def step_reward_loss(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
     """Binary cross-entropy of each step being right, for process rewards (arXiv 2305.20050).
 
     -label log s(logit) - (1 - label) log s(-logit).

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rlax_ft.ops.arrays import as_logps, as_mask, keep
 
 
-def nll_loss(logps, mask) -> jax.Array:
+def nll_loss(logps: jax.Array, mask: jax.Array) -> jax.Array:
     """Negative log-likelihood, -log pi(y_t).
 
     Args:
@@ -27,7 +27,7 @@ def nll_loss(logps, mask) -> jax.Array:
     return keep(mask, -keep(mask, logps))
 
 
-def dft_loss(logps, mask) -> jax.Array:
+def dft_loss(logps: jax.Array, mask: jax.Array) -> jax.Array:
     """Dynamic fine-tuning, -sg(pi(y_t)) log pi(y_t): SFT without its 1 / pi weight (arXiv 2508.05629).
 
     Args:

@@ -12,10 +12,10 @@ from rlax_ft.ops.reduce import masked_mean
 
 
 def kto_loss(
-    logps,
-    ref_logps,
-    desirable,
-    kl,
+    logps: jax.Array,
+    ref_logps: jax.Array,
+    desirable: jax.Array,
+    kl: jax.Array | float,
     *,
     beta: float = 0.1,
     desirable_weight: float = 1.0,
@@ -45,7 +45,9 @@ def kto_loss(
     return jnp.where(desirable, gain, undesirable_weight * jax.nn.sigmoid(-beta * (kl - h)))
 
 
-def kto_kl(logps, ref_logps, mask=None, *, axis_name: str | None = None) -> jax.Array:
+def kto_kl(
+    logps: jax.Array, ref_logps: jax.Array, mask: jax.Array | None = None, *, axis_name: str | None = None
+) -> jax.Array:
     """KTO's baseline z_0 = max(0, mean_i log pi(y_j|x_i) - log pi_ref(y_j|x_i)) over mismatched pairs, stopped.
 
     Args:
@@ -62,7 +64,9 @@ def kto_kl(logps, ref_logps, mask=None, *, axis_name: str | None = None) -> jax.
     return jax.lax.stop_gradient(jnp.maximum(masked_mean(logps - ref_logps, mask, axis_name=axis_name), 0.0))
 
 
-def bco_loss(logps, ref_logps, desirable, shift, *, beta: float = 0.1) -> jax.Array:
+def bco_loss(
+    logps: jax.Array, ref_logps: jax.Array, desirable: jax.Array, shift: jax.Array | float, *, beta: float = 0.1
+) -> jax.Array:
     """BCO: -log s(beta h - shift) where desirable, else -log s(-(beta h - shift)) (arXiv 2404.04656).
 
     Args:
@@ -81,7 +85,9 @@ def bco_loss(logps, ref_logps, desirable, shift, *, beta: float = 0.1) -> jax.Ar
     return -jax.nn.log_sigmoid(jnp.where(desirable, reward, -reward))
 
 
-def bco_shift(logps, ref_logps, desirable, *, beta: float = 0.1, axis_name: str | None = None) -> jax.Array:
+def bco_shift(
+    logps: jax.Array, ref_logps: jax.Array, desirable: jax.Array, *, beta: float = 0.1, axis_name: str | None = None
+) -> jax.Array:
     """BCO's shift of one batch: half the mean reward of desirable plus half that of undesirable answers, stopped.
 
     The paper and TRL keep a moving average of it (0.9 and 0.5), which is the script's state.
@@ -98,6 +104,6 @@ def bco_shift(logps, ref_logps, desirable, *, beta: float = 0.1, axis_name: str 
     return jax.lax.stop_gradient(0.5 * (means[0] + means[1]))
 
 
-def _log_ratio(logps, ref_logps, desirable) -> tuple[jax.Array, jax.Array]:
+def _log_ratio(logps: jax.Array, ref_logps: jax.Array, desirable: jax.Array) -> tuple[jax.Array, jax.Array]:
     logps, ref_logps = as_logps(1, logps=logps, ref_logps=ref_logps)
     return logps - ref_logps, as_mask(logps.shape, desirable=desirable)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from rlax_ft.ops.arrays import as_float
 
 
-def clipped_value_loss(values, old_values, returns, *, clip: float | None) -> jax.Array:
+def clipped_value_loss(
+    values: jax.Array, old_values: jax.Array, returns: jax.Array, *, clip: float | None
+) -> jax.Array:
     """1/2 max((V - R)^2, (clip(V, V_old +- clip) - R)^2), the critic's trust region of PPO's code (arXiv 2006.05990).
 
     Args:

@@ -13,10 +13,10 @@ from rlax_ft.models.scoring import token_logps
 from rlax_ft.objectives.preference import chosen_nll, make_pair, pair_loss, pair_metrics
 from rlax_ft.objectives.reward import reward_metrics
 from rlax_ft.ops.segments import segment_last, segment_sums
-from rlax_ft.types import PackedPairs, TokenBatch
+from rlax_ft.types import PackedPairs, Params, TokenBatch
 
 
-def segment_logps(apply: Callable, variables, rows: TokenBatch, count: int) -> jax.Array:
+def segment_logps(apply: Callable, variables: Params, rows: TokenBatch, count: int) -> jax.Array:
     """log pi(y | x) of each segment: `sequence_logps` for packed rows, float32[R, count] in nats."""
     return segment_sums(token_logps(apply, variables, rows), rows.segment_ids, count)
 
@@ -34,7 +34,7 @@ def packed_preference_objective(apply: Callable, loss: Callable, *, beta: float,
       loss_fn; its batch is (PackedPairs [R, S], number of pairs in the whole batch).
     """
 
-    def loss_fn(params, batch: tuple[PackedPairs, jax.Array], key):
+    def loss_fn(params: Params, batch: tuple[PackedPairs, jax.Array], key: jax.Array):
         pairs, total = batch
         both, count = _both_sides(pairs), pairs.label.shape[1]  # [2 R, T]
         logps = _by_pair(segment_logps(apply, {'params': params}, both, count))  # [R S, 2]
@@ -55,7 +55,7 @@ def packed_reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Cal
       loss_fn; its batch is (PackedPairs [R, S], number of pairs in the whole batch).
     """
 
-    def loss_fn(params, batch: tuple[PackedPairs, jax.Array], key):
+    def loss_fn(params: Params, batch: tuple[PackedPairs, jax.Array], key: jax.Array):
         pairs, total = batch
         both = _both_sides(pairs)  # [2 R, T]
         values = apply({'params': params}, both.tokens, both.positions, both.segment_ids)  # [2 R, T]
@@ -68,20 +68,20 @@ def packed_reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Cal
     return loss_fn
 
 
-def _both_sides(pairs):
+def _both_sides(pairs: PackedPairs):
     return jax.tree.map(lambda *sides: jnp.concatenate(sides), pairs.chosen, pairs.rejected)
 
 
-def _by_pair(x):
+def _by_pair(x: jax.Array):
     """[2 R, S], chosen sides before rejected ones -> [R S, 2]."""
     return jnp.stack([half.reshape(-1) for half in jnp.split(x, 2)], axis=-1)
 
 
-def _flat(*values):
+def _flat(*values: jax.Array):
     return tuple(None if x is None else x.reshape(-1) for x in values)
 
 
-def _mean(value, metrics, pairs, total):
+def _mean(value: jax.Array, metrics: dict[str, jax.Array], pairs: PackedPairs, total: jax.Array):
     exists, weight = _flat(pairs.exists, pairs.weight)
     share = lambda x: jnp.sum(jnp.where(exists, x, 0.0)) / total  # noqa: E731
     return share(value if weight is None else weight * value), {name: share(x) for name, x in metrics.items()}

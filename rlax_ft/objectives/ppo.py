@@ -22,7 +22,7 @@ from rlax_ft.losses.value import clipped_value_loss
 from rlax_ft.models.scoring import before_each_token, read, token_logps
 from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
 from rlax_ft.ops.returns import token_gae, token_rewards
-from rlax_ft.types import BranchBatch, Rollout, TokenBatch
+from rlax_ft.types import BranchBatch, Params, Rollout, TokenBatch
 
 
 @struct.dataclass
@@ -55,7 +55,7 @@ def end_scores(scores: jax.Array, ended: jax.Array, missing_eos_penalty: float) 
     return jnp.asarray(scores, jnp.float32) - missing_eos_penalty * (1.0 - ended.astype(jnp.float32))
 
 
-def token_values(apply: Callable, params, tokens: TokenBatch | BranchBatch) -> jax.Array:
+def token_values(apply: Callable, params: Params, tokens: TokenBatch | BranchBatch) -> jax.Array:
     """V(prompt, y_<t) of each response token y_t, the critic read one position earlier; of the mask's shape."""
     values = read(apply, {'params': params}, tokens)
     if isinstance(tokens, BranchBatch):
@@ -68,8 +68,8 @@ def token_values(apply: Callable, params, tokens: TokenBatch | BranchBatch) -> j
 def estimate(
     policy_apply: Callable,
     value_apply: Callable,
-    params,
-    ref_params,
+    params: Params,
+    ref_params: Params,
     tokens: TokenBatch | BranchBatch,
     logps: jax.Array,
     scores: jax.Array,
@@ -123,7 +123,9 @@ def estimate(
     return batch, metrics
 
 
-def minibatch(batch: PPOBatch, key: jax.Array, epoch: jax.Array, index: jax.Array, *, count: int):
+def minibatch(
+    batch: PPOBatch, key: jax.Array, epoch: jax.Array, index: jax.Array, *, count: int
+) -> tuple[PPOBatch, jax.Array]:
     """Minibatch `index` of `count` in an epoch, with its denominator.
 
     Args:
@@ -139,7 +141,7 @@ def minibatch(batch: PPOBatch, key: jax.Array, epoch: jax.Array, index: jax.Arra
     prompts = jax.tree.leaves(batch.tokens)[0].shape[0]
     rows = jax.random.permutation(jax.random.fold_in(key, epoch), prompts).reshape(count, -1)[index]
 
-    def pick(leaf):
+    def pick(leaf: jax.Array):
         by_prompt = leaf.reshape(prompts, -1, *leaf.shape[1:])[rows]
         return by_prompt.reshape(-1, *leaf.shape[1:])
 
@@ -172,7 +174,7 @@ def ppo_objective(
       loss_fn for params {'policy', 'value'}; its batch is (PPOBatch, number of response tokens in the whole batch).
     """
 
-    def loss_fn(params, batch: tuple[PPOBatch, jax.Array], key):
+    def loss_fn(params: Params, batch: tuple[PPOBatch, jax.Array], key: jax.Array):
         data, total = batch
         mask = data.tokens.mask
         mean = lambda x: aggregate(x, mask, 'token_mean', denominator=total)  # noqa: E731

@@ -13,7 +13,7 @@ from rlax_ft.losses.preference import implicit_rewards
 from rlax_ft.losses.ranking import plackett_luce_dpo_loss
 from rlax_ft.models.scoring import candidate_logps, candidate_rows
 from rlax_ft.objectives.reward import best_and_worst, reward_metrics
-from rlax_ft.types import PairLogps, PreferenceBatch, RankingBatch
+from rlax_ft.types import PairLogps, Params, PreferenceBatch, RankingBatch
 
 
 def preference_objective(apply: Callable, loss: Callable, *, beta: float, nll_coef: float = 0.0) -> Callable:
@@ -29,7 +29,7 @@ def preference_objective(apply: Callable, loss: Callable, *, beta: float, nll_co
       loss_fn; its batch is (PreferenceBatch [B], number of pairs in the whole batch).
     """
 
-    def loss_fn(params, batch: tuple[PreferenceBatch, jax.Array], key):
+    def loss_fn(params: Params, batch: tuple[PreferenceBatch, jax.Array], key: jax.Array):
         pairs, total = batch
         logps = candidate_logps(apply, {'params': params}, pairs.candidates)  # [B, 2]
         lengths = jnp.sum(candidate_rows(pairs.candidates).mask, axis=-1).reshape(logps.shape)  # [B, 2]
@@ -97,7 +97,7 @@ def ranking_objective(apply: Callable, *, beta: float) -> Callable:
       loss_fn; its batch is (RankingBatch [B, K], number of rankings in the whole batch).
     """
 
-    def loss_fn(params, batch: tuple[RankingBatch, jax.Array], key):
+    def loss_fn(params: Params, batch: tuple[RankingBatch, jax.Array], key: jax.Array):
         rankings, total = batch
         logps = candidate_logps(apply, {'params': params}, rankings.candidates)  # [B, K]
         value = plackett_luce_dpo_loss(logps, rankings.ref_logps, rankings.ranks, rankings.mask, beta=beta)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rlax_ft.losses.ranking import plackett_luce_loss
 from rlax_ft.losses.reward_model import bradley_terry_loss
 from rlax_ft.models.heads import candidate_scores
-from rlax_ft.types import PreferenceBatch, RankingBatch
+from rlax_ft.types import Params, PreferenceBatch, RankingBatch
 
 
 def reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Callable:
@@ -25,7 +25,7 @@ def reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Callable:
       loss_fn; its batch is (PreferenceBatch [B], number of pairs in the whole batch).
     """
 
-    def loss_fn(params, batch: tuple[PreferenceBatch, jax.Array], key):
+    def loss_fn(params: Params, batch: tuple[PreferenceBatch, jax.Array], key: jax.Array):
         pairs, total = batch
         chosen, rejected = candidate_scores(apply, params, pairs.candidates).T  # each [B]
         margin = 0.0 if pairs.margin is None else pairs.margin
@@ -44,7 +44,7 @@ def reward_ranking_objective(apply: Callable) -> Callable:
       loss_fn; its batch is (RankingBatch [B, K], number of rankings in the whole batch).
     """
 
-    def loss_fn(params, batch: tuple[RankingBatch, jax.Array], key):
+    def loss_fn(params: Params, batch: tuple[RankingBatch, jax.Array], key: jax.Array):
         rankings, total = batch
         scores = candidate_scores(apply, params, rankings.candidates)
         value = plackett_luce_loss(scores, rankings.ranks, rankings.mask)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rlax_ft.losses.supervised import nll_loss
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.ops.reduce import aggregate
-from rlax_ft.types import TokenBatch
+from rlax_ft.types import Params, TokenBatch
 
 
 def sft_objective(apply: Callable, loss: Callable = nll_loss) -> Callable:
@@ -25,7 +25,7 @@ def sft_objective(apply: Callable, loss: Callable = nll_loss) -> Callable:
       loss_fn; its batch is (TokenBatch [B, T], number of counted tokens in the whole batch).
     """
 
-    def loss_fn(params, batch: tuple[TokenBatch, jax.Array], key):
+    def loss_fn(params: Params, batch: tuple[TokenBatch, jax.Array], key: jax.Array):
         tokens, total = batch
         logps = token_logps(apply, {'params': params}, tokens)
         return aggregate(loss(logps, tokens.mask), tokens.mask, 'token_mean', denominator=total), {

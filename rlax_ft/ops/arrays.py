@@ -3,12 +3,14 @@
 Leaves out everything that has a formula.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 
 
-def as_float(rank: int | None = None, /, **arrays):
+def as_float(rank: int | None = None, /, **arrays: jax.Array) -> Any:
     """Checks that arrays are real numbers of one shape, and promotes each to at least float32.
 
     Args:
@@ -38,7 +40,7 @@ def as_float(rank: int | None = None, /, **arrays):
     return checked[0] if len(checked) == 1 else tuple(checked)
 
 
-def as_logps(rank: int | None = None, /, **arrays):
+def as_logps(rank: int | None = None, /, **arrays: jax.Array) -> Any:
     """`as_float` for log-probabilities: integers are refused, since they are token ids passed by mistake."""
     for name, value in arrays.items():
         x = jnp.asarray(value)
@@ -46,7 +48,7 @@ def as_logps(rank: int | None = None, /, **arrays):
     return as_float(rank, **arrays)
 
 
-def as_ids(shape: tuple[int, ...], /, **arrays):
+def as_ids(shape: tuple[int, ...], /, **arrays: jax.Array) -> Any:
     """Checks that the one array is of an integer type and of the given shape; returns it."""
     ((name, value),) = arrays.items()
     x = jnp.asarray(value)
@@ -55,13 +57,13 @@ def as_ids(shape: tuple[int, ...], /, **arrays):
     return x
 
 
-def as_per_example(like: jax.Array, /, **arrays) -> jax.Array:
+def as_per_example(like: jax.Array, /, **arrays: jax.Array) -> jax.Array:
     """`as_float` of the one array: a scalar, or of the shape of `like`; [B, 1] would silently broadcast to [B, B]."""
     x = as_float(**arrays)
     return x if x.ndim == 0 else as_float(like.ndim, batch=like, **arrays)[1]
 
 
-def as_mask(shape: tuple[int, ...], /, **arrays) -> jax.Array:
+def as_mask(shape: tuple[int, ...], /, **arrays: jax.Array) -> jax.Array:
     """Checks the shape of the one mask (bool, or numbers of which those above 0 count); returns bool."""
     ((name, value),) = arrays.items()
     x = jnp.asarray(value)
@@ -69,7 +71,7 @@ def as_mask(shape: tuple[int, ...], /, **arrays) -> jax.Array:
     return x if x.dtype == bool else x > 0
 
 
-def keep(mask: jax.Array, *arrays: jax.Array):
+def keep(mask: jax.Array, *arrays: jax.Array) -> jax.Array:
     """0 where `mask` is False. Before the arithmetic it keeps masked NaN out of values and gradients alike."""
     kept = tuple(jnp.where(mask, x, jnp.zeros_like(x)) for x in arrays)
     return kept[0] if len(kept) == 1 else kept

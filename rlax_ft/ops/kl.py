@@ -11,7 +11,7 @@ from rlax_ft.ops.arrays import as_float, as_logps, keep
 KINDS = ('k1', 'k2', 'k3', 'abs', 'k3_straight')
 
 
-def kl_estimate(logps, ref_logps, kind: str) -> jax.Array:
+def kl_estimate(logps: jax.Array, ref_logps: jax.Array, kind: str) -> jax.Array:
     """Per-sample estimate of KL(pi || ref) from samples of pi (Schulman, joschu.net/blog/kl-approx.html).
 
     With d = log pi - log ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d, abs = |d|. `k3_straight` has k3's value
@@ -50,7 +50,7 @@ def kl_estimate(logps, ref_logps, kind: str) -> jax.Array:
     raise ValueError(f'unknown KL estimate {kind!r}: one of {", ".join(KINDS)}')
 
 
-def kl_from_logits(logits, ref_logits) -> jax.Array:
+def kl_from_logits(logits: jax.Array, ref_logits: jax.Array) -> jax.Array:
     """KL(p || q) = sum_v p_v (log p_v - log q_v) of two categorical distributions, exactly.
 
     Args:
@@ -67,7 +67,9 @@ def kl_from_logits(logits, ref_logits) -> jax.Array:
     return jnp.sum(keep(possible, p) * (keep(possible, log_p) - keep(possible, log_q)), axis=-1)
 
 
-def adaptive_coef(coef, kl, *, target: float, horizon: float, n_steps: float) -> jax.Array:
+def adaptive_coef(
+    coef: jax.Array | float, kl: jax.Array | float, *, target: float, horizon: float, n_steps: float
+) -> jax.Array:
     """The next KL coefficient, coef (1 + clip(kl / target - 1, -0.2, 0.2) n_steps / horizon) (arXiv 1909.08593).
 
     Args:
@@ -84,7 +86,7 @@ def adaptive_coef(coef, kl, *, target: float, horizon: float, n_steps: float) ->
     return as_float(coef=coef) * (1.0 + error * n_steps / horizon)
 
 
-def fixed_coef(coef, kl) -> jax.Array:
+def fixed_coef(coef: jax.Array | float, kl: jax.Array | float) -> jax.Array:
     """The coefficient as it was, with the signature of `adaptive_coef`."""
     del kl
     return as_float(coef=coef)

@@ -4,7 +4,7 @@ Leaves out masks on the result and shifts: hidden state t is scored against targ
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -20,7 +20,7 @@ SHARE, SHARE_WITH_ENTROPY = 16, 32
 WORTH_SKIPPING = 2**18
 
 
-def token_logprobs(logits, targets) -> jax.Array:
+def token_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """log softmax(logits)[target], without a second array of the logits' size.
 
     Args:
@@ -39,7 +39,7 @@ def token_logprobs(logits, targets) -> jax.Array:
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def entropy(logits) -> jax.Array:
+def entropy(logits: jax.Array) -> jax.Array:
     """H = -sum_v p_v log p_v of softmax(logits); a logit of -inf is a token that cannot be.
 
     Args:
@@ -55,7 +55,14 @@ def entropy(logits) -> jax.Array:
 
 
 def chunked_token_logprobs(
-    hidden, head, targets, *, chunk: int | None, temperature=1.0, mask=None, soft_cap: float | None = None
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int | None,
+    temperature: float = 1.0,
+    mask: jax.Array | None = None,
+    soft_cap: float | None = None,
 ) -> jax.Array:
     """`token_logprobs(softcap(hidden @ head) / temperature, targets)` without ever holding [B, T, V].
 
@@ -85,7 +92,14 @@ def chunked_token_logprobs(
 
 
 def chunked_token_logprobs_and_entropy(
-    hidden, head, targets, *, chunk: int | None, temperature=1.0, mask=None, soft_cap: float | None = None
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int | None,
+    temperature: float = 1.0,
+    mask: jax.Array | None = None,
+    soft_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`chunked_token_logprobs` and the entropy of each position's distribution, from one pass over the vocabulary.
 
@@ -98,7 +112,17 @@ def chunked_token_logprobs_and_entropy(
     return _chunked(hidden, head, targets, chunk, temperature, mask, soft_cap, with_entropy=True)
 
 
-def _chunked(hidden, head, targets, chunk, temperature, mask, soft_cap, *, with_entropy: bool):
+def _chunked(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: jax.Array,
+    chunk: int | None,
+    temperature: float,
+    mask: jax.Array,
+    soft_cap: float | None,
+    *,
+    with_entropy: bool,
+):
     """Checks, chooses one piece or chunks, and lays the positions out as [rows, length]."""
     hidden, head = jnp.asarray(hidden), jnp.asarray(head)
     chex.assert_rank(hidden, 3, custom_message=f'`hidden` must be [B, T, D], got shape {hidden.shape}.')
@@ -145,36 +169,36 @@ class _Settings(NamedTuple):
     chunk: int
 
 
-def _raw(hidden, head):
+def _raw(hidden: jax.Array, head: jax.Array):
     """hidden @ head in at least float32, [..., D], [D, V] -> [..., V]; bfloat16 inputs are multiplied as they are."""
     dtype = jnp.promote_types(jnp.result_type(hidden, head), jnp.float32)
     return jnp.matmul(hidden, head, preferred_element_type=dtype)
 
 
-def _shape_logits(raw, temperature, settings: _Settings):
+def _shape_logits(raw: Any, temperature: float, settings: _Settings):
     """softcap(raw) / temperature."""
     if settings.soft_cap is not None:
         raw = settings.soft_cap * jnp.tanh(raw / settings.soft_cap)
     return raw / jax.lax.stop_gradient(temperature)
 
 
-def _logits(hidden, head, temperature, settings: _Settings):
+def _logits(hidden: jax.Array, head: jax.Array, temperature: float, settings: _Settings):
     return _shape_logits(_raw(hidden, head), temperature, settings)
 
 
-def _hits(logits, targets):
+def _hits(logits: jax.Array, targets: jax.Array):
     """One-hot targets as a comparison: it fuses, and a vocabulary that is sharded needs no gather."""
     return targets[..., None] == jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
 
 
-def _from_logits(logits, targets, settings: _Settings):
+def _from_logits(logits: jax.Array, targets: jax.Array, settings: _Settings):
     """([..., V], [...]) -> (log-probabilities,) or (log-probabilities, entropies)."""
     chosen = jnp.sum(keep(_hits(logits, targets), logits), axis=-1)
     logps = chosen - jax.nn.logsumexp(logits, axis=-1)
     return (logps, entropy(logits)) if settings.with_entropy else (logps,)
 
 
-def _logits_gradient(logits, targets, cotangents, settings: _Settings):
+def _logits_gradient(logits: jax.Array, targets: jax.Array, cotangents: Any, settings: _Settings):
     """Cotangents of `_from_logits` -> that of logits: g (onehot - p) - g_H p (log p + H)."""
     log_p = jax.nn.log_softmax(logits)
     p = jnp.exp(log_p)
@@ -185,7 +209,7 @@ def _logits_gradient(logits, targets, cotangents, settings: _Settings):
     return gradient
 
 
-def _plan(mask, length: int, chunk: int):
+def _plan(mask: jax.Array, length: int, chunk: int):
     """Where positions go so that those that count come first, how many chunks have any, and the padded length."""
     pieces = -(-length // chunk)
     if mask is None:
@@ -195,14 +219,14 @@ def _plan(mask, length: int, chunk: int):
     return order, (most + chunk - 1) // chunk
 
 
-def _to_front(x, order, chunk: int):
+def _to_front(x: jax.Array, order: jax.Array, chunk: int):
     """Reorders axis 1 of [R, L, ...] and pads it to whole chunks."""
     if order is not None:
         x = jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk)) + ((0, 0),) * (x.ndim - 2))
 
 
-def _to_place(x, order, length: int):
+def _to_place(x: jax.Array, order: jax.Array, length: int):
     """Undoes `_to_front`."""
     x = x[:, :length]
     if order is None:
@@ -212,13 +236,15 @@ def _to_place(x, order, length: int):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _scan_rows(hidden, targets, head, temperature, mask, settings: _Settings):
+def _scan_rows(
+    hidden: jax.Array, targets: jax.Array, head: jax.Array, temperature: float, mask: jax.Array, settings: _Settings
+):
     """[R, L, D], [R, L], [D, V] -> tuple of [R, L], with `settings.chunk` positions of each row at a time."""
     chunk, length = settings.chunk, targets.shape[1]
     order, pieces = _plan(mask, length, chunk)
     hidden, targets = _to_front(hidden, order, chunk), _to_front(targets, order, chunk)
 
-    def step(i, outputs):
+    def step(i: jax.Array, outputs: jax.Array):
         part = [jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (hidden, targets)]
         values = _from_logits(_logits(part[0], head, temperature, settings), part[1], settings)
         return tuple(jax.lax.dynamic_update_slice_in_dim(o, v, i * chunk, axis=1) for o, v in zip(outputs, values))
@@ -228,19 +254,21 @@ def _scan_rows(hidden, targets, head, temperature, mask, settings: _Settings):
     return tuple(_to_place(x, order, length) for x in outputs)
 
 
-def _scan_rows_forward(hidden, targets, head, temperature, mask, settings):
+def _scan_rows_forward(
+    hidden: jax.Array, targets: jax.Array, head: jax.Array, temperature: float, mask: jax.Array, settings: Any
+):
     arguments = hidden, targets, head, temperature, mask
     return _scan_rows(*arguments, settings), arguments
 
 
-def _scan_rows_backward(settings, arguments, cotangents):
+def _scan_rows_backward(settings: Any, arguments: Any, cotangents: Any):
     """Makes each chunk's logits again; the head's gradient is summed in float32 and cast once, at the end."""
     hidden, targets, head, temperature, mask = arguments
     chunk, length = settings.chunk, targets.shape[1]
     order, pieces = _plan(mask, length, chunk)
     moved = tuple(_to_front(x, order, chunk) for x in (hidden, targets, *cotangents))
 
-    def step(i, gradients):
+    def step(i: jax.Array, gradients: jax.Array):
         d_hidden, d_head = gradients
         part_hidden, part_targets, *part_cotangents = (
             jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in moved

@@ -11,7 +11,7 @@ from rlax_ft.ops.arrays import as_float, as_mask, keep
 MODES = ('token_mean', 'seq_mean_token_mean', 'seq_mean_token_sum', 'constant')
 
 
-def _weights(mask, shape) -> jax.Array:
+def _weights(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The mask as float32 weights; anything not above 0 counts 0."""
     as_mask(shape, mask=mask)
     weights = as_float(mask=mask)
@@ -27,7 +27,7 @@ def _divide(total: jax.Array, count: jax.Array) -> jax.Array:
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
 
 
-def denominator(mask, mode: str, *, axis_name: str | None = None, max_len: int | None = None) -> jax.Array:
+def denominator(mask: jax.Array, mode: str, *, axis_name: str | None = None, max_len: int | None = None) -> jax.Array:
     """What `aggregate` divides by: tokens, rows that have a token, or B max_len.
 
     A script takes it of the whole batch before the batch is split into micro-batches, and hands it to `aggregate`
@@ -61,8 +61,8 @@ def denominator(mask, mode: str, *, axis_name: str | None = None, max_len: int |
 
 
 def aggregate(
-    x,
-    mask,
+    x: jax.Array,
+    mask: jax.Array,
     mode: str,
     *,
     axis_name: str | None = None,
@@ -110,7 +110,7 @@ def aggregate(
 _denominator = denominator  # `aggregate` has an argument of that name.
 
 
-def masked_mean(x, mask, *, axis_name: str | None = None) -> jax.Array:
+def masked_mean(x: jax.Array, mask: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Mean over all unmasked entries, sum(w x) / sum(w); with `axis_name` that of all devices, not a share.
 
     Args:
@@ -126,7 +126,7 @@ def masked_mean(x, mask, *, axis_name: str | None = None) -> jax.Array:
     return _divide(_psum(jnp.sum(keep(weights > 0, x) * weights), axis_name), _psum(jnp.sum(weights), axis_name))
 
 
-def masked_var(x, mask, *, axis_name: str | None = None) -> jax.Array:
+def masked_var(x: jax.Array, mask: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Unbiased variance of the unmasked entries, sum(w (x - mean)^2) / (sum(w) - 1); arguments as `masked_mean`.
 
     Returns:
@@ -138,7 +138,7 @@ def masked_var(x, mask, *, axis_name: str | None = None) -> jax.Array:
     return _divide(_psum(jnp.sum(weights * jnp.square(centred)), axis_name), _psum(jnp.sum(weights), axis_name) - 1.0)
 
 
-def masked_whiten(x, mask, *, shift_mean: bool = True, axis_name: str | None = None) -> jax.Array:
+def masked_whiten(x: jax.Array, mask: jax.Array, *, shift_mean: bool = True, axis_name: str | None = None) -> jax.Array:
     """(x - mean) rsqrt(var + 1e-8) over the unmasked entries of the global batch; 0 where masked.
 
     Args:
@@ -157,7 +157,7 @@ def masked_whiten(x, mask, *, shift_mean: bool = True, axis_name: str | None = N
     return keep(kept, white if shift_mean else white + mean)
 
 
-def above_quantile(x, mask, quantile: float, *, axis_name: str | None = None) -> jax.Array:
+def above_quantile(x: jax.Array, mask: jax.Array, quantile: float, *, axis_name: str | None = None) -> jax.Array:
     """True on unmasked entries of at least the batch's quantile, to train on high-entropy tokens (arXiv 2506.01939).
 
     Args:

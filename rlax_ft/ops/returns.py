@@ -3,6 +3,8 @@
 Leaves out rewards themselves, and stopping gradients: the inputs are data.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -10,7 +12,15 @@ from rlax_ft.ops.arrays import as_float, as_mask, keep
 from rlax_ft.ops.reduce import masked_var, masked_whiten
 
 
-def gae(rewards, values, next_values, discounts, traces, *, lam: float) -> tuple[jax.Array, jax.Array]:
+def gae(
+    rewards: jax.Array,
+    values: jax.Array,
+    next_values: jax.Array,
+    discounts: jax.Array,
+    traces: jax.Array,
+    *,
+    lam: float,
+) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimation, with termination and truncation apart (arXiv 1506.02438).
 
     delta_t = r_t + discounts_t V'_t - V_t and A_t = delta_t + discounts_t lam traces_t A_{t+1}.
@@ -34,7 +44,7 @@ def gae(rewards, values, next_values, discounts, traces, *, lam: float) -> tuple
     )
     deltas = rewards + discounts * keep(discounts != 0, next_values) - values
 
-    def step(advantage, at):
+    def step(advantage: jax.Array, at: jax.Array):
         delta, decay = at
         advantage = delta + decay * advantage
         return advantage, advantage
@@ -45,7 +55,9 @@ def gae(rewards, values, next_values, discounts, traces, *, lam: float) -> tuple
     return advantages, advantages + values
 
 
-def token_gae(rewards, values, mask, *, gamma: float, lam: float) -> tuple[jax.Array, jax.Array]:
+def token_gae(
+    rewards: jax.Array, values: jax.Array, mask: jax.Array, *, gamma: float, lam: float
+) -> tuple[jax.Array, jax.Array]:
     """GAE over the unmasked tokens of each row, as though masked tokens (padding, tool output) were not there.
 
     delta_t = r_t + gamma V_next - V_t and A_t = delta_t + gamma lam A_next, where `next` is the row's next unmasked
@@ -68,7 +80,7 @@ def token_gae(rewards, values, mask, *, gamma: float, lam: float) -> tuple[jax.A
     mask = as_mask(rewards.shape, mask=mask)
     rewards, values = keep(mask, rewards, values)
 
-    def step(carry, at):
+    def step(carry: Any, at: jax.Array):
         reward, value, real = at
         advantage = reward + gamma * carry[0] - value + gamma * lam * carry[1]
         carry = jnp.where(real, value, carry[0]), jnp.where(real, advantage, carry[1])
@@ -80,7 +92,17 @@ def token_gae(rewards, values, mask, *, gamma: float, lam: float) -> tuple[jax.A
 
 
 def vtrace(
-    rewards, values, next_values, discounts, traces, log_rhos, *, lam=1.0, clip_rho=1.0, clip_c=1.0, clip_pg_rho=1.0
+    rewards: jax.Array,
+    values: jax.Array,
+    next_values: jax.Array,
+    discounts: jax.Array,
+    traces: jax.Array,
+    log_rhos: jax.Array,
+    *,
+    lam: jax.Array | float = 1.0,
+    clip_rho: float = 1.0,
+    clip_c: float = 1.0,
+    clip_pg_rho: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """V-trace: GAE's time-major sum with truncated importance weights (arXiv 1802.01561).
 
@@ -110,7 +132,7 @@ def vtrace(
     deltas = jnp.minimum(clip_rho, rhos) * (rewards + discounts * next_values - values)
     decays = discounts * traces * lam * jnp.minimum(clip_c, rhos)
 
-    def step(excess, at):
+    def step(excess: jax.Array, at: jax.Array):
         delta, decay = at
         return delta + decay * excess, excess  # the excess of t + 1 goes out with t
 
@@ -122,7 +144,13 @@ def vtrace(
 
 
 def group_advantages(
-    rewards, group_size: int, *, baseline: str = 'mean', scale: str = 'group', eps: float = 1e-4, axis_name=None
+    rewards: jax.Array,
+    group_size: int,
+    *,
+    baseline: str = 'mean',
+    scale: str = 'group',
+    eps: float = 1e-4,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """(r - baseline) / (std + eps) within groups of completions of one prompt.
 
@@ -171,12 +199,14 @@ def group_advantages(
     return advantages.reshape(-1)
 
 
-def discounted_returns(rewards, mask, *, gamma: float) -> jax.Array:
+def discounted_returns(rewards: jax.Array, mask: jax.Array, *, gamma: float) -> jax.Array:
     """G_t = r_t + gamma G_next over the unmasked tokens of each row; float[B, T], [B, T] -> float32[B, T]."""
     return token_gae(rewards, jnp.zeros_like(as_float(rewards=rewards)), mask, gamma=gamma, lam=1.0)[1]
 
 
-def reinforce_pp_advantages(rewards, mask, *, gamma: float = 1.0, axis_name: str | None = None) -> jax.Array:
+def reinforce_pp_advantages(
+    rewards: jax.Array, mask: jax.Array, *, gamma: float = 1.0, axis_name: str | None = None
+) -> jax.Array:
     """REINFORCE++: discounted returns, whitened over all tokens of the global batch (arXiv 2501.03262).
 
     Args:
@@ -191,7 +221,9 @@ def reinforce_pp_advantages(rewards, mask, *, gamma: float = 1.0, axis_name: str
     return masked_whiten(discounted_returns(rewards, mask, gamma=gamma), mask, axis_name=axis_name)
 
 
-def reinforce_pp_baseline_advantages(rewards, mask, group_size: int, *, axis_name: str | None = None) -> jax.Array:
+def reinforce_pp_baseline_advantages(
+    rewards: jax.Array, mask: jax.Array, group_size: int, *, axis_name: str | None = None
+) -> jax.Array:
     """REINFORCE++ with a baseline: r minus its group mean on each token, whitened over all tokens (arXiv 2501.03262).
 
     Args:
@@ -208,7 +240,9 @@ def reinforce_pp_baseline_advantages(rewards, mask, group_size: int, *, axis_nam
     return masked_whiten(jnp.broadcast_to(centred[:, None], mask.shape), mask, axis_name=axis_name)
 
 
-def token_rewards(scores, mask, kl=None, *, kl_coef=0.0) -> jax.Array:
+def token_rewards(
+    scores: jax.Array, mask: jax.Array, kl: jax.Array | float | None = None, *, kl_coef: jax.Array | float = 0.0
+) -> jax.Array:
     """Per-token rewards: -kl_coef kl_t on each token, plus the score on the row's last unmasked token.
 
     The score goes on the token that was sampled last, never on the first PAD after it.
@@ -229,7 +263,7 @@ def token_rewards(scores, mask, kl=None, *, kl_coef=0.0) -> jax.Array:
     return rewards if kl is None else rewards - kl_coef * keep(mask, as_float(2, kl=kl))
 
 
-def overlong_penalty(lengths, *, max_len: int, cache: int) -> jax.Array:
+def overlong_penalty(lengths: jax.Array, *, max_len: int, cache: int) -> jax.Array:
     """DAPO's soft overlong shaping, a reward in [-1, 0] (arXiv 2503.14476).
 
     0 up to max_len - cache, then (max_len - cache - length) / cache, and -1 beyond max_len.

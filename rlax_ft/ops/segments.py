@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from rlax_ft.ops.arrays import as_float
 
 
-def segment_sums(x, segment_ids, count: int) -> jax.Array:
+def segment_sums(x: jax.Array, segment_ids: jax.Array, count: int) -> jax.Array:
     """The sum of a per-token array over each segment of each row, out[b, s] = sum of x[b, t] where segment is s + 1.
 
     Args:
@@ -24,7 +24,7 @@ def segment_sums(x, segment_ids, count: int) -> jax.Array:
     return jnp.sum(jnp.where(_members(segment_ids, count), as_float(x=x)[..., None], 0.0), axis=1)
 
 
-def segment_last(x, mask, segment_ids, count: int) -> jax.Array:
+def segment_last(x: jax.Array, mask: jax.Array, segment_ids: jax.Array, count: int) -> jax.Array:
     """The entry at the last masked token of each segment: where a reward model's score is read.
 
     Args:
@@ -43,5 +43,5 @@ def segment_last(x, mask, segment_ids, count: int) -> jax.Array:
     return jnp.where(places >= 0, picked, 0.0)
 
 
-def _members(segment_ids, count):
+def _members(segment_ids: jax.Array, count: int):
     return jnp.asarray(segment_ids)[..., None] == jnp.arange(1, count + 1)
