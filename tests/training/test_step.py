@@ -128,7 +128,7 @@ def test_mistakes():
         make_mesh('data=3,fsdp=2')
     with pytest.raises(InputError, match=r'--backend=xla'):
         compile_step(None, backend='xla')
-    with pytest.raises(InputError, match=r'schedule 'step': use one of linear, cosine, constant'):
+    with pytest.raises(InputError, match=r"schedule 'step': use one of linear, cosine, constant"):
         make_optimizer(1.0, max_steps=2, schedule='step')
     step = compile_step(make_train_step(sft_objective(Transformer(CONFIG).apply), OPTIMIZER))
     state = init_state(init_params(CONFIG, jax.random.key(0)), OPTIMIZER, jax.random.key(1))
