@@ -75,7 +75,9 @@ def encode_texts(tokenizer, texts: list[str], *, control: bool = False) -> list[
     Raises:
       InputError: the tokenizer knows no other way to write a special token's characters.
     """
-    texts = _encodable(list(texts))
+    given = _encodable(list(texts))
+    # A prompt stands in every pair of a ranking, and an answer in several: each text is encoded once.
+    texts = list(dict.fromkeys(given))
     written = [] if control else [i for i, text in enumerate(texts) if special_pattern(tokenizer).search(text)]
     plain = sorted(set(range(len(texts))) - set(written))
     encoded = [None] * len(texts)
@@ -85,7 +87,8 @@ def encode_texts(tokenizer, texts: list[str], *, control: bool = False) -> list[
             for i, row in zip(index, ids):
                 encoded[i] = row
     _check_literal(tokenizer, [texts[i] for i in written], [encoded[i] for i in written])
-    return encoded
+    known = dict(zip(texts, encoded))
+    return [list(known[text]) for text in given]
 
 
 def warn_special(tokenizer, texts: list[str]) -> None:
