@@ -81,7 +81,8 @@ def train(settings: DPOSettings) -> dict:
     score = jax.jit(lambda params, candidates: candidate_logps(apply, {'params': params}, candidates))
     score, place = within_mesh(settings, score), placement(settings)
     reference = lambda candidates: score(learner.reference, place(candidates))  # noqa: E731
-    refer = partial(with_reference, run, reference, learner.reference, batch_size=settings.batch_size)
+    how = dict(batch_size=settings.batch_size, how=repr(learner.config))
+    refer = partial(with_reference, run, reference, learner.reference, **how)
     rows, objective = (ranked if by_rank else paired)(settings, codec, apply, task, records, refer)
     encode_held_out = ranking_rows if by_rank else preference_rows
     eval_rows = refer(share_prompts(encode_held_out(codec, held_out)))

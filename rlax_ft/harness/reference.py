@@ -5,6 +5,7 @@ reference that moves is scored in every step instead. Leaves out what is learned
 """
 
 import hashlib
+import importlib.metadata
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from rlax_ft.sampling.text import map_rows
 from rlax_ft.types import PreferenceBatch, RankingBatch
 
 
-def with_reference(run: Run, reference, params, rows: PreferenceBatch | RankingBatch, batch_size: int):
+def with_reference(run: Run, reference, params, rows: PreferenceBatch | RankingBatch, batch_size: int, how: str = ''):
     """The rows with the reference's log-probabilities of their candidates.
 
     Args:
@@ -23,8 +24,13 @@ def with_reference(run: Run, reference, params, rows: PreferenceBatch | RankingB
       params: of the reference, by which the file is named; None keeps no file.
       rows: comparisons or rankings, their prompts shared or not.
       batch_size: rows at once.
+      how: what else the numbers depend on: the model's configuration with its dtype and kernel.
     """
-    path = None if params is None or jax.process_count() > 1 else run.folder / f'reference-{_digest(params, rows)}.npy'
+    path = (
+        None
+        if params is None or jax.process_count() > 1
+        else run.folder / f'reference-{_digest(params, rows, how)}.npy'
+    )
     if path is not None and path.exists():
         logps = np.load(path)
     else:
@@ -40,8 +46,8 @@ def referred(rows: PreferenceBatch | RankingBatch, logps):
     return rows.replace(ref_logps=logps)
 
 
-def _digest(params, rows) -> str:
-    content = hashlib.blake2b(digest_size=8)
+def _digest(params, rows, how) -> str:
+    content = hashlib.blake2b(f'{importlib.metadata.version("rlax_ft")} {how}'.encode(), digest_size=8)
     for leaf in jax.tree.leaves((params, rows.candidates)):
         content.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     return content.hexdigest()

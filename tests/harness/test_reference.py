@@ -42,3 +42,6 @@ def test_kept_by_content(tmp_path):
     candidates = pairs.candidates
     ranked = with_reference(run, reference, params, RankingBatch(candidates, np.zeros((3, 2)), np.ones((3, 2))), 2)
     assert ranked.ref_logps.shape == (3, 2)
+    done = len(calls)
+    with_reference(run, reference, params, pairs, 2, how='dtype=bfloat16')
+    assert len(calls) > done
