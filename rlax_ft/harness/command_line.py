@@ -135,6 +135,5 @@ def _keep_freed_memory():
     except (OSError, AttributeError):
         return  # Another C library.
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h.
-    # 32 MiB is the most that glibc takes; without it the next line would leave the threshold at 128 KiB for good.
-    mallopt(mmap_threshold, 1 << 25)
+    mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)
