@@ -58,7 +58,7 @@ class DPOSettings(EvalSettings, FeedbackSettings):
         'gold: the same of the task.',
         ('human', 'preference_model', 'gold'),
     )
-    reward: str = flag('', 'Run folder of the reward model that gives --labels=preference_model.', needs='labels')
+    reward: str = flag('', 'Run folder of the reward model that gives --labels=preference_model.')
     sync_reference: int = flag(
         0, 'Steps after which the policy becomes the reference (TR-DPO); 0 keeps the first one.', at_least=0
     )

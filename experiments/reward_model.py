@@ -20,7 +20,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import length_baseline
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.comparisons import check_fields, comparison_batches, comparisons, implied_pairs
-from rlax_ft.harness.labels import preference_accuracy
+from rlax_ft.harness.labels import pair_lengths, preference_accuracy
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import FeedbackSettings, flag
@@ -53,8 +53,9 @@ def train(settings: RewardModelSettings) -> dict:
     records, held_out = fitting(codec, records), fitting(codec, held_out)
     check_fields(records, set() if by_rank else {'label', 'margin', 'weight'}, settings.loss)
     encode = ranking_rows if by_rank else preference_rows
-    train_rows, eval_rows = share_prompts(encode(codec, records)), share_prompts(encode(codec, held_out))
-    rows = pack_pairs(encode(codec, records), codec.max_length) if settings.packing else train_rows
+    plain, plain_held_out = encode(codec, records), encode(codec, held_out)
+    train_rows, eval_rows = share_prompts(plain), share_prompts(plain_held_out)
+    rows = pack_pairs(plain, codec.max_length) if settings.packing else train_rows
     learner = make_learner(settings, *starting_model(settings, codec))
     apply = learner.scalar_apply
     on_pairs = packed_reward_objective if settings.packing else reward_objective
@@ -78,7 +79,7 @@ def train(settings: RewardModelSettings) -> dict:
     model = model.normalized(scored, scale=settings.scale_rewards)
     save_reward_model(run.folder / 'model', model, codec.tokenizer)
     learner.export_adapter(run, state.params)
-    lengths = (side for r in (records, held_out) for side in answer_lengths(codec, r))
+    lengths = (side for r in (plain, plain_held_out) for side in pair_lengths(r))
     return run.finish(
         {
             'steps': last,
@@ -102,12 +103,6 @@ def check(settings: RewardModelSettings) -> bool:
         if getattr(settings, name):
             raise InputError(f'--{name}: --loss=plackett_luce has no use for it; leave it out')
     return by_rank
-
-
-def answer_lengths(codec, records):
-    """(tokens of chosen, tokens of rejected answers), each int[N], of all pairs that the records imply."""
-    rows = preference_rows(codec, implied_pairs(records))
-    return rows.candidates.mask.sum(axis=2).T
 
 
 if __name__ == '__main__':

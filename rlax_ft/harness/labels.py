@@ -57,8 +57,7 @@ def preference_accuracy(score: Callable, rows: PreferenceBatch | RankingBatch, b
     logps = map_rows(score, rows.candidates, batch_size=batch_size)  # [N, K]
     moved = logps if rows.ref_logps is None else logps - np.asarray(rows.ref_logps)
     if isinstance(rows, RankingBatch):
-        better = (rows.ranks[:, :, None] < rows.ranks[:, None, :]) & rows.mask[:, :, None] & rows.mask[:, None, :]
-        margins = (moved[:, :, None] - moved[:, None, :])[better]
+        margins = (moved[:, :, None] - moved[:, None, :])[_preferred(rows)]
     else:
         margins = moved[:, 0] - moved[:, 1]
     accuracy, low, high = accuracy_interval(((1 + np.sign(margins)) / 2).sum(), len(margins))
@@ -68,3 +67,21 @@ def preference_accuracy(score: Callable, rows: PreferenceBatch | RankingBatch, b
         'eval_accuracy_low': low,
         'eval_accuracy_high': high,
     }
+
+
+def pair_lengths(rows: PreferenceBatch | RankingBatch) -> np.ndarray:
+    """(tokens of the better, tokens of the worse answer) of all pairs, int[2, pairs]; of rankings as they imply them.
+
+    Args:
+      rows: as `preference_rows` or `ranking_rows` gives them, prompts not shared.
+    """
+    lengths = np.asarray(rows.candidates.mask).sum(axis=2)  # [N, K]
+    if not isinstance(rows, RankingBatch):
+        return lengths.T
+    n, better, worse = np.nonzero(_preferred(rows))
+    return np.stack([lengths[n, better], lengths[n, worse]])
+
+
+def _preferred(rows):
+    """bool[N, K, K]: whether candidate i stands before candidate j, and both exist."""
+    return (rows.ranks[:, :, None] < rows.ranks[:, None, :]) & rows.mask[:, :, None] & rows.mask[:, None, :]

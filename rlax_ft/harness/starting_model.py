@@ -1,6 +1,6 @@
 """What a run learns with: the task, the tokenizer and its lengths, the starting model, and writing a model out.
 
-Leaves out the run folder and the training step (run.py).
+Leaves out the run folder (run.py) and the training step (step.py).
 """
 
 import dataclasses

@@ -20,15 +20,14 @@ from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.step import make_train_step
 
 
-def with_steps(settings: Settings, rows: int, *, batch_size: int | None = None) -> Settings:
+def with_steps(settings: Settings, rows: int) -> Settings:
     """The settings with --max_steps as --epochs make it over so many rows; what looks like a mistake is logged.
 
     Args:
       settings: of the script.
       rows: of the data, as the loop counts them.
-      batch_size: rows in a step; --batch_size when absent.
     """
-    batch_size = batch_size or settings.batch_size
+    batch_size = settings.batch_size
     steps = settings.max_steps if settings.max_steps >= 0 else max(math.ceil(settings.epochs * rows / batch_size), 1)
     epochs = steps * batch_size / rows
     if batch_size > rows:

@@ -88,18 +88,3 @@ def test_pmap_trains_the_same_adapter(start, tmp_path):
     run(start, sft, tmp_path / 'pmap', backend='pmap')
     losses = [[r['loss'] for r in read_records(tmp_path / name / 'metrics.jsonl')] for name in ('jit', 'pmap')]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-
-
-def test_steps_without_a_gradient_are_told_and_do_not_stop_the_run(start, tmp_path, monkeypatch, caplog):
-    (tmp_path / 'equal.py').write_text('def one(prompt, completion):\n    return 1\n')
-    monkeypatch.chdir(tmp_path)
-    # Equal rewards leave advantages of 0, and without a value loss no gradient at all.
-    still = dict(reward='equal:one', beta=0.0, value_coef=0.0, lora_rank=0)
-    assert run(start, ppo, tmp_path / 'run', **still)['steps'] == 4
-    records = read_records(tmp_path / 'run/metrics.jsonl')
-    if all(record['grad_norm'] == 0 for record in records):
-        assert 'the first 3 steps had no gradient' in caplog.text
-    with pytest.raises(InputError, match=r'--lora_targets=q_proj: matches none of attention/key'):
-        run(start, sft, tmp_path / 'targets', lora_targets='q_proj')
-    with pytest.raises(InputError, match=r'--lora_dropout=0.1: the ratio of PPO needs a policy without dropout'):
-        run(start, ppo, tmp_path / 'dropout', lora_dropout=0.1)

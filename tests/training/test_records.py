@@ -78,3 +78,16 @@ def test_a_run_that_was_cut_off_repeats_no_step(tmp_path):
     with MetricsWriter(tmp_path, start=2, total=3, title='t') as writer:
         writer.write(3, {'loss': jnp.asarray(9.0)})
     assert read_records(path) == [{'step': 1, 'loss': 0.0}, {'step': 2, 'loss': 0.0}, {'step': 3, 'loss': 9.0}]
+
+
+def test_steps_without_a_gradient_are_told_once_and_stop_nothing(tmp_path, caplog):
+    with MetricsWriter(tmp_path, start=0, total=9, title='t') as writer:
+        for step in range(1, 7):
+            writer.write(step, {'loss': jnp.asarray(1.0), 'grad_norm': jnp.asarray(0.0)})
+    assert caplog.text.count('the first 3 steps had no gradient') == 1
+    caplog.clear()
+    (tmp_path / 'm').mkdir()
+    with MetricsWriter(tmp_path / 'm', start=0, total=9, title='t') as writer:
+        for step, norm in enumerate((0.0, 1.0, 0.0, 0.0, 0.0), 1):
+            writer.write(step, {'loss': jnp.asarray(1.0), 'grad_norm': jnp.asarray(norm)})
+    assert 'no gradient' not in caplog.text
