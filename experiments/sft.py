@@ -59,9 +59,10 @@ def train(settings: SFTSettings) -> dict:
     learner = make_learner(settings, *starting_model(settings, codec))
     announce_model(run, learner.config, codec)
     apply, last = learner.apply, settings.max_steps
-    evaluator = make_evaluator(settings, run, codec, learner, task_of(settings), held_out)
+    evaluator = make_evaluator(settings, run, codec, learner, task_of(settings), held_out, reference=False)
     optimizer, step = compile_training(settings, sft_objective(apply), learner.base)
-    state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
+    # Nobody reads the starting model again: it is trained itself, without a second copy of the parameters.
+    state = init_state(learner.start(copy=False), optimizer, jax.random.key(settings.seed))
     state, start = resume(settings, run, state)
 
     batches = prefetch(make_batches(settings, codec, rows, start, run.checkpoints.record()))

@@ -16,13 +16,14 @@ class Samples:
       records: N records with a `prompt`.
       completions: N texts.
       kl: float[N], log pi(y|x) - log pi_ref(y|x) of each sample; its mean estimates KL(pi || pi_ref) in nats.
+        None where there is no reference.
       length: int[N], tokens.
       measures: float[N] by name, such as `gold`, `ungrammatical` or `reward`.
     """
 
     records: list[dict]
     completions: list[str]
-    kl: np.ndarray
+    kl: np.ndarray | None
     length: np.ndarray
     measures: dict[str, np.ndarray]
 
@@ -34,7 +35,8 @@ class Samples:
         """Some of them."""
         pick = lambda values: [values[i] for i in index]  # noqa: E731
         measures = {name: values[index] for name, values in self.measures.items()}
-        return Samples(pick(self.records), pick(self.completions), self.kl[index], self.length[index], measures)
+        kl = None if self.kl is None else self.kl[index]
+        return Samples(pick(self.records), pick(self.completions), kl, self.length[index], measures)
 
     def to_records(self, step: int) -> list[dict]:
         """One record a sample, for samples.jsonl: step, prompt, completion, and what was measured."""
@@ -46,4 +48,5 @@ class Samples:
         ]
 
     def _columns(self):
-        return {**self.measures, 'kl': self.kl, 'length': self.length}
+        kl = {} if self.kl is None else {'kl': self.kl}
+        return {**self.measures, **kl, 'length': self.length}

@@ -47,7 +47,7 @@ class Evaluator:
         Args:
           codec: how text becomes tokens.
           apply: of policy and reference.
-          reference: its parameters; no train step may donate them.
+          reference: its parameters, which no train step may donate; None measures no KL.
           records: whose prompts are sampled by `metrics` and `finish`.
           measures: by name, `f(records, completions, whether each ended, their tokens) -> float[N]`.
           samples: the file to which they are added.
@@ -65,14 +65,16 @@ class Evaluator:
         prompts = [record['prompt'] for record in records]
         rollout = sample_prompts(self._sample, params, self._codec, prompts, key, batch_size=self._batch_size)
         rows = jax.tree.map(np.asarray, rollout_batch(rollout))
-        ref_logps = map_rows(partial(self._logps, self._reference), rows, batch_size=self._batch_size)
         completions, ended = self._codec.decode(rollout)
         measured = {
             name: np.asarray(measure(records, completions, ended, rows), np.float32)
             for name, measure in self._measures.items()
         }
-        kl, length = rollout.logps.sum(axis=1) - ref_logps, rollout.mask.sum(axis=1)
-        return Samples(records, completions, kl, length, measured), rows
+        kl = None
+        if self._reference is not None:
+            ref_logps = map_rows(partial(self._logps, self._reference), rows, batch_size=self._batch_size)
+            kl = rollout.logps.sum(axis=1) - ref_logps
+        return Samples(records, completions, kl, rollout.mask.sum(axis=1), measured), rows
 
     def metrics(self, params, step: int) -> dict[str, float]:
         """`eval/kl`, `eval/length` and `eval/` + every measure, on the same prompts each time; writes samples down."""
@@ -101,6 +103,8 @@ def make_evaluator(
     task: Task | None,
     held_out: list[dict],
     measures: dict[str, Measure] | None = None,
+    *,
+    reference: bool = True,
 ) -> Evaluator:
     """The evaluator of a script: the embedded task's prompts and gold reward, or held-out records and --evaluate.
 
@@ -111,6 +115,7 @@ def make_evaluator(
       task: the embedded one, or None.
       held_out: records whose prompts are sampled where there is no task.
       measures: further ones, by name.
+      reference: measure the KL to the starting model, which must then be kept.
     """
     measures = dict(measures or {})
     if task is not None:
@@ -123,7 +128,7 @@ def make_evaluator(
         score = partial(reward_scores, function, name=f'--evaluate={settings.evaluate}')
         measures['evaluate'] = lambda records, completions, ended, rows: score(records, completions)
     given = dict(samples=run.folder / 'samples.jsonl', seed=settings.seed)
-    return Evaluator(codec, learner.apply, learner.reference, records, measures, **given)
+    return Evaluator(codec, learner.apply, learner.reference if reference else None, records, measures, **given)
 
 
 def task_measures(task: Task) -> dict[str, Measure]:

@@ -79,7 +79,7 @@ def test_sft(base):
     summary = check_run_folder(base / 'sft', 60)
     assert summary['eval_perplexity'] < 36  # better than chance over the task's words
     samples = read_records(base / 'sft/samples.jsonl')
-    assert len(samples) == 64 and {'step', 'prompt', 'completion', 'gold', 'kl', 'length'} <= samples[0].keys()
+    assert len(samples) == 64 and {'step', 'prompt', 'completion', 'gold', 'length'} <= samples[0].keys()
 
 
 def test_feedback(base):
