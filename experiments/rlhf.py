@@ -25,7 +25,6 @@ from rlax_ft.harness.evaluator import Evaluator, task_measures
 from rlax_ft.harness.loading import load_script
 from rlax_ft.harness.run import open_run, write_text
 from rlax_ft.harness.settings import DeviceSettings, RunSettings, flag
-from rlax_ft.harness.starting_model import load_pretrained_tokenizer
 from rlax_ft.hf.folder import load_pretrained
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.rewards.learned import load_reward_model
@@ -127,8 +126,7 @@ def stage_list(s: RLHFSettings, folder: Path):
 def evaluate(settings: RLHFSettings, run) -> tuple[dict, dict]:
     """(summary with the policies' records and samples, what the figure shows)."""
     folder, task = run.folder, get_task(settings.task)
-    config, sft_params, _ = load_pretrained(folder / 'sft/model')
-    tokenizer = load_pretrained_tokenizer(folder / 'sft/model')
+    config, sft_params, tokenizer = load_pretrained(folder / 'sft/model')
     codec = Codec(tokenizer, task.max_prompt_tokens, task.max_new_tokens, ends=task.ends)
     rm, _ = load_reward_model(folder / 'reward_model/model')
     distinct = [{'prompt': p} for p in sorted(set(task.sample_prompts(2000, settings.seed)))[:20]]

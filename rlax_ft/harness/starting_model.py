@@ -16,7 +16,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.run import Run
 from rlax_ft.harness.settings import LoRASettings, Settings
 from rlax_ft.harness.step import place_state
-from rlax_ft.hf.folder import check_vocabulary, load_pretrained, read_config, save_config
+from rlax_ft.hf.folder import check_vocabulary, load_pretrained, read_config, read_tokenizer, save_config
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
 from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.mesh import make_mesh
@@ -50,7 +50,7 @@ def make_codec(settings, run: Run, texts) -> Codec:
         raise InputError(f'--tokenizer={settings.tokenizer}: {owner} brings its own; leave it out')
     max_prompt, max_new_tokens = _lengths(settings, task, source)
     if source:
-        tokenizer = load_pretrained_tokenizer(source)
+        tokenizer = read_tokenizer(source)
         if task and tokenizer.get_vocab() != word_tokenizer(task.words).get_vocab():
             raise InputError(f'--task={task.name}: the model in {source} was made for another vocabulary')
     elif task:
@@ -78,7 +78,7 @@ def _trained_tokenizer(settings, folder, texts):
             shutil.rmtree(old, ignore_errors=True)
         train_tokenizer(settings.tokenizer, texts(), template_tokens(settings.chat_template)).save_pretrained(temporary)
         temporary.rename(folder)
-    return load_pretrained_tokenizer(folder)
+    return read_tokenizer(folder)
 
 
 def _lengths(settings, task, source):
@@ -112,23 +112,6 @@ def model_folder(path: str, flag: str = 'init_from') -> Path:
         if (folder / 'config.json').exists():
             return folder
     raise InputError(f'--{flag}={path}: holds no model; give a run folder, its checkpoints/STEP, or a model folder')
-
-
-def load_pretrained_tokenizer(folder):
-    """The tokenizer of a model folder.
-
-    Raises:
-      InputError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f'{folder}: no tokenizer that transformers can read ({str(error).splitlines()[0]})') from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]:

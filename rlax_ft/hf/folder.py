@@ -46,7 +46,8 @@ def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple
     """
     folder = _folder(path_or_repo)
     config, scalar = _read_config(folder)
-    tokenizer = _read_tokenizer(folder)
+    has_tokenizer = any((folder / name).is_file() for name in ('tokenizer.json', 'tokenizer.model', 'vocab.json'))
+    tokenizer = read_tokenizer(folder) if has_tokenizer else None
     if tokenizer is not None:
         check_vocabulary(tokenizer, config, folder)
     shapes = param_shapes(config, scalar=scalar)
@@ -71,6 +72,25 @@ def check_vocabulary(tokenizer, config: ModelConfig, source) -> None:
             f'{source}: its tokenizer has {len(tokenizer)} tokens, more than the {config.vocab_size} rows of '
             f'{FAMILIES[config.family].names["embed/embedding"]}; the first without one is {beyond[min(ordinary)]!r}'
         )
+
+
+def read_tokenizer(path_or_repo: str | Path):
+    """The tokenizer of a model folder or hub id, with PAD: EOS where it has none of its own.
+
+    Raises:
+      InputError: there is none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path_or_repo)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f'{path_or_repo}: no tokenizer that transformers can read ({reason})') from error
+    if tokenizer.pad_token_id is None:
+        # What fills a row is masked; any token serves.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def read_config(path_or_repo: str | Path) -> ModelConfig:
@@ -197,15 +217,3 @@ def _folder(path_or_repo):
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f'{text}: no such folder, and the hub did not give it ({first})') from error
-
-
-def _read_tokenizer(folder):
-    if not any((folder / name).is_file() for name in ('tokenizer.json', 'tokenizer.model', 'vocab.json')):
-        return None
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token_id is None:
-        # What fills a row is masked; any token serves.
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
