@@ -47,7 +47,7 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
-        print('stopped before the first step was saved; the same command starts again', file=sys.stderr)
+        print('stopped; the same command resumes from what has been saved', file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,12 +1,12 @@
 """Around the loop of ppo_env.py: the state to start from, records, evaluation, and the end of a run."""
 
+import logging
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from rlax_ft.envs.agent import Agent
 from rlax_ft.envs.curves import Curve, interquartile_mean, plot_learning_curve

@@ -48,7 +48,8 @@ def make_codec(settings, run: Run, texts) -> Codec:
     if (source or task) and settings.tokenizer != type(settings).tokenizer:
         owner = f'the model in {source}' if source else f'--task={task.name}'
         raise InputError(f'--tokenizer={settings.tokenizer}: {owner} brings its own; leave it out')
-    max_prompt, max_new_tokens = _lengths(settings, task, source)
+    config = read_config(source) if source else None
+    max_prompt, max_new_tokens = _lengths(settings, task, config)
     if source:
         tokenizer = read_tokenizer(source)
         if task and tokenizer.get_vocab() != word_tokenizer(task.words).get_vocab():
@@ -65,7 +66,7 @@ def make_codec(settings, run: Run, texts) -> Codec:
         max_new_tokens,
         ends=task.ends if task else True,
         truncate=settings.truncate,
-        vocab_size=read_config(source).vocab_size if source and Path(source).is_dir() else None,
+        vocab_size=config.vocab_size if config else None,
         cut_off=task is not None,
     )
 
@@ -81,12 +82,12 @@ def _trained_tokenizer(settings, folder, texts):
     return read_tokenizer(folder)
 
 
-def _lengths(settings, task, source):
+def _lengths(settings, task, config):
     """(longest prompt, longest response): what the flags say, or the task, or an even share of the context."""
     prompt, new = settings.max_prompt_tokens, settings.max_new_tokens
     if task:
         return prompt or task.max_prompt_tokens, new or task.max_new_tokens
-    context = read_config(source).max_length if source else 2 * LONGEST
+    context = config.max_length if config else 2 * LONGEST
     rest = lambda other: max(1, min(LONGEST, context - (other or context // 2)))  # noqa: E731
     return prompt or rest(new), new or rest(prompt)
 
