@@ -88,16 +88,21 @@ def read_pairs(source: str | Path) -> list[dict]:
 
     A pair may have "label" (the probability that "chosen" wins), "margin" and "weight".
     """
+    return list(itertools.chain.from_iterable(read_pair_groups(source)))
+
+
+def read_pair_groups(source: str | Path) -> list[list[dict]]:
+    """The pairs of `read_pairs`, those of one ranking together: who holds some out keeps a ranking whole."""
 
     def convert_record(record, where):
         if _is_ranking(record):
             return ranking_pairs(_compared(_ranking(record, where), where))
         return [_compared(_pair(record, where, 'a comparison {"prompt", "chosen", "rejected"}'), where)]
 
-    pairs = list(itertools.chain.from_iterable(_read(source, convert_record)))
-    if not pairs:
+    groups = _read(source, convert_record)
+    if not any(groups):
         raise InputError(f'{source}: every ranking is one tie; give at least one record that prefers something')
-    return pairs
+    return groups
 
 
 def read_rankings(source: str | Path) -> list[dict]:

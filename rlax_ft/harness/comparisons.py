@@ -3,6 +3,7 @@
 Leaves out losses and models.
 """
 
+import itertools
 import logging
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import count_examples, padding_share
-from rlax_ft.data.records import ranking_pairs, read_pairs, read_rankings, write_records
+from rlax_ft.data.records import ranking_pairs, read_pair_groups, read_pairs, read_rankings, write_records
 from rlax_ft.errors import InputError
 from rlax_ft.feedback.annotator import rank_completions
 from rlax_ft.feedback.judgements import judgement
@@ -55,8 +56,11 @@ def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tupl
     records = read(path)
     if settings.eval_data:
         return records, read(settings.eval_data)
-    # A task's few prompts serve for both: it is the judgements that are held out.
-    return split_rows(records, seed=settings.seed, by_prompt=task_of(settings) is None)
+    if task_of(settings) is None:
+        return split_rows(records, seed=settings.seed)
+    # A task's few prompts serve for both: it is whole judgements that are held out, never some pairs of a ranking.
+    groups = [[record] for record in records] if rankings else read_pair_groups(path)
+    return tuple(list(itertools.chain.from_iterable(side)) for side in split_rows(groups, seed=settings.seed))
 
 
 def implied_pairs(records: list[dict]) -> list[dict]:
