@@ -1,4 +1,4 @@
-"""What is held out of comparisons: whole prompts of a user's data, whole rankings of a task's, and nothing in between."""
+"""What is held out of comparisons: whole prompts of a user's data, and whole rankings of a task's."""
 
 import types
 
