@@ -88,6 +88,7 @@ def train(settings: EnvSettings) -> dict:
         show=show,
         report_to=settings.report_to,
         on_loop=stopping.looping,
+        may_skip=settings.skip_bad_steps,
     ) as writer:
         for before, now in itertools.pairwise([start, *boundaries(settings, start)]):
             state, metrics = program(hyper, state, now - before)
@@ -141,7 +142,12 @@ def make_iteration(settings: EnvSettings, agent):
             axis_name=axis_name,
         )
         train, metrics = update(
-            make_train_step(objective, optimizer_of(settings, hyper.learning_rate), axis_name=axis_name),
+            make_train_step(
+                objective,
+                optimizer_of(settings, hyper.learning_rate),
+                axis_name=axis_name,
+                skip_bad=settings.skip_bad_steps > 0,
+            ),
             state.train,
             batch,
             update_key,

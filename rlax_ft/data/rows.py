@@ -53,7 +53,9 @@ def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dic
         (same, 'the responses that they compare become the same tokens'),
     ):
         if count:
-            logging.warning('%d of %d records left out: %s', count, len(records), reason)
+            # A few are told; many are a warning.
+            level = logging.WARNING if 10 * count > len(records) else logging.INFO
+            logging.log(level, '%d of %d records left out: %s', count, len(records), reason)
     return records if len(kept) == len(records) and all(map(operator.is_, kept, records)) else kept
 
 

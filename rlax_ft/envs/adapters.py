@@ -229,7 +229,7 @@ def _need(module, name):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        extra = "'rlax_ft[control]'"
+        extra = "'rlax_ft[envs]'"
         package = {'gymnax': extra, 'gymnasium': extra, 'brax.envs': 'brax', 'mujoco_playground': 'playground'}[module]
         raise InputError(f'--env={name}: needs more packages ({error}); pip install {package}') from error
 

@@ -8,7 +8,6 @@ Every function is for one run; programs.py puts `jax.vmap` around them. `axis_na
 environments are split, if any. `collect` is in rollout.py, the order of the calls in experiments/ppo_env.py.
 """
 
-import inspect
 from collections.abc import Callable
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from rlax_ft.envs.agent import Agent
 from rlax_ft.envs.state import Actors, Frames, PPOBatch, PPOState
 from rlax_ft.envs.statistics import RunningStats, discounted_sums, init_stats, normalize, update_stats
+from rlax_ft.losses.clipping import outside_bounds
 from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.losses.value import clipped_value_loss
 from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
@@ -180,13 +180,6 @@ def minibatch_rows(key: jax.Array, rows: int, *, minibatches: int) -> jax.Array:
     return (jnp.sort(words) & jnp.uint32(low)).astype(jnp.int32).reshape(minibatches, -1)
 
 
-def clip_bounds(loss: Callable) -> tuple[float, float] | None:
-    """(clip_low, clip_high) that a loss has by default or bound by `functools.partial`; None where it takes none."""
-    takes = inspect.signature(loss).parameters
-    bounds = tuple(takes[name].default for name in ('clip_low', 'clip_high') if name in takes)
-    return bounds if len(bounds) == 2 and inspect.Parameter.empty not in bounds else None
-
-
 def ppo_objective(
     agent: Agent,
     *,
@@ -212,9 +205,9 @@ def ppo_objective(
 
     Returns:
       loss_fn(params, PPOBatch, key) -> (loss, metrics under TRL's names). `policy/clipfrac_avg` is the share of actions
-      whose ratio is outside [1 - clip_low, 1 + clip_high] of the loss; a loss without these bounds has no such metric.
+      outside the loss's own bounds; a loss without any has no such metric.
     """
-    policy, bounds = agent.distribution, clip_bounds(loss)
+    policy = agent.distribution
 
     def loss_fn(params, batch: PPOBatch, key):
         del key
@@ -234,10 +227,9 @@ def ppo_objective(
             'policy/approxkl_avg': mean(0.5 * jnp.square(log_ratio)),
             'policy/entropy_avg': entropy,
         }
-        if bounds is not None:
-            moved = jnp.expm1(log_ratio)
-            clipped = (moved < -bounds[0]) | (moved > bounds[1])
-            metrics['policy/clipfrac_avg'] = mean(clipped.astype(jnp.float32))
+        outside = outside_bounds(loss, log_ratio, mask)
+        if outside is not None:
+            metrics['policy/clipfrac_avg'] = mean(outside)
         if kl_coef is not None:
             metrics['objective/kl'] = mean(policy.kl(batch.outputs, outputs))
             total += kl_coef * metrics['objective/kl']

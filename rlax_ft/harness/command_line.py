@@ -7,9 +7,11 @@ loop after its step, with a checkpoint. Leaves out what the flags are (settings.
 
 import ctypes
 import dataclasses
+import errno
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,7 +33,7 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
     if {'--help', '-h', '-help', '--helpfull'} & set(sys.argv[1:]):
         print(help_text(settings_class, sys.modules['__main__'].__doc__ or ''))
         return
-    logging.basicConfig(level=logging.WARNING, format='warning: %(message)s', force=True)
+    _log_in_lines()
     warnings.filterwarnings('ignore', category=DeprecationWarning)
     try:
         settings = parse(settings_class, sys.argv[1:])
@@ -46,9 +48,33 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print('stopped; the same command resumes from what has been saved', file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (interrupt.args or (signal.SIGINT,))[0])
+    except Exception as error:
+        reason = storage_failure(error)
+        if reason is None:
+            raise
+        print(f'error: {reason}; the same command resumes from what has been saved', file=sys.stderr)
+        sys.exit(2)
+
+
+def storage_failure(error: BaseException) -> str | None:
+    """What an error says of files that cannot be read or written, in one line; None where it is about something else.
+
+    Libraries that write in threads, or in another language, keep no more of the system's error than its text.
+    """
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.strerror:
+            return ': '.join(str(part) for part in (error.filename, error.strerror) if part)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+            if os.strerror(number) in str(error):
+                paths = re.findall(r'"(/[^"]+)"', str(error))
+                return ': '.join([*paths[:1], os.strerror(number)])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def parse(settings_class: type[RunSettings], arguments: Sequence[str]) -> RunSettings:
@@ -116,6 +142,21 @@ def _beside(line, folder):
     if equals and path and not Path(path).exists() and (folder / path).is_file():
         return f'{name}={folder / value}'
     return line
+
+
+def _log_in_lines():
+    """Warnings of everybody, and what this package tells besides, one line each."""
+
+    class Line(logging.Formatter):
+        def format(self, record):
+            name = 'warning' if record.levelno >= logging.WARNING else 'note'
+            return f'{name}: {record.getMessage()}'
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Line())
+    # We log on the root logger; libraries have loggers of their own.
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name == 'root')
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def _cache_compilations():

@@ -27,9 +27,8 @@ def starting_state(
 ) -> tuple[PPOState, int]:
     """(PPOState [runs, ...], updates already taken): from the newest checkpoint, or new."""
     state = first_state(settings, envs, agent, runs, hyper)
-    done = run.checkpoints.latest_step() or 0
-    if done:
-        state, _ = run.checkpoints.restore(state)
+    state, done = run.checkpoints.newest(state)
+    run.check_length(settings, done)
     return envs.begin(state, done), done
 
 
@@ -78,6 +77,9 @@ class Logbook:
         self._pending = metrics['rewards_not_finite']
         names = [n for n in metrics if not n.startswith('episode') and n != 'rewards_not_finite']
         record = {name: jnp.mean(metrics[name]) for name in names}
+        if 'skipped' in record:  # Minibatch steps of all runs.
+            steps = count * self._settings.update_epochs * self._settings.minibatches
+            record['skipped'] = jnp.round(jnp.sum(metrics['skipped']) * steps)
         record |= self._by_run('episode_return', metrics['episode_return'])
         return record | self._by_run('episode_length', metrics['episode_length'], each=False)
 

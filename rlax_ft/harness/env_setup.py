@@ -103,6 +103,11 @@ class EnvSettings(LoopSettings, DeviceSettings, RunSettings):
         return self.total_steps // self.steps_per_update
 
     @property
+    def last_step(self) -> int:
+        """The update that the run ends with."""
+        return self.updates
+
+    @property
     def row_length(self) -> int:
         """Steps in a row of the losses' arrays: 1 without memory."""
         return (self.sequence or self.num_steps) if self.gru else 1

@@ -6,6 +6,7 @@ Leaves out what is trained, and the metrics within (training/metrics.py).
 import dataclasses
 import fcntl
 import json
+import logging
 import math
 import os
 import shutil
@@ -19,7 +20,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness import stopping
 from rlax_ft.harness.settings import RunSettings, Settings, differing, flag_lines
 from rlax_ft.training.checkpoint import Checkpoints
-from rlax_ft.training.metrics import MetricsWriter, read_records
+from rlax_ft.training.metrics import MetricsWriter, read_records, skipped_steps
 from rlax_ft.training.performance import Performance
 
 
@@ -64,15 +65,33 @@ class Run:
         writer.flush()
         self.checkpoints.save(step, state(), record)
         self._saved_at = time.monotonic()
-        if stop and step < last:
+        if stop:
             self.checkpoints.close()
-            raise stopping.Stopped(
-                f'{self.folder}: stopped after step {step}, which is saved; the same command resumes', stop
+            stopping.stop(f'{self.folder}: stopped after step {step}, which is saved; the same command resumes')
+
+    def check_length(self, settings, taken: int) -> None:
+        """Refuses a run that shall end before the step that it has taken already.
+
+        Args:
+          settings: which say the last step, as --max_steps or otherwise.
+          taken: step of the checkpoint that the run would resume from.
+
+        Raises:
+          InputError: the run is longer already.
+        """
+        if settings.last_step is not None and taken > settings.last_step:
+            flags = ' '.join(f'--{name}={getattr(settings, name)}' for name in settings.length)
+            raise InputError(
+                f'{flags}: ends at step {settings.last_step}, and the run in {self.folder} is at step {taken} already; '
+                'make it as long, give another --out, or --resume=false to start anew'
             )
 
     def finish(self, summary: dict) -> dict:
-        """Writes summary.json, the last thing that a run does, and prints it."""
+        """Writes summary.json, the last thing that a run does, and prints it; steps that were skipped are counted."""
         self.checkpoints.close()
+        records = read_records(self.folder / 'metrics.jsonl')
+        if any('skipped' in record for record in records):
+            summary = {**summary, 'skipped_steps': skipped_steps(records)}
         write_json(self.folder / 'summary.json', summary)
         print(f'{self.folder}: ' + ', '.join(f'{k} {_readable(v)}' for k, v in summary.items() if _is_number(v)))
         return summary
@@ -85,13 +104,11 @@ def open_run(settings: RunSettings, name: str) -> Run:
       InputError: the folder holds a run of other settings, is in use by another process, or is no folder.
     """
     folder = Path(settings.out) if settings.out else _default_folder(settings, name)
-    flags_file = folder / 'flags.txt'
     if folder.exists() and not folder.is_dir():
         raise InputError(f'--out={folder}: is a file; give a folder')
-    if flags_file.exists() and not settings.resume:
-        number = next(n for n in range(1, 10_000) if not folder.with_name(f'{folder.name}.{n}').exists())
-        folder.rename(folder.with_name(f'{folder.name}.{number}'))
-    saved = flags_file.read_text().splitlines() if flags_file.exists() else []
+    if not settings.resume:
+        _put_away(folder)
+    saved = _saved_flags(folder)
     changed = differing(settings, saved)
     if changed and not _has_begun(folder):
         # It stopped before its first step, perhaps over a flag: what it had prepared goes.
@@ -106,15 +123,17 @@ def open_run(settings: RunSettings, name: str) -> Run:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
-        write_text(flags_file, '\n'.join(flag_lines(settings)) + '\n')
+        run = Run(folder, Checkpoints(folder / 'checkpoints'), None)
+        taken = run.checkpoints.latest_step() or 0
+        run.check_length(settings, taken)
+        write_text(folder / 'flags.txt', '\n'.join(flag_lines(settings)) + '\n')
     except OSError as error:
         raise InputError(f'--out={folder}: cannot be written ({error.strerror}); give another folder') from error
-    summary_file, summary = folder / 'summary.json', None
-    same_length = {f'--{name}={getattr(settings, name)}' for name in settings.length} <= set(saved)
-    if summary_file.exists() and same_length:
-        summary = json.loads(summary_file.read_text())
-        print(f'{folder}: this run has ended; nothing to do (summary.json). --resume=false runs it again')
-    return Run(folder, Checkpoints(folder / 'checkpoints'), summary)
+    if {f'--{name}={getattr(settings, name)}' for name in settings.length} <= set(saved):
+        run.summary = _read_summary(folder / 'summary.json')
+    elif taken:
+        _warn_of_another_length(settings, saved, taken)
+    return run
 
 
 def open_metrics(settings: Settings, run: Run, config, start: int, *, title: str, show: tuple, passes: float = 3.0):
@@ -132,6 +151,7 @@ def open_metrics(settings: Settings, run: Run, config, start: int, *, title: str
         profile=(int(first), int(last)) if first else None,
         report_to=settings.report_to,
         on_loop=stopping.looping,
+        may_skip=settings.skip_bad_steps,
     )
 
 
@@ -151,12 +171,62 @@ def _default_folder(settings, name):
     """runs/NAME, or the first of runs/NAME.2, .3, ... that is new or was begun with these very flags."""
     for number in range(1, 10_000):
         folder = Path(f'runs/{name}' if number == 1 else f'runs/{name}.{number}')
-        flags_file = folder / 'flags.txt'
         if not folder.exists() or (
-            flags_file.exists() and not differing(settings, flags_file.read_text().splitlines())
+            (folder / 'flags.txt').exists() and not differing(settings, _saved_flags(folder))
         ):
             return folder
     raise InputError(f'runs/{name}: ten thousand runs are there; give --out')
+
+
+def _put_away(folder):
+    """Renames a folder that holds a run: the new one starts anew."""
+    if (folder / 'flags.txt').exists():
+        number = next(n for n in range(1, 10_000) if not folder.with_name(f'{folder.name}.{n}').exists())
+        try:
+            folder.rename(folder.with_name(f'{folder.name}.{number}'))
+        except OSError as error:
+            raise InputError(f'--out={folder}: cannot be renamed ({error.strerror}); give another folder') from error
+
+
+def _saved_flags(folder):
+    """The lines of the folder's flags.txt; none where there is none."""
+    path = folder / 'flags.txt'
+    try:
+        return path.read_text().splitlines() if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f'{path}: cannot be read ({error}); it says what the run was begun with: mend it, or --resume=false'
+        ) from error
+
+
+def _read_summary(path):
+    """What the run ended with; None where it has not, or where that cannot be read and is made anew."""
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        summary = None
+    if not isinstance(summary, dict):
+        logging.warning('%s: holds no summary; it is made anew', path)
+        return None
+    print(f'{path.parent}: this run has ended; nothing to do (summary.json). --resume=false runs it again')
+    return summary
+
+
+def _warn_of_another_length(settings, saved, taken):
+    """Says that the schedule of a run which goes on longer is another one, so that its learning rate jumps."""
+    before = [line for line in saved if line[2:].split('=')[0] in settings.length]
+    if getattr(settings, 'schedule', 'constant') == 'constant':
+        return
+    steps = getattr(settings, 'schedule_steps', 0)
+    if not steps or f'--schedule_steps={steps}' not in saved:
+        hint = '' if steps or not hasattr(settings, 'schedule_steps') else '; --schedule_steps sets it apart from these'
+        logging.warning(
+            'the run in %s was begun with %s: --schedule=%s now runs over another length, and the learning rate jumps '
+            'at step %d%s',
+            *(settings.out or 'its folder', ' '.join(before), settings.schedule, taken, hint),
+        )
 
 
 def _has_begun(folder):

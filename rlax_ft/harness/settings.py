@@ -61,6 +61,7 @@ class RunSettings(Checked):
 
     group: ClassVar[str] = 'run'
     length: ClassVar[tuple[str, ...]] = ()  # The flags that say how long a run is.
+    last_step: ClassVar[int | None] = None  # The step that a run ends with, where its flags say.
 
     out: str = flag('', 'Run folder; when empty, a new one runs/SCRIPT. The same command resumes.', may_change=True)
     resume: bool = flag(True, 'Resume the run in --out. False starts anew; the old folder is renamed.', may_change=True)
@@ -76,6 +77,12 @@ class LoopSettings:
     save_every: int = flag(200, 'Steps between checkpoints.', at_least=1, may_change=True)
     save_minutes: float = flag(
         10.0, 'Minutes after which a checkpoint is saved all the same; 0: by steps only.', at_least=0, may_change=True
+    )
+    skip_bad_steps: int = flag(
+        0,
+        'Steps with a loss or gradient that is not finite to skip, with a count; one more stops the run.',
+        at_least=0,
+        may_change=True,
     )
     report_to: str = flag(
         'tensorboard',
@@ -198,6 +205,12 @@ class OptimizerSettings:
     optimizer: str = flag('adamw', 'adamw, adafactor, lion, muon, or MODULE:FUNCTION(learning_rate) of optax kind.')
     learning_rate: float = flag(1e-5, 'Peak learning rate.', above=0)
     schedule: str = flag('linear', 'Learning rate over the run.', ('linear', 'cosine', 'constant'))
+    schedule_steps: int = flag(
+        0,
+        'Steps over which the schedule runs, more than --max_steps where a run is to be made longer later; 0: those.',
+        at_least=0,
+        may_change=True,
+    )
     warmup_steps: int = flag(0, 'Steps over which the learning rate rises to its peak.', at_least=0)
     clip_norm: float = flag(1.0, 'Largest norm of the gradient; 0 does not clip.', at_least=0)
     weight_decay: float = flag(0.0, 'Decoupled weight decay of matrices; norms and biases have none.', at_least=0)
@@ -213,6 +226,11 @@ class Settings(OptimizerSettings, LoopSettings, LoRASettings, HeldOutSettings, L
 
     length: ClassVar[tuple[str, ...]] = ('max_steps', 'epochs')
 
+    @property
+    def last_step(self) -> int | None:
+        """The step that the run ends with; None where the number of records decides."""
+        return self.max_steps if self.max_steps >= 0 else None
+
     def __post_init__(self):
         """Checks every value, and those that must fit together.
 
@@ -222,6 +240,8 @@ class Settings(OptimizerSettings, LoopSettings, LoRASettings, HeldOutSettings, L
         super().__post_init__()
         if self.batch_size % self.micro_batches:
             raise InputError(f'--micro_batches={self.micro_batches}: does not divide --batch_size={self.batch_size}')
+        if self.schedule_steps and self.schedule == 'constant':
+            raise InputError(f'--schedule_steps={self.schedule_steps}: has no effect with --schedule=constant')
         if self.max_steps >= 0 and self.epochs != _default(self, 'epochs'):
             raise InputError(f'--epochs={self.epochs}: has no effect beside --max_steps={self.max_steps}; give one')
 
@@ -260,7 +280,7 @@ def flag_lines(settings: RunSettings) -> list[str]:
 
 def differing(settings: RunSettings, saved: list[str]) -> tuple[str, str, str] | None:
     """(name, value now, value saved) of the first flag that may not change and has; None where there is none."""
-    before = dict(line[2:].split('=', 1) for line in saved if line.startswith('--'))
+    before = {line[2:].partition('=')[0]: line.partition('=')[2] for line in saved if line.startswith('--')}
     for field in dataclasses.fields(settings):
         value = str(getattr(settings, field.name))
         if not field.metadata['may_change'] and before.get(field.name, value) != value:

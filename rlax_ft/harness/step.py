@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 
+from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.run import Run
 from rlax_ft.harness.settings import Settings
@@ -54,7 +55,7 @@ def compile_training(settings: Settings, objective, base=None, *, max_updates: i
     kind = settings.optimizer
     optimizer = make_optimizer(
         settings.learning_rate,
-        max_steps=max_updates or settings.max_steps,
+        max_steps=_schedule_updates(settings, max_updates or settings.max_steps),
         kind=find_function(kind, 'optimizer') if ':' in kind else kind,
         schedule=settings.schedule,
         warmup_steps=settings.warmup_steps,
@@ -66,7 +67,11 @@ def compile_training(settings: Settings, objective, base=None, *, max_updates: i
         objective = adapter_objective(objective, dropout=settings.lora_dropout > 0)
     pmap = settings.backend == 'pmap'
     step = make_train_step(
-        objective, optimizer, micro_batches=settings.micro_batches, axis_name=PMAP_AXIS if pmap else None
+        objective,
+        optimizer,
+        micro_batches=settings.micro_batches,
+        axis_name=PMAP_AXIS if pmap else None,
+        skip_bad=settings.skip_bad_steps > 0,
     )
     mesh = None if pmap else make_mesh(settings.mesh)
     compiled = compile_step(step, mesh=mesh, backend=settings.backend)
@@ -81,11 +86,26 @@ def place_state(settings: Settings, state):
 
 
 def resume(settings: Settings, run: Run, state):
-    """(state, steps already done): as the newest checkpoint has it, or as given where there is none."""
-    start = run.checkpoints.latest_step() or 0
-    if start:
-        state, _ = run.checkpoints.restore(state)
+    """(state, steps already done): as the newest checkpoint that can be read has it, or as given where there is none.
+
+    Raises:
+      InputError: the run has taken more steps than it now may, or none of its checkpoints can be read.
+    """
+    state, start = run.checkpoints.newest(state)
+    run.check_length(settings, start)
     return place_state(settings, state), start
+
+
+def _schedule_updates(settings, updates):
+    """Optimiser updates over which the learning rate falls, of the run's `updates`: --schedule_steps, if given."""
+    if not settings.schedule_steps:
+        return updates
+    if settings.schedule_steps < settings.max_steps:
+        raise InputError(
+            f'--schedule_steps={settings.schedule_steps}: fewer than the {settings.max_steps} steps of the run, which '
+            'would end at a learning rate of 0; give at least these'
+        )
+    return settings.schedule_steps * (updates // max(settings.max_steps, 1))
 
 
 def placement(settings: Settings):

@@ -1,6 +1,6 @@
 """SIGINT and SIGTERM: asked to stop, a training loop ends after its step, with a checkpoint.
 
-A second signal, or one outside a loop, interrupts at once.
+A second signal, or one outside a loop, interrupts at once: KeyboardInterrupt with the signal's number.
 """
 
 import signal
@@ -26,8 +26,15 @@ def listen() -> None:
 
 
 def looping(now: bool) -> None:
-    """Says whether a loop is under way that looks at `asked` after every step."""
+    """Says whether a loop is under way that looks at `asked` after every step.
+
+    Raises:
+      KeyboardInterrupt: the loop has ended, and a signal came that it did not look at any more.
+    """
+    unheard = 0 if now else _asked['signal']
     _asked.update(looping=now, signal=0)
+    if unheard:
+        raise KeyboardInterrupt(unheard)
 
 
 def asked() -> int:
@@ -35,7 +42,18 @@ def asked() -> int:
     return _asked['signal']
 
 
+def stop(message: str) -> None:
+    """Ends the run that was asked to stop.
+
+    Raises:
+      Stopped: always.
+    """
+    number, _asked['signal'] = _asked['signal'], 0
+    raise Stopped(message, number)
+
+
 def _hear(number, _):
     if not _asked['looping'] or _asked['signal']:
-        raise KeyboardInterrupt
+        _asked['signal'] = 0
+        raise KeyboardInterrupt(number)
     _asked['signal'] = number

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rlax_ft.losses.clipping import outside_bounds
 from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.losses.value import clipped_value_loss
 from rlax_ft.models.scoring import before_each_token, read, token_logps
@@ -172,6 +173,7 @@ def ppo_objective(
 
     Returns:
       loss_fn for params {'policy', 'value'}; its batch is (PPOBatch, number of response tokens in the whole batch).
+      `policy/clipfrac_avg` is the share of tokens outside the loss's own bounds; a loss without any has no such metric.
     """
 
     def loss_fn(params: Params, batch: tuple[PPOBatch, jax.Array], key: jax.Array):
@@ -190,12 +192,14 @@ def ppo_objective(
             'loss/policy_avg': policy_loss,
             'loss/value_avg': value_loss,
             'policy/approxkl_avg': mean(0.5 * jnp.square(log_ratio)),
-            'policy/clipfrac_avg': mean((jnp.abs(ratio - 1.0) > 0.2).astype(jnp.float32)),
             'policy/entropy_avg': entropy,
             'val/clipfrac_avg': mean(jnp.zeros_like(values) + clipped),
             'val/ratio': mean(ratio),
             'val/ratio_var': mean(jnp.square(ratio - 1.0)),
         }
+        outside = outside_bounds(loss, log_ratio, mask)
+        if outside is not None:
+            metrics['policy/clipfrac_avg'] = mean(outside)
         return policy_loss + value_coef * value_loss - entropy_coef * entropy, metrics
 
     return loss_fn
@@ -215,5 +219,6 @@ def ended(rollout: Rollout, eos_ids: Sequence[int]) -> jax.Array:
 
 @jax.jit
 def mean_over_steps(steps: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
-    """The mean of each metric over the optimiser steps of an update."""
-    return jax.tree.map(lambda *values: sum(values) / len(values), *steps)
+    """The mean of each metric over the optimiser steps of an update; of `skipped` steps their number."""
+    means = jax.tree.map(lambda *values: sum(values) / len(values), *steps)
+    return {name: mean * len(steps) if name == 'skipped' else mean for name, mean in means.items()}

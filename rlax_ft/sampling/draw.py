@@ -1,4 +1,4 @@
-"""Drawing one token a row: truncation of the distribution, and an exact draw from one uniform number.
+"""Drawing one token a row: truncation of the distribution, and a draw that is exact to float32.
 
 Leaves out the model and the loop. Nothing here sorts: on a vocabulary of any size a draw is a few passes over it.
 """
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 _BLOCK = 128
 
 
-def row_uniforms(key: jax.Array, rows: int, count: int) -> jax.Array:
-    """The numbers that rows draw with, float32[rows, count] in [0, 1): row i's depend on `key` and i alone.
+def row_words(key: jax.Array, rows: int, count: int) -> jax.Array:
+    """What rows draw with, random uint32[rows, count, 2]: row i's words depend on `key` and i alone.
 
     Args:
       key: one key, or an array of a key for each row.
@@ -22,17 +22,17 @@ def row_uniforms(key: jax.Array, rows: int, count: int) -> jax.Array:
     if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)  # A key of the old kind, whose numbers would look like two rows' keys.
     keys = key if key.ndim else jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(rows))
-    return jax.vmap(lambda k: jax.random.uniform(k, (count,)))(keys)
+    return jax.vmap(lambda k: jax.random.bits(k, (count, 2)))(keys)
 
 
 def draw(
-    logits: jax.Array, uniform: jax.Array, *, temperature: float, top_k: int | None, top_p: float, min_p: float
+    logits: jax.Array, words: jax.Array, *, temperature: float, top_k: int | None, top_p: float, min_p: float
 ) -> tuple[jax.Array, jax.Array]:
     """A token of each row, and its log-probability under softmax(logits / temperature) before truncation.
 
     Args:
       logits: float[B, V].
-      uniform: float[B] in [0, 1).
+      words: uint32[B, 2], random, of `row_words`.
       temperature: > 0; 0 takes the likeliest, with log-probabilities at temperature 1.
       top_k, top_p, min_p: as `truncate`.
 
@@ -48,40 +48,71 @@ def draw(
         kept = logits
         if top_k is not None or top_p < 1 or min_p > 0:
             kept = truncate(logits - log_total[:, None], top_k=top_k, top_p=top_p, min_p=min_p)
-        token = inverse_cdf(kept, uniform)
+        token = choose(kept, fractions(words, halvings(logits.shape[-1])))
     else:
         token = jnp.argmax(logits, axis=-1)
     token = token.astype(jnp.int32)
     return token, jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - log_total
 
 
-def inverse_cdf(logps: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The first token whose cumulative probability exceeds u: an exact draw from one uniform number per row.
+def halvings(size: int) -> int:
+    """How many numbers `choose` takes to draw one of `size` tokens."""
+    block, blocks = _blocks(size)
+    return (blocks.bit_length() - 1) + (block.bit_length() - 1)
 
-    The block of tokens is found first, then the token in it, so that nothing of the vocabulary's length is accumulated.
+
+def choose(logps: jax.Array, numbers: jax.Array) -> jax.Array:
+    """A token with probability softmax(logps), to float32's relative precision however unlikely the token is.
+
+    One uniform number and a cumulative sum would not do: of float32 uniforms there are 2^23, and small terms vanish in
+    a sum near 1. Here what is left of the vocabulary is halved again and again, and the lighter half is taken where a
+    number of its own is below light / (light + heavy). Blocks are halved first, then the tokens of one block, so that
+    the vocabulary is read once.
 
     Args:
       logps: float[B, V], log-probabilities up to a constant, the largest near 0; -inf is never drawn.
-      uniform: float[B] in [0, 1).
+      numbers: float32[B, halvings(V)], of `fractions`.
 
     Returns:
       int32[B].
     """
-    padded = jnp.pad(logps, ((0, 0), (0, -logps.shape[-1] % _BLOCK)), constant_values=-jnp.inf)
-    weights = jnp.exp(padded).reshape(logps.shape[0], -1, _BLOCK)
-    sums = jnp.sum(weights, axis=-1)
-    ends = jnp.cumsum(sums, axis=-1)
-    target = uniform * ends[:, -1]
-    block = _first_above(ends, sums, target)
-    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
-    before = jnp.take_along_axis(ends - sums, block[:, None], axis=1)
-    return block * _BLOCK + _first_above(before + jnp.cumsum(inside, axis=-1), inside, target)
+    block, blocks = _blocks(logps.shape[-1])
+    padded = jnp.pad(logps, ((0, 0), (0, -logps.shape[-1] % block)), constant_values=-jnp.inf)
+    weights = jnp.exp(padded).reshape(logps.shape[0], -1, block)
+    sums = jnp.pad(jnp.sum(weights, axis=-1), ((0, 0), (0, blocks - weights.shape[1])))
+    outer = blocks.bit_length() - 1
+    first = _halve(sums, numbers[:, :outer])
+    inside = jnp.take_along_axis(weights, first[:, None, None], axis=1)[:, 0]
+    return first * block + _halve(inside, numbers[:, outer:])
 
 
-def _first_above(ends, weights, target):
-    """Index of the first end above the target; rounding never leads past the last positive weight."""
-    last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[-1]), 0), axis=-1)
-    return jnp.minimum(jnp.sum(ends <= target[:, None], axis=-1), last)
+def fractions(words: jax.Array, count: int) -> jax.Array:
+    """Uniform float32[B, count] in [0, 1] from words uint32[B, 2]; near 0 they are multiples of 2^-64, not of 2^-23."""
+    keys = jax.random.wrap_key_data(words, impl='threefry2x32')
+    high, low = jnp.unstack(jax.vmap(lambda k: jax.random.bits(k, (2, count)))(keys), axis=1)
+    return high.astype(jnp.float32) * 2.0**-32 + low.astype(jnp.float32) * 2.0**-64
+
+
+def _halve(weights, numbers):
+    """An index of weights [B, 2^n] in proportion to them, by n numbers of each row."""
+    levels = [weights]
+    while levels[-1].shape[1] > 1:
+        half = levels[-1].shape[1] // 2
+        levels.append(levels[-1][:, :half] + levels[-1][:, half:])
+    place = jnp.zeros(weights.shape[0], jnp.int32)
+    for level, number in zip(levels[-2::-1], jnp.unstack(numbers, axis=1)):
+        half = level.shape[1] // 2
+        left, right = (jnp.take_along_axis(level, p[:, None], axis=1)[:, 0] for p in (place, place + half))
+        lighter = number * (left + right) < jnp.minimum(left, right)
+        # A half of weight 0 is never taken, and of equal halves the left one counts as the lighter.
+        place = jnp.where(lighter == (left <= right), place, place + half)
+    return place
+
+
+def _blocks(size):
+    """(tokens in a block, number of blocks), powers of two that together hold `size` tokens."""
+    power = 1 << (size - 1).bit_length()
+    return min(_BLOCK, power), max(power // _BLOCK, 1)
 
 
 def truncate(logps: jax.Array, *, top_k: int | None, top_p: float, min_p: float) -> jax.Array:

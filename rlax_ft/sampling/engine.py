@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rlax_ft.models.attention import KVCache
-from rlax_ft.sampling.draw import draw, row_uniforms
+from rlax_ft.sampling.draw import draw, row_words
 from rlax_ft.sampling.sampler import blank, is_end
 from rlax_ft.types import Rollout
 
@@ -74,7 +74,7 @@ def generate_many(
     rows = min(rows, count)
     refill = min(refill or max(rows // 8, 1), rows)
     prompt_mask = prompt_mask.astype(bool)
-    uniforms = jnp.pad(row_uniforms(key, count, max_new_tokens), ((0, 1), (0, 0)))
+    words = jnp.pad(row_words(key, count, max_new_tokens), ((0, 1), (0, 0), (0, 0)))
     # A refill always reads `refill` prompts: behind the last there is room for it.
     waiting_tokens, waiting_mask = (jnp.pad(x, ((0, refill), (0, 0))) for x in (prompts, prompt_mask))
     lengths = jnp.sum(waiting_mask, axis=1)
@@ -108,7 +108,7 @@ def generate_many(
 
     def decode(s: _Slots) -> _Slots:
         """One token of every row."""
-        token, logp = draw(apply(variables, s.hidden, method='unembed'), uniforms[s.prompt, s.step], **how)
+        token, logp = draw(apply(variables, s.hidden, method='unembed'), words[s.prompt, s.step], **how)
         ended = is_end(token, eos_ids) | (s.step == max_new_tokens - 1)
         cache = s.cache.replace(index=length + s.turn % max_new_tokens)
         position = lengths[s.prompt] + s.step

@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from rlax_ft.sampling.draw import draw, row_uniforms
+from rlax_ft.sampling.draw import draw, row_words
 from rlax_ft.types import Rollout
 
 
@@ -59,7 +59,7 @@ def generate(
     lengths = prompt_mask.sum(axis=1)
     positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
     hidden, cache = apply(variables, prompts, positions, prompt_mask.astype(jnp.int32), cache)
-    uniforms = row_uniforms(key, batch, max_new_tokens)
+    words = row_words(key, batch, max_new_tokens)
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
     def unfinished(carry):
@@ -68,7 +68,7 @@ def generate(
 
     def decode(carry):
         step, done, last_hidden, cache, tokens, mask, logps = carry
-        token, logp = draw(apply(variables, last_hidden, method='unembed'), uniforms[:, step], **how)
+        token, logp = draw(apply(variables, last_hidden, method='unembed'), words[:, step], **how)
         token = jnp.where(done, pad_id, token)
         tokens = tokens.at[:, step].set(token)
         mask = mask.at[:, step].set(~done)

@@ -1,8 +1,9 @@
 """Checkpoints of a run, written by orbax: the state and a small record beside it.
 
-Leaves out the run folder around them (experiments/run.py).
+Leaves out the run folder around them (harness/run.py).
 """
 
+import logging
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ class Checkpoints:
           folder: where checkpoints go, one subfolder a step.
           keep: how many of the latest remain.
         """
-        self.folder = Path(folder).absolute()
+        self.folder, self._keep = Path(folder).absolute(), keep
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_handlers={'state': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()},
@@ -57,6 +58,41 @@ class Checkpoints:
         restored = self._manager.restore(step, args=args)
         return restored.state, restored.record
 
+    def newest(self, like):
+        """(state, step) of the newest checkpoint that can be read; (`like`, 0) where there is none at all.
+
+        Newer ones that cannot be read are set aside, with a warning.
+
+        Args:
+          like: as in `restore`.
+
+        Raises:
+          InputError: none of them can be read, or it holds other arrays than `like`.
+        """
+        broken = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, _ = self.restore(like, step)
+            except InputError:
+                raise
+            except Exception as error:  # Whatever the files in it make of the libraries that read them.
+                broken[step] = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+                continue
+            for other, reason in broken.items():
+                aside = self._set_aside(other)
+                logging.warning(
+                    '%s: cannot be read (%s); it is now %s, and step %d, the newest that can be, is resumed',
+                    *(self.folder / str(other), reason, aside.name, step),
+                )
+            return state, step
+        if broken:
+            step, reason = next(iter(broken.items()))
+            raise InputError(
+                f'{self.folder / str(step)}: cannot be read ({reason}), nor can an earlier one; mend it, give another '
+                '--out, or --resume=false to start anew'
+            )
+        return like, 0
+
     def read(self, step: int):
         """The saved pytree of `step` as nested dicts and lists, for who does not know its structure.
 
@@ -76,9 +112,20 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
 
     def close(self) -> None:
-        """Waits for saves under way."""
+        """Waits for saves under way, and removes what a process that was killed had no time to remove."""
         self._manager.wait_until_finished()
+        for step in sorted(self._manager.all_steps())[: -self._keep]:
+            self._manager.delete(step)
         self._manager.close()
+
+    def _set_aside(self, step):
+        """Renames a checkpoint so that it is none; it stays for whoever can mend it."""
+        number = next(n for n in range(10_000) if not (self.folder / f'broken-{step}-{n}').exists())
+        aside = self.folder / f'broken-{step}-{number}'
+        if jax.process_index() == 0:
+            (self.folder / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
 
     def _check_shapes(self, like, step):
         # A random key is saved as the numbers behind it.

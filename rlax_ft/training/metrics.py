@@ -39,6 +39,7 @@ class MetricsWriter:
         profile: tuple[int, int] | None = None,
         report_to: str = 'tensorboard',
         on_loop: Callable[[bool], None] = lambda now: None,
+        may_skip: int = 0,
     ):
         """Opens the folder's files for a run that goes on after step `start`.
 
@@ -52,9 +53,10 @@ class MetricsWriter:
           profile: (first, last) step of which a trace is written to the folder's profile/.
           report_to: names of reporters with commas between.
           on_loop: told True when the loop begins, and False when it has ended.
+          may_skip: how many steps may have been skipped (metric `skipped`) over a number that is not finite.
         """
         self._path = Path(folder) / 'metrics.jsonl'
-        drop_records_after(self._path, start)
+        self._may_skip, self._skipped = may_skip, skipped_steps(drop_records_after(self._path, start))
         self._file = open(self._path, 'a')
         self._reporters = make_reporters(report_to, Path(folder), start)
         self._on_loop, self._still = on_loop, 0
@@ -87,6 +89,8 @@ class MetricsWriter:
         step, metrics, size = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not self._path.exists():
+            raise InputError(f'{self._path.parent}: the run folder was removed while the run went on; it has stopped')
         if self._performance is not None and size is not None:
             values |= self._performance.lap(*size)
         self._file.write(json.dumps({'step': step, **{k: _json_number(k, v) for k, v in values.items()}}) + '\n')
@@ -97,12 +101,19 @@ class MetricsWriter:
         self._bar.set_postfix({name: f'{values[name]:.3g}' for name in self._show if name in values}, refresh=False)
 
     def _check(self, step, values):
-        for name in _MUST_BE_FINITE:
-            if not math.isfinite(values.get(name, 0.0)):
-                raise InputError(
-                    f'step {step}: {name} is {values[name]}; the run has stopped, earlier checkpoints are kept; '
-                    'try a lower --learning_rate, or look at the data and the reward'
-                )
+        self._skipped += round(values.get('skipped', 0))
+        bad = next((name for name in _MUST_BE_FINITE if not math.isfinite(values.get(name, 0.0))), None)
+        if bad and values.get('skipped') and self._skipped <= self._may_skip:
+            logging.warning(
+                'step %d: %s is %s; skipped, %d of --skip_bad_steps=%d',
+                *(step, bad, values[bad], self._skipped, self._may_skip),
+            )
+        elif bad:
+            skipped = f' (skipped, as {self._skipped} with --skip_bad_steps={self._may_skip})' if self._may_skip else ''
+            raise InputError(
+                f'step {step}: {bad} is {values[bad]}{skipped}; the run has stopped, earlier checkpoints are kept; '
+                'try a lower --learning_rate, or look at the data and the reward'
+            )
         self._still = self._still + 1 if values.get('grad_norm', 1.0) == 0.0 else -1 << 30
         if self._still == _STILL:
             logging.warning(
@@ -127,7 +138,6 @@ class MetricsWriter:
 
     def __exit__(self, kind, *_):
         """Writes what is pending, unless an error ends the loop, and closes the files."""
-        self._on_loop(False)
         try:
             if kind is None:
                 self.flush()
@@ -136,29 +146,44 @@ class MetricsWriter:
             for report in self._reporters:
                 report.close()
             self._bar.close()
+            self._on_loop(False)
 
 
 def read_records(path: str | Path) -> list[dict]:
-    """The records of a metrics.jsonl, oldest first; a last line cut off in writing is left out."""
+    """The records of a metrics.jsonl, oldest first, without lines that are none; the last may be cut off in writing."""
     path = Path(path)
-    records = []
-    for line in path.read_text().split('\n') if path.exists() else []:
-        if not line:
-            continue
+    records, lines = [], path.read_bytes().split(b'\n') if path.exists() else []
+    for line in filter(None, lines):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif line is not lines[-1]:
+            logging.warning('%s: a line that holds no record is left out: %.40r', path, line)
     return records
 
 
-def drop_records_after(path: Path, step: int) -> None:
-    """Rewrites a metrics.jsonl without the records later than `step`."""
-    records = read_records(path)
+def drop_records_after(path: Path, step: int) -> list[dict]:
+    """Rewrites a metrics.jsonl without the records later than `step`; returns the others."""
+    records = [record for record in read_records(path) if _step_of(record) <= step]
     if path.exists():
         temporary = path.with_suffix('.tmp')
-        temporary.write_text(''.join(json.dumps(r) + '\n' for r in records if r['step'] <= step))
+        temporary.write_text(''.join(json.dumps(record) + '\n' for record in records))
         temporary.replace(path)
+    return records
+
+
+def skipped_steps(records: list[dict]) -> int:
+    """How many steps of these records were skipped over a number that is not finite."""
+    counts = (record.get('skipped', 0) for record in records)
+    return sum(round(count) for count in counts if isinstance(count, int | float))
+
+
+def _step_of(record):
+    step = record.get('step')
+    return step if isinstance(step, int | float) else math.inf
 
 
 def _json_number(name, value):

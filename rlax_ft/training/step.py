@@ -18,12 +18,14 @@ def make_train_step(
     *,
     micro_batches: int = 1,
     axis_name: str | None = None,
+    skip_bad: bool = False,
 ) -> Callable:
     """Makes `step(state, batch, *frozen) -> (state, metrics)`.
 
     A micro-batch, or a device's part of a batch under `axis_name`, gives its *share* of loss and metrics: sums over its
     rows divided by the denominator of the whole batch, which the caller puts into the batch before it is split. Shares
-    and their gradients are therefore added, and no split ever changes the result.
+    and their gradients are therefore added, and a split changes nothing but what a loss draws at random (an adapter's
+    dropout): each part has a key of its own.
 
     Args:
       loss_fn: `loss_fn(params, batch, key, *frozen) -> (loss, metrics)`, scalars all; `frozen` is what it reads
@@ -31,9 +33,11 @@ def make_train_step(
       optimizer: an optax transformation; a learning rate injected by `training.optimizer` is reported as `lr`.
       micro_batches: parts into which the leading axis of every batched leaf is split; scalars go whole to each.
       axis_name: the mapped axis to sum over, under pmap.
+      skip_bad: a step whose loss or gradient is not finite leaves parameters and optimiser state as they were.
 
     Returns:
-      The step; its metrics are those of `loss_fn` with `loss`, `grad_norm` (before clipping) and `lr`.
+      The step; its metrics are those of `loss_fn` with `loss`, `grad_norm` (before clipping) and `lr`; with `skip_bad`
+      also `skipped`, 1 where the step was and 0 elsewhere.
 
     Raises:
       ValueError: at trace time, if a leading axis does not divide into `micro_batches`.
@@ -63,9 +67,15 @@ def make_train_step(
         (loss, metrics), grads = shares(state.params, batch, step_key, frozen)
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
+        norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {**metrics, 'loss': loss, 'grad_norm': optax.global_norm(grads), **_learning_rate(opt_state)}
         params = optax.apply_updates(state.params, updates)
+        metrics = {**metrics, 'loss': loss, 'grad_norm': norm, **_learning_rate(opt_state)}
+        if skip_bad:
+            good = jnp.isfinite(loss) & jnp.isfinite(norm)
+            before = (state.params, state.opt_state)
+            params, opt_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), (params, opt_state), before)
+            metrics['skipped'] = 1.0 - good.astype(jnp.float32)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state, key=state.key), metrics
 
     return step

@@ -10,7 +10,7 @@ import pytest
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.scoring import rollout_batch, token_logps
 from rlax_ft.models.transformer import Transformer, for_decoding, init_params
-from rlax_ft.sampling.draw import inverse_cdf, truncate
+from rlax_ft.sampling.draw import truncate
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.sampling.text import map_rows, rollout_logps
 
@@ -87,11 +87,6 @@ def test_samples_follow_the_models_distribution(variables):
     assert chi_square < 29.6  # 0.1 % point of chi-square with 10 degrees of freedom
 
 
-def test_inverse_cdf_by_hand():
-    logps = jnp.log(jnp.asarray([[0.2, 0.0, 0.5, 0.3]] * 5))
-    np.testing.assert_array_equal(inverse_cdf(logps, jnp.asarray([0.0, 0.19, 0.21, 0.69, 0.9999])), [0, 0, 2, 2, 3])
-
-
 def test_truncation_by_hand():
     logps = jnp.log(jnp.asarray([[0.05, 0.4, 0.25, 0.3]]))
     kept = lambda **k: np.isfinite(truncate(logps, **{'top_k': None, 'top_p': 1.0, 'min_p': 0.0, **k}))[0].tolist()  # noqa: E731
@@ -105,18 +100,6 @@ def test_truncation_by_hand():
 def test_map_rows_joins_batches_and_cuts_the_filling():
     rows = {'x': np.arange(7)}
     np.testing.assert_array_equal(map_rows(lambda b: b['x'] * 2, rows, batch_size=3), np.arange(7) * 2)
-
-
-def test_draws_from_a_long_vocabulary_are_those_of_a_plain_cumulative_sum(x64):
-    logps = jax.nn.log_softmax(3 * jax.random.normal(jax.random.key(0), (64, 1000)))
-    uniform = jax.random.uniform(jax.random.key(1), (64,))
-    plain = [np.searchsorted(np.cumsum(np.exp(row)), u, side='right') for row, u in zip(logps, uniform)]
-    np.testing.assert_array_equal(inverse_cdf(logps, uniform), plain)
-
-
-def test_a_draw_never_falls_on_what_was_left_out():
-    logps = jnp.full((3, 300), -jnp.inf).at[:, 130].set(0.0)
-    assert inverse_cdf(logps, jnp.asarray([0.0, 0.5, 1 - 2**-24])).tolist() == [130] * 3
 
 
 @pytest.mark.parametrize(('top_k', 'top_p'), [(7, 1.0), (None, 0.8), (None, 0.05), (40, 0.9)])

@@ -111,6 +111,26 @@ def test_the_learning_rate_and_the_norm_before_clipping_are_reported():
     assert float(metrics['grad_norm']) == 5.0 and int(state.step) == 4
 
 
+@pytest.mark.parametrize('bad', [jnp.nan, jnp.inf])
+@pytest.mark.parametrize('micro_batches', [1, 2])
+def test_a_step_that_is_not_finite_is_skipped_as_if_it_had_not_been(bad, micro_batches):
+    optimizer = make_optimizer(0.1, max_steps=9)
+    step = jax.jit(
+        make_train_step(lambda p, b, k: (jnp.sum(p * b), {}), optimizer, micro_batches=micro_batches, skip_bad=True)
+    )
+    good, worse = jnp.asarray([[1.0, -2.0], [3.0, 4.0]]), jnp.asarray([[1.0, bad], [3.0, 4.0]])
+    state = init_state(jnp.ones(2), optimizer, jax.random.key(0))
+    state, metrics = step(state, good)
+    assert float(metrics['skipped']) == 0
+    after, metrics = step(state, worse)
+    assert float(metrics['skipped']) == 1 and not np.isfinite(metrics['grad_norm'])
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (state.params, state.opt_state))
+    assert int(after.step) == 2  # another key than the step before
+    # It goes on as a run would that never saw the batch.
+    plain = jax.jit(make_train_step(lambda p, b, k: (jnp.sum(p * b), {}), optimizer, micro_batches=micro_batches))
+    np.testing.assert_array_equal(step(after, good)[0].params, plain(state, good)[0].params)
+
+
 def test_each_step_and_micro_batch_has_its_own_key():
     seen = jax.jit(
         make_train_step(lambda p, b, k: (p * jnp.sum(b), {'u': jax.random.uniform(k)}), optax.sgd(0.0), micro_batches=2)
