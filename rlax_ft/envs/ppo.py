@@ -22,7 +22,7 @@ from rlax_ft.losses.value import clipped_value_loss
 from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
 from rlax_ft.ops.returns import gae, vtrace
 from rlax_ft.training.step import init_state
-from rlax_ft.types import TrainState, Transition
+from rlax_ft.types import LossFn, TrainState, Transition
 
 
 def init_ppo(
@@ -190,7 +190,7 @@ def ppo_objective(
     value_coef: float = 0.5,
     whiten: bool = True,
     axis_name: str | None = None,
-) -> Callable:
+) -> LossFn:
     """policy loss + value_coef value loss - entropy_coef entropy (+ kl_coef KL(old || new)), each a mean over actions.
 
     Args:

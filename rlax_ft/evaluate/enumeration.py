@@ -3,16 +3,14 @@
 Leaves out sampling of any kind.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from rlax_ft.models.scoring import sequence_logps
-from rlax_ft.types import TokenBatch
+from rlax_ft.types import ApplyFn, TokenBatch
 
 
-def enumerate_policy(apply: Callable, variables, rows: TokenBatch, *, prompts: int) -> jax.Array:
+def enumerate_policy(apply: ApplyFn, variables, rows: TokenBatch, *, prompts: int) -> jax.Array:
     """log pi(y | x) of every completion of every prompt, normalised over the completions.
 
     Args:

@@ -171,9 +171,7 @@ def _default_folder(settings, name):
     """runs/NAME, or the first of runs/NAME.2, .3, ... that is new or was begun with these very flags."""
     for number in range(1, 10_000):
         folder = Path(f'runs/{name}' if number == 1 else f'runs/{name}.{number}')
-        if not folder.exists() or (
-            (folder / 'flags.txt').exists() and not differing(settings, _saved_flags(folder))
-        ):
+        if not folder.exists() or ((folder / 'flags.txt').exists() and not differing(settings, _saved_flags(folder))):
             return folder
     raise InputError(f'runs/{name}: ten thousand runs are there; give --out')
 

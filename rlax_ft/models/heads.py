@@ -4,7 +4,6 @@ Leaves out losses, and what a score means.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import linen as nn
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.scoring import at_each_token, candidate_count, candidate_rows, read
 from rlax_ft.models.transformer import Transformer
-from rlax_ft.types import BranchBatch, Params, TokenBatch
+from rlax_ft.types import ApplyFn, BranchBatch, Params, TokenBatch
 
 
 class ScalarModel(nn.Module):
@@ -59,7 +58,7 @@ def score_last_token(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, last[:, None], axis=-1)[:, 0]
 
 
-def sequence_scores(apply: Callable, params, batch: TokenBatch | BranchBatch) -> jax.Array:
+def sequence_scores(apply: ApplyFn, params, batch: TokenBatch | BranchBatch) -> jax.Array:
     """A reward model's score of each row or response, read at its last token: float32[B], or [B * K] of branches."""
     values = read(apply, {'params': params}, batch)
     if isinstance(batch, BranchBatch):
@@ -67,7 +66,7 @@ def sequence_scores(apply: Callable, params, batch: TokenBatch | BranchBatch) ->
     return score_last_token(values, batch.mask)
 
 
-def candidate_scores(apply: Callable, params, candidates: TokenBatch | BranchBatch) -> jax.Array:
+def candidate_scores(apply: ApplyFn, params, candidates: TokenBatch | BranchBatch) -> jax.Array:
     """The scores of K candidates a prompt, float32[B, K], from a TokenBatch [B, K, T] or a BranchBatch."""
     return sequence_scores(apply, params, candidate_rows(candidates)).reshape(-1, candidate_count(candidates))
 

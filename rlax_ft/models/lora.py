@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import LoRAConfig
-from rlax_ft.types import Params
+from rlax_ft.types import ApplyFn, Params
 
 
 def adaptable(params: Params) -> dict[str, tuple[int, ...]]:
@@ -86,7 +86,7 @@ def attach(params: Params, base: Params | None, key: jax.Array | None = None) ->
     return {**params, 'base': base, **({} if key is None else {'key': key})}
 
 
-def adapted(apply: Callable) -> Callable:
+def adapted(apply: ApplyFn) -> ApplyFn:
     """`Transformer.apply` or `ScalarModel.apply` on what `attach` gives, as a function of the same shape.
 
     Without a `lora` entry it is the base alone: the reference policy, at no further memory.

@@ -4,16 +4,14 @@ Rows hold a prompt and its response; branches hold a prompt once, and its K resp
 numbers. Leaves out gradients and reduction.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from rlax_ft.ops.logprobs import chunked_token_logprobs
-from rlax_ft.types import BranchBatch, Rollout, TokenBatch
+from rlax_ft.types import ApplyFn, BranchBatch, Rollout, TokenBatch
 
 
-def token_logps(apply: Callable, variables, batch: TokenBatch | BranchBatch, *, temperature: float = 1.0) -> jax.Array:
+def token_logps(apply: ApplyFn, variables, batch: TokenBatch | BranchBatch, *, temperature: float = 1.0) -> jax.Array:
     """log pi(token_t | tokens before t) of every token, without ever holding [B, T, V].
 
     Args:
@@ -36,12 +34,12 @@ def token_logps(apply: Callable, variables, batch: TokenBatch | BranchBatch, *, 
     return jnp.pad(logps, ((0, 0), (1, 0)))
 
 
-def sequence_logps(apply: Callable, variables, batch: TokenBatch | BranchBatch) -> jax.Array:
+def sequence_logps(apply: ApplyFn, variables, batch: TokenBatch | BranchBatch) -> jax.Array:
     """log pi(y | x) = sum over counted tokens, float32[B] (or [B * K]) in nats; arguments as in `token_logps`."""
     return jnp.sum(token_logps(apply, variables, batch), axis=-1)
 
 
-def candidate_logps(apply: Callable, variables, candidates: TokenBatch | BranchBatch) -> jax.Array:
+def candidate_logps(apply: ApplyFn, variables, candidates: TokenBatch | BranchBatch) -> jax.Array:
     """log pi(y_k | x) of K candidates a prompt, float32[B, K], from a TokenBatch [B, K, T] or a BranchBatch."""
     return sequence_logps(apply, variables, candidate_rows(candidates)).reshape(-1, candidate_count(candidates))
 
@@ -58,7 +56,7 @@ def candidate_count(candidates: TokenBatch | BranchBatch) -> int:
     return (candidates.responses if isinstance(candidates, BranchBatch) else candidates).tokens.shape[1]
 
 
-def read(apply: Callable, variables, batch: TokenBatch | BranchBatch):
+def read(apply: ApplyFn, variables, batch: TokenBatch | BranchBatch):
     """What a model says of each token, [B, T, ...]; of branches T is the prompt and then every response."""
     if not isinstance(batch, BranchBatch):
         return apply(variables, batch.tokens, batch.positions, batch.segment_ids)

@@ -13,15 +13,15 @@ from rlax_ft.models.scoring import token_logps
 from rlax_ft.objectives.preference import chosen_nll, make_pair, pair_loss, pair_metrics
 from rlax_ft.objectives.reward import reward_metrics
 from rlax_ft.ops.segments import segment_last, segment_sums
-from rlax_ft.types import PackedPairs, Params, TokenBatch
+from rlax_ft.types import ApplyFn, LossFn, PackedPairs, Params, TokenBatch
 
 
-def segment_logps(apply: Callable, variables: Params, rows: TokenBatch, count: int) -> jax.Array:
+def segment_logps(apply: ApplyFn, variables: Params, rows: TokenBatch, count: int) -> jax.Array:
     """log pi(y | x) of each segment: `sequence_logps` for packed rows, float32[R, count] in nats."""
     return segment_sums(token_logps(apply, variables, rows), rows.segment_ids, count)
 
 
-def packed_preference_objective(apply: Callable, loss: Callable, *, beta: float, nll_coef: float = 0.0) -> Callable:
+def packed_preference_objective(apply: ApplyFn, loss: Callable, *, beta: float, nll_coef: float = 0.0) -> LossFn:
     """`preference_objective` on packed pairs.
 
     Args:
@@ -48,7 +48,7 @@ def packed_preference_objective(apply: Callable, loss: Callable, *, beta: float,
     return loss_fn
 
 
-def packed_reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Callable:
+def packed_reward_objective(apply: ApplyFn, *, center_coef: float = 0.0) -> LossFn:
     """`reward_objective` on packed pairs; arguments as there.
 
     Returns:

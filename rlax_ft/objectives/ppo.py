@@ -23,7 +23,7 @@ from rlax_ft.losses.value import clipped_value_loss
 from rlax_ft.models.scoring import before_each_token, read, token_logps
 from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
 from rlax_ft.ops.returns import token_gae, token_rewards
-from rlax_ft.types import BranchBatch, Params, Rollout, TokenBatch
+from rlax_ft.types import ApplyFn, BranchBatch, LossFn, Params, Rollout, TokenBatch
 
 
 @struct.dataclass
@@ -56,7 +56,7 @@ def end_scores(scores: jax.Array, ended: jax.Array, missing_eos_penalty: float) 
     return jnp.asarray(scores, jnp.float32) - missing_eos_penalty * (1.0 - ended.astype(jnp.float32))
 
 
-def token_values(apply: Callable, params: Params, tokens: TokenBatch | BranchBatch) -> jax.Array:
+def token_values(apply: ApplyFn, params: Params, tokens: TokenBatch | BranchBatch) -> jax.Array:
     """V(prompt, y_<t) of each response token y_t, the critic read one position earlier; of the mask's shape."""
     values = read(apply, {'params': params}, tokens)
     if isinstance(tokens, BranchBatch):
@@ -67,8 +67,8 @@ def token_values(apply: Callable, params: Params, tokens: TokenBatch | BranchBat
 
 
 def estimate(
-    policy_apply: Callable,
-    value_apply: Callable,
+    policy_apply: ApplyFn,
+    value_apply: ApplyFn,
     params: Params,
     ref_params: Params,
     tokens: TokenBatch | BranchBatch,
@@ -151,15 +151,15 @@ def minibatch(
 
 
 def ppo_objective(
-    policy_apply: Callable,
-    value_apply: Callable,
+    policy_apply: ApplyFn,
+    value_apply: ApplyFn,
     *,
     loss: Callable = ppo_clip_loss,
     value_clip: float | None = 0.2,
     value_coef: float = 0.1,
     entropy_coef: float = 0.0,
     temperature: float = 1.0,
-) -> Callable:
+) -> LossFn:
     """policy loss + value_coef * value loss - entropy_coef * entropy, each a mean over the response tokens.
 
     Args:

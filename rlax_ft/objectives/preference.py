@@ -13,10 +13,10 @@ from rlax_ft.losses.preference import implicit_rewards
 from rlax_ft.losses.ranking import plackett_luce_dpo_loss
 from rlax_ft.models.scoring import candidate_logps, candidate_rows
 from rlax_ft.objectives.reward import best_and_worst, reward_metrics
-from rlax_ft.types import PairLogps, Params, PreferenceBatch, RankingBatch
+from rlax_ft.types import ApplyFn, LossFn, PairLogps, Params, PreferenceBatch, RankingBatch
 
 
-def preference_objective(apply: Callable, loss: Callable, *, beta: float, nll_coef: float = 0.0) -> Callable:
+def preference_objective(apply: ApplyFn, loss: Callable, *, beta: float, nll_coef: float = 0.0) -> LossFn:
     """Mean over pairs of weight (f + nll_coef nll(y_w)), f with soft labels and margins as in `pair_loss`.
 
     Args:
@@ -90,7 +90,7 @@ def pair_metrics(pair: PairLogps, beta: float) -> dict[str, jax.Array]:
     return {'logps/chosen': pair.chosen, 'logps/rejected': pair.rejected, **reward_metrics(*rewards)}
 
 
-def ranking_objective(apply: Callable, *, beta: float) -> Callable:
+def ranking_objective(apply: ApplyFn, *, beta: float) -> LossFn:
     """Mean Plackett-Luce DPO loss over rankings.
 
     Returns:

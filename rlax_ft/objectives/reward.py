@@ -3,18 +3,16 @@
 Leaves out formulas (losses/reward_model.py, losses/ranking.py).
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from rlax_ft.losses.ranking import plackett_luce_loss
 from rlax_ft.losses.reward_model import bradley_terry_loss
 from rlax_ft.models.heads import candidate_scores
-from rlax_ft.types import Params, PreferenceBatch, RankingBatch
+from rlax_ft.types import ApplyFn, LossFn, Params, PreferenceBatch, RankingBatch
 
 
-def reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Callable:
+def reward_objective(apply: ApplyFn, *, center_coef: float = 0.0) -> LossFn:
     """Mean Bradley-Terry loss over pairs, each times its weight; labels and margins are those of the batch.
 
     Args:
@@ -37,7 +35,7 @@ def reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Callable:
     return loss_fn
 
 
-def reward_ranking_objective(apply: Callable) -> Callable:
+def reward_ranking_objective(apply: ApplyFn) -> LossFn:
     """Mean Plackett-Luce loss of a reward model over rankings.
 
     Returns:

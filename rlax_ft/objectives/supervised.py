@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from rlax_ft.losses.supervised import nll_loss
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.ops.reduce import aggregate
-from rlax_ft.types import Params, TokenBatch
+from rlax_ft.types import ApplyFn, LossFn, Params, TokenBatch
 
 
-def sft_objective(apply: Callable, loss: Callable = nll_loss) -> Callable:
+def sft_objective(apply: ApplyFn, loss: Callable = nll_loss) -> LossFn:
     """Mean of a per-token loss over the response tokens of the whole batch.
 
     Args:

@@ -4,7 +4,7 @@ No row idles until the longest completion is done, as the plain sampler's do whe
 plain sampler's: a prompt's completion depends on its key, not on its neighbours. Leaves out the draw (draw.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import struct
 from rlax_ft.models.attention import KVCache
 from rlax_ft.sampling.draw import draw, row_words
 from rlax_ft.sampling.sampler import blank, is_end
-from rlax_ft.types import Rollout
+from rlax_ft.types import ApplyFn, Rollout
 
 
 @struct.dataclass
@@ -43,7 +43,7 @@ class _Slots:
 
 
 def generate_many(
-    apply: Callable,
+    apply: ApplyFn,
     variables,
     prompts: jax.Array,
     prompt_mask: jax.Array,

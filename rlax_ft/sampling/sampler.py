@@ -3,18 +3,18 @@
 Leaves out the draw itself (draw.py), and refilling the rows that have ended (engine.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from rlax_ft.sampling.draw import draw, row_words
-from rlax_ft.types import Rollout
+from rlax_ft.types import ApplyFn, Rollout
 
 
 def generate(
-    apply: Callable,
+    apply: ApplyFn,
     variables,
     prompts: jax.Array,
     prompt_mask: jax.Array,

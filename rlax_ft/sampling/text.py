@@ -15,11 +15,11 @@ from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.models.transformer import for_decoding, layers_apart
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
-from rlax_ft.types import Rollout
+from rlax_ft.types import ApplyFn, Rollout
 
 
 def make_sampler(
-    apply: Callable, codec: Codec, *, rows: int | None = None, temperature: float = 1.0, **truncation
+    apply: ApplyFn, codec: Codec, *, rows: int | None = None, temperature: float = 1.0, **truncation
 ) -> Callable:
     """A compiled `sample(params, prompts, prompt_mask, key) -> Rollout` for this codec's lengths and ids.
 

@@ -43,7 +43,16 @@ _NUMBERS = ['-1', '0', '1', '2', '3', '7', '-0', '0.5', '1e-9', '1e38', '1e400',
 _ODD = ['', ' ', '0x10', '1_000', '٣', '1e', '--', '=', ':', '::', 'a:b', '.', '..', '/', '~', '\x00', '\ud83d', '\n']
 _NAMES = ['true', 'None', 'null', '[]', '{}', 'os:getcwd', 'math:floor', 'sys:path', 'no.such:thing', 'x.py:f', '%s']
 _WORDS = ['x' * 5000, '9' * 400, 'data=8', 'data=-1', 'data=2,data=2', 'fsdp=99', 'tensor=x', 'attention(', '(a+)+$']
-_LOSS_ARGS = ['clip_low=abc', 'clip_low=nan', 'clip_high=-1', 'logps=1', 'gamma=0.5', 'beta=2', '=1', 'label_smoothing=2']
+_LOSS_ARGS = [
+    'clip_low=abc',
+    'clip_low=nan',
+    'clip_high=-1',
+    'logps=1',
+    'gamma=0.5',
+    'beta=2',
+    '=1',
+    'label_smoothing=2',
+]
 _LISTS = ['64,64', '64,,64', ',', '0', '-1', '1e-4,1e-3', 'a', '1e-4,nan', '99999999999', '0,0']
 VALUES = [*_NUMBERS, *_ODD, *_NAMES, *_WORDS, *_LOSS_ARGS, *_LISTS]
 
@@ -88,7 +97,9 @@ def try_settings(script: str, settings) -> None:
         by_rank = module.check(settings)
         if script == 'dpo' and not by_rank:
             home = 'rlax_ft.losses.preference'
-            check_pair_loss(load_loss(settings, settings.loss, home, settings.loss_args, beta=settings.beta), settings.loss)
+            check_pair_loss(
+                load_loss(settings, settings.loss, home, settings.loss_args, beta=settings.beta), settings.loss
+            )
     if script == 'ppo':
         check_groups(settings)
         home = 'rlax_ft.losses.policy_gradient'
@@ -99,7 +110,9 @@ def try_settings(script: str, settings) -> None:
         compile_training(settings, lambda params, batch, key: (0.0, {}))[0].init({'kernel': jax.numpy.ones((2, 2))})
         if settings.lora_rank and settings.lora_rank < 100:
             kernel = jax.ShapeDtypeStruct((1, 4, 4), 'float32')
-            init_adapter({'layers': {'attention': {'query': {'kernel': kernel}}}}, lora_config(settings), jax.random.key(0))
+            init_adapter(
+                {'layers': {'attention': {'query': {'kernel': kernel}}}}, lora_config(settings), jax.random.key(0)
+            )
 
 
 def _try_environment(settings):

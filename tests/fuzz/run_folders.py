@@ -27,7 +27,20 @@ from rlax_ft.models.config import embedded_config
 from rlax_ft.training.metrics import read_records
 
 CONFIG = embedded_config('tiny', vocab_size=16, max_length=16)
-_TEXTS = [b'', b'{}', b'[]', b'null', b'1', b'\xff\xfe', b'{"a": ', b'[' * 50_000, b'\x00' * 64, b'--x\n', b'"text"', b'NaN']
+_TEXTS = [
+    b'',
+    b'{}',
+    b'[]',
+    b'null',
+    b'1',
+    b'\xff\xfe',
+    b'{"a": ',
+    b'[' * 50_000,
+    b'\x00' * 64,
+    b'--x\n',
+    b'"text"',
+    b'NaN',
+]
 
 
 def mutation(rng: random.Random, workdir: Path) -> str:

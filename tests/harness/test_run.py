@@ -46,7 +46,9 @@ def test_fewer_steps_than_were_taken_are_refused_and_the_folder_stays(tmp_path):
     assert steps(tmp_path, 6) == 6
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     for given in ({'max_steps': 3}, {'max_steps': 0}):
-        with pytest.raises(InputError, match=rf'--max_steps={given["max_steps"]} .*: ends at step .* is at step 6 already'):
+        with pytest.raises(
+            InputError, match=rf'--max_steps={given["max_steps"]} .*: ends at step .* is at step 6 already'
+        ):
             open_run(settings(tmp_path, **given), 'x')
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     # --epochs says it once the records are counted.
@@ -72,7 +74,9 @@ def test_more_steps_say_that_the_learning_rate_jumps(tmp_path, caplog):
 
 def test_schedule_steps_is_the_schedule_of_the_longer_run(tmp_path):
     def rates(**given):
-        optimizer, _ = compile_training(settings(tmp_path, learning_rate=1.0, **given), None, max_updates=given.pop('updates'))
+        optimizer, _ = compile_training(
+            settings(tmp_path, learning_rate=1.0, **given), None, max_updates=given.pop('updates')
+        )
         state, seen = optimizer.init(np.ones(2)), []
         for _ in range(4):
             _, state = optimizer.update(np.ones(2), state, np.ones(2))
@@ -109,8 +113,9 @@ def test_a_signal_at_any_step_ends_the_run_after_it_saved(tmp_path, listening, n
 
 
 def test_a_signal_after_the_last_look_interrupts_when_the_loop_has_ended(tmp_path, listening):
-    with pytest.raises(KeyboardInterrupt) as caught, MetricsWriter(
-        tmp_path, start=0, total=1, title='t', report_to='', on_loop=stopping.looping
+    with (
+        pytest.raises(KeyboardInterrupt) as caught,
+        MetricsWriter(tmp_path, start=0, total=1, title='t', report_to='', on_loop=stopping.looping),
     ):
         os.kill(os.getpid(), signal.SIGTERM)
     assert caught.value.args == (signal.SIGTERM,)

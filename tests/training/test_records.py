@@ -109,7 +109,9 @@ def test_a_folder_removed_under_a_run_ends_it_in_one_line(tmp_path):
 
 def test_lines_that_are_no_records_are_told_and_left_out(tmp_path, caplog):
     path = tmp_path / 'metrics.jsonl'
-    path.write_bytes(b'{"step": 1}\n[1]\n\xff\xfe\n' + b'[' * 99_999 + b'\n{"note": 1}\n{"step": "x"}\n{"step": 2}\n{"st')
+    path.write_bytes(
+        b'{"step": 1}\n[1]\n\xff\xfe\n' + b'[' * 99_999 + b'\n{"note": 1}\n{"step": "x"}\n{"step": 2}\n{"st'
+    )
     assert read_records(path) == [{'step': 1}, {'note': 1}, {'step': 'x'}, {'step': 2}]
     assert caplog.text.count('a line that holds no record is left out') == 3
     with MetricsWriter(tmp_path, start=1, total=2, title='t', report_to='') as writer:
@@ -147,7 +149,9 @@ def test_steps_are_skipped_and_counted_until_there_are_too_many(tmp_path, caplog
     assert 'step 2: loss is nan; skipped, 1 of --skip_bad_steps=2' in caplog.text
     # A run that resumes counts on, from the steps that it keeps.
     with (
-        pytest.raises(InputError, match=r'step 6: loss is nan \(skipped, as 3 with --skip_bad_steps=2\); the run has stopped'),
+        pytest.raises(
+            InputError, match=r'step 6: loss is nan \(skipped, as 3 with --skip_bad_steps=2\); the run has stopped'
+        ),
         MetricsWriter(tmp_path, start=3, total=9, title='t', may_skip=2) as writer,
     ):
         for step, metrics in enumerate((bad, good, bad, good), 4):
