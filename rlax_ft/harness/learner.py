@@ -17,7 +17,7 @@ from rlax_ft.hf.folder import save_pretrained
 from rlax_ft.hf.peft import save_adapter
 from rlax_ft.models.config import LoRAConfig, ModelConfig
 from rlax_ft.models.heads import ScalarModel, reward_params, value_params
-from rlax_ft.models.lora import adapted, attach, init_adapter, merge
+from rlax_ft.models.lora import Adapted, Adapter, adapted, attach, init_adapter, merge
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.types import Params
 
@@ -46,7 +46,7 @@ class Learner:
     @property
     def reference(self) -> Params:
         """The starting model as parameters for `apply`."""
-        return {'base': self.model} if self.config.lora else self.model
+        return Adapted(self.model) if self.config.lora else self.model
 
     @property
     def apply(self):
@@ -69,7 +69,7 @@ class Learner:
         """
         if not self.config.lora:
             return jax.tree.map(jnp.copy, self.model) if copy else self.model
-        return {'lora': self._adapter(0)}
+        return Adapter(self._adapter(0))
 
     def start_value(self) -> Params:
         """The same for a value function, with a head of 0."""
@@ -83,10 +83,10 @@ class Learner:
         """Trained parameters as those of a plain `Transformer` or `ScalarModel`."""
         if not self.config.lora:
             return params
-        model = merge(self.model, params['lora'], self.config.lora)
-        if 'head' not in params:
+        model = merge(self.model, params.lora, self.config.lora)
+        if params.head is None:
             return model
-        return {'backbone': {k: v for k, v in model.items() if k != 'head'}, 'head': params['head']}
+        return {'backbone': {k: v for k, v in model.items() if k != 'head'}, 'head': params.head}
 
     def export(self, run: Run, params: Params, codec: Codec) -> None:
         """Writes the run's model/ as a folder that transformers opens, and adapter/ as one that PEFT opens."""
@@ -96,7 +96,7 @@ class Learner:
     def export_adapter(self, run: Run, params: Params) -> None:
         """Writes the run's adapter/, where one was trained."""
         if self.config.lora:
-            save_adapter(run.folder / 'adapter', self.config, params['lora'], base=self.source)
+            save_adapter(run.folder / 'adapter', self.config, params.lora, base=self.source)
 
     def _adapted(self, apply):
         return adapted(apply) if self.config.lora else apply
@@ -108,7 +108,7 @@ class Learner:
     def _scalar(self, make, salt):
         if not self.config.lora:
             return make(self.model)
-        return {'lora': self._adapter(salt), 'head': make(self.model)['head']}
+        return Adapter(self._adapter(salt), make(self.model)['head'])
 
 
 def make_learner(settings: Settings, config: ModelConfig, model: Params) -> Learner:

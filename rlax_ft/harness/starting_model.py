@@ -161,7 +161,10 @@ def checkpoint_params(path: str):
     folder = Path(path)
     state = Checkpoints(folder.parent).read(int(folder.name) if folder.name.isdigit() else -1)
     # PPO keeps the KL coefficient beside its state, and a value function beside its policy.
-    params = (state[0] if isinstance(state, list) else state)['params']
+    state = state[0] if isinstance(state, list) and state else state
+    params = state.get('params') if isinstance(state, dict) else None
+    if not isinstance(params, dict):
+        raise InputError(f'--init_from={path}: a checkpoint of something else than a language model')
     params = params.get('policy', params)
     if 'lora' in params:
         raise InputError(

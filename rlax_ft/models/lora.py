@@ -9,10 +9,41 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import LoRAConfig
 from rlax_ft.types import ApplyFn, Params
+
+
+@struct.dataclass
+class Adapter:
+    """What is trained beside a frozen base.
+
+    Attributes:
+      lora: {'layers': {..., 'query': {'A', 'B'}}}, as `init_adapter` makes it.
+      head: of a scalar model; None for a policy.
+    """
+
+    lora: Params
+    head: Params | None = None
+
+
+@struct.dataclass
+class Adapted:
+    """What an `adapted` apply takes as parameters.
+
+    Attributes:
+      base: of a `Transformer`, which nothing changes.
+      lora: of an `Adapter`; None is the base alone.
+      head: of a scalar model; None for a policy.
+      key: of the adapters' dropout; None: no dropout.
+    """
+
+    base: Params
+    lora: Params | None = None
+    head: Params | None = None
+    key: jax.Array | None = None
 
 
 def adaptable(params: Params) -> dict[str, tuple[int, ...]]:
@@ -75,31 +106,31 @@ def attach(params: Params, base: Params | None, key: jax.Array | None = None) ->
     """What an `adapted` apply takes as parameters: each adapter in `params` together with the base, which it shares.
 
     Args:
-      params: {'lora': adapter}, with a `head` for a scalar model; or a dict of such, like PPO's policy and value.
+      params: Adapter, or a dict of such, like PPO's policy and value.
       base: frozen parameters of a `Transformer`; None gives `params` as they are.
       key: of the dropout, in training.
     """
     if base is None:
         return params
-    if 'lora' not in params:
-        return {name: attach(part, base, key) for name, part in params.items()}
-    return {**params, 'base': base, **({} if key is None else {'key': key})}
+    if isinstance(params, Adapter):
+        return Adapted(base, params.lora, params.head, key)
+    return {name: attach(part, base, key) for name, part in params.items()}
 
 
 def adapted(apply: ApplyFn) -> ApplyFn:
-    """`Transformer.apply` or `ScalarModel.apply` on what `attach` gives, as a function of the same shape.
+    """`Transformer.apply` or `ScalarModel.apply` on `Adapted` parameters, as a function of the same shape.
 
-    Without a `lora` entry it is the base alone: the reference policy, at no further memory.
+    Without an adapter it is the base alone: the reference policy, at no further memory.
     """
 
     def applied(variables, *args, **kwargs):
         given = variables['params']
-        params, adapter = given['base'], given.get('lora')
-        if 'head' in given:
-            params, adapter = {'backbone': params, 'head': given['head']}, {'backbone': adapter}
-        collections = {'params': params} if given.get('lora') is None else {'params': params, 'lora': adapter}
-        if 'key' in given:
-            kwargs['rngs'] = {'dropout': given['key']}
+        params, adapter = given.base, given.lora
+        if given.head is not None:
+            params, adapter = {'backbone': params, 'head': given.head}, {'backbone': adapter}
+        collections = {'params': params} if given.lora is None else {'params': params, 'lora': adapter}
+        if given.key is not None:
+            kwargs['rngs'] = {'dropout': given.key}
         return apply(collections, *args, **kwargs)
 
     return applied

@@ -12,6 +12,7 @@ import numpy as np
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.rows import prompt_arrays
+from rlax_ft.models.lora import Adapted
 from rlax_ft.models.transformer import for_decoding, layers_apart
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
@@ -50,10 +51,10 @@ def make_sampler(
 
 
 def _laid_out(params):
-    if 'layers' in params:
+    if not isinstance(params, Adapted):
         return for_decoding(params)
     # An adapter beside its base fits no joined matrices.
-    return params | {name: layers_apart(params[name]) for name in ('lora', 'base') if name in params}
+    return params.replace(base=layers_apart(params.base), lora=params.lora and layers_apart(params.lora))
 
 
 def sample_prompts(

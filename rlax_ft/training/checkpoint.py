@@ -76,7 +76,7 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:  # Whatever the files in it make of the libraries that read them.
-                broken[step] = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+                broken[step] = _in_a_line(error)
                 continue
             for other, reason in broken.items():
                 aside = self._set_aside(other)
@@ -97,12 +97,15 @@ class Checkpoints:
         """The saved pytree of `step` as nested dicts and lists, for who does not know its structure.
 
         Raises:
-          InputError: there is no such step.
+              InputError: there is no such step, or it cannot be read.
         """
         if step not in self._manager.all_steps():
             steps = ', '.join(map(str, self._manager.all_steps())) or 'none'
             raise InputError(f'{self.folder}: no checkpoint of that step; there are: {steps}')
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+        except Exception as error:
+            raise InputError(f'{self.folder / str(step)}: cannot be read ({_in_a_line(error)})') from error
 
     def record(self) -> dict:
         """The record beside the newest checkpoint; empty where there is none."""
@@ -138,6 +141,10 @@ class Checkpoints:
                     f'{self.folder / str(step)}: a checkpoint of another model: {name} is {found} there and {right} '
                     'here; give the settings that it was made with'
                 )
+
+
+def _in_a_line(error):
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
 
 
 def _is_key(leaf):

@@ -13,7 +13,7 @@ from rlax_ft.hf.folder import load_pretrained, save_pretrained
 from rlax_ft.hf.peft import load_adapter, save_adapter
 from rlax_ft.models.config import LoRAConfig, embedded_config
 from rlax_ft.models.heads import ScalarModel
-from rlax_ft.models.lora import adapted, adapter_objective, attach, init_adapter, merge
+from rlax_ft.models.lora import Adapted, Adapter, adapted, adapter_objective, attach, init_adapter, merge
 from rlax_ft.models.transformer import Transformer, init_params, layers_apart
 from rlax_ft.parallel.compile import compile_step
 from rlax_ft.training.step import init_state, make_train_step
@@ -45,16 +45,16 @@ def test_a_fresh_adapter_is_the_identity_to_the_bit(base, dtype):
     base = jax.tree.map(lambda x: x.astype(dtype), base)
     plain = Transformer(config).apply({'params': base}, TOKENS)[0]
     adapter = init_adapter(base, LORA, jax.random.key(2))
-    np.testing.assert_array_equal(hidden_of({'base': base, 'lora': adapter}, config), plain)
-    np.testing.assert_array_equal(hidden_of({'base': base}, config), plain)
-    assert np.abs(hidden_of({'base': base, 'lora': noisy(adapter)}, config) - plain).max() > 0.1
+    np.testing.assert_array_equal(hidden_of(Adapted(base, adapter), config), plain)
+    np.testing.assert_array_equal(hidden_of(Adapted(base), config), plain)
+    assert np.abs(hidden_of(Adapted(base, noisy(adapter)), config) - plain).max() > 0.1
 
 
 def test_layers_apart_are_the_same_policy(base):
-    whole = {'base': base, 'lora': noisy(init_adapter(base, LORA, jax.random.key(2)))}
-    apart = {name: layers_apart(part) for name, part in whole.items()}
+    whole = Adapted(base, noisy(init_adapter(base, LORA, jax.random.key(2))))
+    apart = Adapted(layers_apart(whole.base), layers_apart(whole.lora))
     np.testing.assert_allclose(hidden_of(apart), hidden_of(whole), rtol=1e-4, atol=1e-5)
-    assert np.abs(hidden_of(whole) - hidden_of({'base': base})).max() > 0.1
+    assert np.abs(hidden_of(whole) - hidden_of(Adapted(base))).max() > 0.1
 
 
 @pytest.mark.parametrize('rslora', [False, True])
@@ -64,7 +64,7 @@ def test_merged_parameters_give_what_base_and_adapter_give(base, rslora):
     adapter = noisy(init_adapter(base, lora, jax.random.key(2)))
     merged = merge(base, adapter, lora)
     plain = Transformer(config).apply({'params': merged}, TOKENS)[0]
-    np.testing.assert_allclose(hidden_of({'base': base, 'lora': adapter}, config), plain, atol=2e-5)
+    np.testing.assert_allclose(hidden_of(Adapted(base, adapter), config), plain, atol=2e-5)
     kernel, a, b = (x['layers']['attention']['query'] for x in (base, adapter, adapter))
     wanted = kernel['kernel'][1] + (6.0 / 3**0.5 if rslora else 2.0) * a['A'][1] @ b['B'][1]
     np.testing.assert_allclose(merged['layers']['attention']['query']['kernel'][1], wanted, atol=1e-6)
@@ -83,9 +83,9 @@ def test_dropout_is_on_only_where_a_key_is_given(base):
     lora = dataclasses.replace(LORA, dropout=0.5)
     config = dataclasses.replace(CONFIG, lora=lora)
     adapter = noisy(init_adapter(base, lora, jax.random.key(2)))
-    plain = hidden_of({'base': base, 'lora': adapter}, config)
-    np.testing.assert_array_equal(plain, hidden_of({'base': base, 'lora': adapter}))
-    draws = [hidden_of({'base': base, 'lora': adapter, 'key': jax.random.key(k)}, config) for k in (0, 0, 1)]
+    plain = hidden_of(Adapted(base, adapter), config)
+    np.testing.assert_array_equal(plain, hidden_of(Adapted(base, adapter)))
+    draws = [hidden_of(Adapted(base, adapter, key=jax.random.key(k)), config) for k in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert np.abs(draws[0] - draws[2]).max() > 0.01 and np.abs(draws[0] - plain).max() > 0.01
 
@@ -103,7 +103,7 @@ def test_only_the_adapter_learns_and_the_base_is_neither_donated_nor_changed(bas
     axis_name = 'data' if backend == 'pmap' else None
     step = make_train_step(adapter_objective(objective), optimizer, micro_batches=1, axis_name=axis_name)
     compiled = compile_step(step, backend=backend)
-    state = init_state({'lora': init_adapter(base, LORA, jax.random.key(2))}, optimizer, jax.random.key(0))
+    state = init_state(Adapter(init_adapter(base, LORA, jax.random.key(2))), optimizer, jax.random.key(0))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params)) + 1
     losses = []
@@ -111,7 +111,7 @@ def test_only_the_adapter_learns_and_the_base_is_neither_donated_nor_changed(bas
         state, metrics = compiled(state, (TOKENS, np.float32(len(TOKENS))), base)
         losses.append(float(metrics['loss']))
     assert losses[-1] < losses[0]
-    assert np.abs(state.params['lora']['layers']['attention']['query']['B']).max() > 0
+    assert np.abs(state.params.lora['layers']['attention']['query']['B']).max() > 0
     jax.tree.map(np.testing.assert_array_equal, base, before)
 
 
@@ -123,19 +123,19 @@ def test_micro_batches_and_scalar_heads_learn_beside_a_shared_base(base):
         return jnp.sum(jnp.square(apply({'params': params['value']}, tokens) - 1.0)) / total, {}
 
     optimizer = optax.sgd(1e-2)
-    params = {'value': {'lora': init_adapter(base, LORA, jax.random.key(2)), 'head': {'kernel': jnp.ones((32, 1))}}}
+    params = {'value': Adapter(init_adapter(base, LORA, jax.random.key(2)), {'kernel': jnp.ones((32, 1))})}
     results = []
     for parts in (1, 4):
         step = jax.jit(make_train_step(adapter_objective(objective), optimizer, micro_batches=parts))
         state, _ = step(init_state(params, optimizer, jax.random.key(0)), (TOKENS, np.float32(8.0)), base)
         results.append(state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *results)
-    assert np.abs(results[0]['value']['head']['kernel'] - 1).max() > 0
+    assert np.abs(results[0]['value'].head['kernel'] - 1).max() > 0
 
 
 def test_attach_shares_the_base(base):
-    both = attach({'policy': {'lora': 1}, 'value': {'lora': 2, 'head': 3}}, base)
-    assert both['policy']['base'] is both['value']['base'] is base
+    both = attach({'policy': Adapter(1), 'value': Adapter(2, 3)}, base)
+    assert both['policy'].base is both['value'].base is base
     assert attach({'any': 'parameters'}, None) == {'any': 'parameters'}
 
 
@@ -174,15 +174,15 @@ def test_peft_opens_our_adapter_and_we_open_peft_s(case, tmp_path):
         config, lora=dataclasses.replace(LORA, rslora=case == 'llama', targets='query|value|up')
     )
     adapter = noisy(init_adapter(base, config.lora, jax.random.key(2)))
-    ours = our_logits(config, {'base': base, 'lora': adapter})
-    assert np.abs(ours - our_logits(config, {'base': base})).max() > 0.1
+    ours = our_logits(config, Adapted(base, adapter))
+    assert np.abs(ours - our_logits(config, Adapted(base))).max() > 0.1
     save_adapter(tmp_path / 'ours', config, adapter, base=str(tmp_path / 'base'))
     opened = peft.PeftModel.from_pretrained(theirs, tmp_path / 'ours').eval()
     np.testing.assert_allclose(their_logits(torch, opened), ours, atol=1e-4)
     # And back, from the folder that peft writes.
     opened.save_pretrained(tmp_path / 'theirs')
     again, read = load_adapter(tmp_path / 'theirs', dataclasses.replace(config, lora=None))
-    np.testing.assert_allclose(our_logits(again, {'base': base, 'lora': read}), ours, atol=1e-4)
+    np.testing.assert_allclose(our_logits(again, Adapted(base, read)), ours, atol=1e-4)
     assert again.lora.rank == 3 and again.lora.rslora == (case == 'llama')
 
 
