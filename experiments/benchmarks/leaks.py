@@ -38,7 +38,7 @@ def main(_):
         record(
             'Memory of a long run',
             f'{_UPDATES.value:,} tiny PPO updates in one process: its peak of memory grew by {figures["grown_mb"]} MB '
-            f'after the first {_SETTLED.value}, and {len(figures["compiled_late"])} functions were compiled after them.',
+            f'after the first {_SETTLED.value}; functions compiled after them: {len(figures["compiled_late"])}.',
         )
     if figures['grown_mb'] > _LIMIT.value or figures['compiled_late']:
         sys.exit(1)

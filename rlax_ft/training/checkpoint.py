@@ -97,7 +97,7 @@ class Checkpoints:
         """The saved pytree of `step` as nested dicts and lists, for who does not know its structure.
 
         Raises:
-              InputError: there is no such step, or it cannot be read.
+          InputError: there is no such step, or it cannot be read.
         """
         if step not in self._manager.all_steps():
             steps = ', '.join(map(str, self._manager.all_steps())) or 'none'
