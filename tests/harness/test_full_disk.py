@@ -1,4 +1,4 @@
-"""A disk that is full while a run saves: one line, exit code 2, and the same command ends the run once there is room."""
+"""A disk that fills while a run saves: one line, exit code 2, and the same command ends the run when there is room."""
 
 import json
 import os
