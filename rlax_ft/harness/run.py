@@ -123,7 +123,7 @@ def open_run(settings: RunSettings, name: str) -> Run:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
-        run = Run(folder, Checkpoints(folder / 'checkpoints'), None)
+        run = Run(folder, Checkpoints(folder / 'checkpoints', tidy=True), None)
         taken = run.checkpoints.latest_step() or 0
         run.check_length(settings, taken)
         write_text(folder / 'flags.txt', '\n'.join(flag_lines(settings)) + '\n')

@@ -15,18 +15,19 @@ from rlax_ft.errors import InputError
 class Checkpoints:
     """The checkpoints under one folder; a save is atomic and runs in the background."""
 
-    def __init__(self, folder: str | Path, keep: int = 2):
+    def __init__(self, folder: str | Path, keep: int = 2, *, tidy: bool = False):
         """Opens the folder, which is made by the first save.
 
         Args:
           folder: where checkpoints go, one subfolder a step.
           keep: how many of the latest remain.
+          tidy: remove what a save left that was cut off; nobody else may be writing there.
         """
         self.folder, self._keep = Path(folder).absolute(), keep
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_handlers={'state': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=tidy),
         )
 
     def latest_step(self) -> int | None:
