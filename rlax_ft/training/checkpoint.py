@@ -22,8 +22,13 @@ class Checkpoints:
           folder: where checkpoints go, one subfolder a step.
           keep: how many of the latest remain.
           tidy: remove what a save left that was cut off; nobody else may be writing there.
+
+        Raises:
+          InputError: there is something else under that name.
         """
         self.folder, self._keep = Path(folder).absolute(), keep
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f'{self.folder}: checkpoints go into a folder of this name, and it is a file')
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_handlers={'state': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()},
