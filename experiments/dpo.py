@@ -85,7 +85,7 @@ def train(settings: DPOSettings) -> dict:
     refer = partial(with_reference, run, reference, learner.reference, **how)
     rows, objective = (ranked if by_rank else paired)(settings, codec, apply, task, records, refer)
     encode_held_out = ranking_rows if by_rank else preference_rows
-    eval_rows = refer(share_prompts(encode_held_out(codec, held_out)))
+    eval_rows = refer(share_prompts(encode_held_out(codec, held_out, ragged=True)))
 
     settings = with_steps(settings, len(jax.tree.leaves(rows)[0]))
     optimizer, step = compile_training(settings, objective, learner.base)
@@ -140,7 +140,9 @@ def check(settings: DPOSettings) -> bool:
 def ranked(settings, codec, apply, task, rankings, refer):
     """(rows, objective) of whole rankings."""
     check_fields(rankings, set(), settings.loss)
-    return refer(share_prompts(ranking_rows(codec, rankings))), ranking_objective(apply, beta=settings.beta)
+    return refer(share_prompts(ranking_rows(codec, rankings, ragged=True))), ranking_objective(
+        apply, beta=settings.beta
+    )
 
 
 def paired(settings, codec, apply, task, pairs, refer):
@@ -151,7 +153,7 @@ def paired(settings, codec, apply, task, pairs, refer):
         check_alone(settings, pairs)
     offset = {'margin'} if 'offset' in inspect.signature(loss).parameters else set()
     check_fields(pairs, {'weight', *offset, *({'label'} if settings.labels == 'human' else ())}, settings.loss)
-    rows = soft_labels(settings, task, codec, pairs, preference_rows(codec, pairs))
+    rows = soft_labels(settings, task, codec, pairs, preference_rows(codec, pairs, ragged=True))
     if not reads & {'ref_chosen', 'ref_rejected'}:
         refer = lambda rows: rows  # noqa: E731
     given = getattr(loss.func, 'nll_coef', 0.0) if settings.nll_coef < 0 else settings.nll_coef

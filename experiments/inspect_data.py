@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from rlax_ft.data.forms import convert
-from rlax_ft.data.packing import pack_rows, padding_share, row_lengths
+from rlax_ft.data.packing import batch_padding, pack_rows, padding_share, row_lengths
 from rlax_ft.data.records import read_demonstrations, read_judged, read_pairs, read_prompts, read_rankings, record_texts
-from rlax_ft.data.rows import fitting, token_rows
+from rlax_ft.data.rows import fitting, ragged_rows
 from rlax_ft.data.show import count_table, legend, row_text, wants_colour
 from rlax_ft.data.sources import read_raw
 from rlax_ft.data.templates import Dialogue
@@ -101,9 +101,9 @@ def counts(codec, records, kept) -> dict:
     numbers['cut_prompts'] = codec.count_too_long(prompts)
     pairs = [(p, a) for p, some in zip(prompts, answers) for a in some]
     if pairs:
-        rows = token_rows(codec, *map(list, zip(*pairs)))
-        table |= {'learned': rows.mask.sum(axis=1), 'row': row_lengths(rows)}
-        numbers['padding_share'] = float(padding_share(rows))
+        rows = ragged_rows(codec, *map(list, zip(*pairs)))
+        table |= {'learned': rows.counts, 'row': row_lengths(rows)}
+        numbers['padding_share'] = float(batch_padding(rows))
         numbers['padding_share_packed'] = float(padding_share(pack_rows(rows, codec.max_length)))
     print('\n' + count_table({name: np.asarray(values).astype(int) for name, values in table.items()}))
     print(

@@ -19,7 +19,7 @@ import numpy as np
 
 from rlax_ft.data.loader import local_batch, split_rows
 from rlax_ft.data.records import plain_text, read_prompts
-from rlax_ft.data.rows import prompt_arrays
+from rlax_ft.data.rows import prompt_rows
 from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.evaluator import make_evaluator
@@ -88,7 +88,7 @@ def train(settings: PPOSettings) -> dict:
     state = init_state(params, optimizer, jax.random.key(settings.seed))
     kl_coef = jnp.asarray(settings.beta, jnp.float32)
     (state, kl_coef), start = resume(settings, run, (state, kl_coef))
-    rows = (*prompt_arrays(codec, [record['prompt'] for record in records]), np.arange(len(records)))
+    rows = prompt_rows(codec, [record['prompt'] for record in records]), np.arange(len(records))
     batch_of = partial(local_batch, rows, batch_size=settings.batch_size // settings.group_size, seed=settings.seed)
 
     last, show = settings.max_steps, ('objective/scores', 'objective/kl', 'eval/gold', 'eval/kl')
@@ -96,11 +96,11 @@ def train(settings: PPOSettings) -> dict:
     passes = 4 + 6 * settings.update_epochs
     with open_metrics(settings, run, learner.config, start, title='ppo', show=show, passes=passes) as writer:
         for i in range(start, last):
-            tokens, mask, index = batch_of(i)
+            asked, index = batch_of(i)
             key, shuffle_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), i))
             # Collect.
             whole = learner.whole(state.params)
-            batch = collect(whole['policy'], tokens, mask, [records[j] for j in index], key)
+            batch = collect(whole['policy'], asked.tokens, asked.segment_ids > 0, [records[j] for j in index], key)
             # Estimate.
             data, metrics = estimator(whole, ref_params, batch.tokens, batch.rollout.logps, batch.scores, kl_coef)
             # Update.

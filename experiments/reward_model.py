@@ -52,7 +52,7 @@ def train(settings: RewardModelSettings) -> dict:
     codec = make_codec(settings, run, lambda: record_texts(records))
     records, held_out = fitting(codec, records), fitting(codec, held_out)
     check_fields(records, set() if by_rank else {'label', 'margin', 'weight'}, settings.loss)
-    encode = ranking_rows if by_rank else preference_rows
+    encode = partial(ranking_rows if by_rank else preference_rows, ragged=True)
     plain, plain_held_out = encode(codec, records), encode(codec, held_out)
     train_rows, eval_rows = share_prompts(plain), share_prompts(plain_held_out)
     rows = pack_pairs(plain, codec.max_length) if settings.packing else train_rows

@@ -17,7 +17,7 @@ from rlax_ft.data.forms import convert
 from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import pack_rows, padding_share
 from rlax_ft.data.records import demonstration, read_demonstrations, record_texts
-from rlax_ft.data.rows import fitting, token_rows
+from rlax_ft.data.rows import fitting, ragged_rows
 from rlax_ft.data.stream import first_records, stream_batches
 from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
@@ -27,7 +27,7 @@ from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
 from rlax_ft.harness.step import compile_training, placement, resume, with_steps
-from rlax_ft.models.scoring import token_logps
+from rlax_ft.models.scoring import sequence_logps
 from rlax_ft.objectives.supervised import sft_objective
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.step import init_state
@@ -55,7 +55,7 @@ def train(settings: SFTSettings) -> dict:
     eval_rows = encode(codec, held_out)
     records = records if settings.streaming else fitting(codec, records)
     rows = None if settings.streaming else packed(settings, codec, encode(codec, records))
-    settings = settings if settings.streaming else with_steps(settings, len(rows.tokens))
+    settings = settings if settings.streaming else with_steps(settings, len(jax.tree.leaves(rows)[0]))
     learner = make_learner(settings, *starting_model(settings, codec))
     announce_model(run, learner.config, codec)
     apply, last = learner.apply, settings.max_steps
@@ -81,8 +81,8 @@ def train(settings: SFTSettings) -> dict:
     learner.export(run, state.params, codec)
     trained = learner.whole(state.params)
     size = min(64, settings.batch_size)
-    logps = map_rows(jax.jit(lambda b: token_logps(apply, {'params': trained}, b)), eval_rows, batch_size=size)
-    nll = float(-logps.sum() / eval_rows.mask.sum())
+    logps = map_rows(jax.jit(lambda b: sequence_logps(apply, {'params': trained}, b)), eval_rows, batch_size=size)
+    nll = float(-logps.sum() / eval_rows.counts.sum())
     summary = {'steps': last, 'train_records': len(records), 'eval_records': len(held_out)}
     summary |= {'eval_nll': nll, 'eval_perplexity': float(np.exp(nll))}
     return run.finish(summary | evaluator.finish(trained, last))
@@ -109,9 +109,9 @@ def demonstrations(settings: SFTSettings) -> tuple[list[dict], list[dict]]:
     return split_rows(records, seed=settings.seed)
 
 
-def encode(codec, records, length=None):
-    """Records as a TokenBatch of all rows."""
-    return token_rows(codec, [r['prompt'] for r in records], [r['completion'] for r in records], length)
+def encode(codec, records, most=0):
+    """Records as rows without padding; `most` tokens may be in a row of other windows of a stream."""
+    return ragged_rows(codec, [r['prompt'] for r in records], [r['completion'] for r in records], most)
 
 
 def packed(settings: SFTSettings, codec, rows):

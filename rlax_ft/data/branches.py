@@ -3,9 +3,12 @@
 Leaves out what is then computed: models/scoring.py gives the same numbers for both.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 
+from rlax_ft.data.ragged import Ragged, RaggedBranches
 from rlax_ft.types import BranchBatch, PreferenceBatch, RankingBatch, TokenBatch
 
 
@@ -13,8 +16,11 @@ def share_prompts(batch: PreferenceBatch | RankingBatch) -> PreferenceBatch | Ra
     """The same comparisons or rankings with their prompts shared; as they are where that would save nothing.
 
     Args:
-      batch: a struct of numpy arrays whose rows hold one segment each, the prompt first.
+      batch: a struct of numpy arrays, or of `Ragged` candidates, whose rows hold one segment each, the prompt first.
     """
+    if isinstance(batch.candidates, Ragged):
+        branches = shared_ragged(batch.candidates)
+        return batch if branches is None else batch.replace(candidates=branches)
     rows = jax.tree.map(np.asarray, batch.candidates)
     branches = rows if isinstance(rows, BranchBatch) else shared(rows)
     if branches is None:
@@ -41,6 +47,31 @@ def shared(rows: TokenBatch) -> BranchBatch | None:
     responses = _take(rows, at, at < ends[..., None])
     prompt = jax.tree.map(lambda leaf: leaf[:, 0], heads)
     return BranchBatch(prompt=prompt.replace(mask=np.zeros_like(prompt.mask)), responses=responses)
+
+
+def shared_ragged(rows: Ragged) -> RaggedBranches | None:
+    """The same of candidates that are not padded yet."""
+    count, many = rows.shape
+    lengths, begins = np.diff(rows.starts), rows.starts[:-1]
+    if not lengths.all():
+        return None
+    place = np.where(rows.learned, np.arange(len(rows.ids)) - np.repeat(begins, lengths), len(rows.ids))
+    prompts = np.minimum.reduceat(place, begins)
+    cut, width, length = (max(-(-int(x.max()) // 8) * 8, 8) for x in (prompts, lengths - prompts, lengths))
+    if not 0 < prompts.min() <= prompts.max() < len(rows.ids) or cut + many * width >= many * length:
+        return None
+    for first in range(0, count * many, many):
+        start = rows.ids[begins[first] : begins[first] + prompts[first]]
+        for other in range(first + 1, first + many):
+            if not np.array_equal(start, rows.ids[begins[other] : begins[other] + prompts[other]]):
+                return None
+    firsts, every = np.arange(0, count * many, many), np.arange(count * many)
+    heads = rows.spans(firsts, begins[firsts], begins[firsts] + prompts[firsts], (count,))
+    responses = rows.spans(every, begins + prompts, rows.starts[1:], rows.shape)
+    return RaggedBranches(
+        dataclasses.replace(heads, left=True, most=cut),
+        dataclasses.replace(responses, offsets=prompts.astype(np.int32), most=width),
+    )
 
 
 def _take(rows, at, real):

@@ -10,7 +10,13 @@ import numpy as np
 
 from rlax_ft.data import templates
 from rlax_ft.data.templates import Dialogue
-from rlax_ft.data.tokenizers import encode_continuations, encode_texts, start_ids, warn_special
+from rlax_ft.data.tokenizers import (
+    decode_continuations,
+    encode_continuations,
+    encode_texts,
+    start_ids,
+    warn_special,
+)
 from rlax_ft.errors import InputError
 from rlax_ft.types import Rollout
 
@@ -53,8 +59,8 @@ class Codec:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """What ends a sampled row: EOS, and what the chat template writes after an answer."""
-        return templates.turn_ends(self.tokenizer) if self.ends else ()
+        """What ends a sampled row: EOS, what the chat template writes after an answer, what the model's folder says."""
+        return templates.stop_ids(self.tokenizer) if self.ends else ()
 
     @property
     def pad_id(self) -> int:
@@ -107,11 +113,16 @@ class Codec:
         self._kept[id(prompt), id(response)] = prompt, response, row
 
     def decode(self, rollout: Rollout) -> tuple[list[str], list[bool]]:
-        """The text of each completion up to its end, and whether it did end (always, where `ends` is False)."""
-        tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
-        ended = [bool(np.isin(row[m], self.eos_ids).any()) or not self.ends for row, m in zip(tokens, mask)]
+        """The text of each completion up to its end, and whether it did end (always, where `ends` is False).
+
+        The text continues the prompt's: a SentencePiece completion keeps its leading blank, so that both together are
+        the whole text, and written again become text of the same characters.
+        """
+        tokens, mask, ends = np.asarray(rollout.tokens), np.asarray(rollout.mask), set(self.eos_ids)
         rows = [row[m].tolist() for row, m in zip(tokens, mask)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True), ended
+        at = [next((i for i, token in enumerate(row) if token in ends), None) for row in rows]
+        texts = decode_continuations(self.tokenizer, [row[:end] for row, end in zip(rows, at)])
+        return texts, [end is not None or not self.ends for end in at]
 
     def too_long(self, name: str, ids: list[int], limit: int, flag: str) -> InputError:
         """What to raise about a prompt or response of too many tokens."""

@@ -12,6 +12,7 @@ What is a conversation by nature becomes message lists, so that the chat templat
 the fields that records.py reads.
 """
 
+import json
 from collections import Counter
 
 from rlax_ft.data.messages import is_learned, message_list
@@ -47,12 +48,22 @@ def convert(record: dict, where: str) -> dict:
     Raises:
       InputError: a field is missing or of the wrong kind.
     """
-    record = {name: value for name, value in record.items() if value is not None}
+    record = {name: _listed(name, value) for name, value in record.items() if value is not None}
     for fields, function, used in _FORMS:
         if fields <= record.keys():
             rest = {k: v for k, v in record.items() if k not in used and k not in FIELDS} if used else record
             return {**function(record, where), **rest}
     return record
+
+
+def _listed(name, value):
+    """A list that a column holds as JSON text, in a field that is a list in every form."""
+    if name not in _LISTS or not isinstance(value, str) or not value.lstrip().startswith('['):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value  # What reads the field says that it is a text.
 
 
 def _sharegpt(record, where):
@@ -134,6 +145,7 @@ def _as_it_is(record, where):
 
 # What records.py reads; the form alone says what stands in them.
 FIELDS = ('prompt', 'completion', 'chosen', 'rejected', 'completions', 'ranks')
+_LISTS = ('messages', 'conversations', 'completions', 'ranks', 'history')
 _ALPACA = ('instruction', 'input', 'output', 'system', 'history')
 _PANDALM = ('response1', 'response2', 'annotator1', 'annotator2', 'annotator3')
 

@@ -10,6 +10,7 @@ from rlax_ft.errors import InputError
 
 # OpenAI's and Axolotl's names for "learn this message" (1, true) or "read it only" (0, false).
 LEARN_FIELDS = ('weight', 'train')
+_TEXT_PARTS = ('text', 'input_text', 'output_text')
 
 
 class Conversation(list):
@@ -55,13 +56,14 @@ def message_list(value, where: str, field: str) -> list[dict]:
 def _message(message, place):
     if not isinstance(message, dict):
         raise InputError(f'{place} is {kind(message)}; an object {{"role", "content"}} was expected')
-    calls = message.get('tool_calls')
+    given, calls = message, _calls(message)
+    message = {**message, 'content': _content(message.get('content'), place), 'tool_calls': calls}
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
         raise InputError(f'{place}: "tool_calls" is {kind(calls)}; a list of objects was expected')
     for part in ('role', 'content'):
         # A call of a tool may come without content.
         if not isinstance(message.get(part), str) and not (part == 'content' and message.get(part) is None and calls):
-            state = f'"{part}" is {kind(message[part])}' if part in message else f'no "{part}"'
+            state = f'"{part}" is {kind(given[part])}' if part in given else f'no "{part}"'
             raise InputError(f'{place}: {state}; a text was expected')
     for name in LEARN_FIELDS:
         if message.get(name) not in (None, 0, 1):
@@ -69,6 +71,33 @@ def _message(message, place):
     if message.get('train') and message['role'] != 'assistant':
         raise InputError(f'{place}: "train" is set for the role {message["role"]}; only the assistant\'s are learned')
     return {key: part for key, part in message.items() if part is not None}
+
+
+def _calls(message):
+    """The calls of tools, which columns may hold as JSON text."""
+    calls = message.get('tool_calls')
+    try:
+        return json.loads(calls) if isinstance(calls, str) else calls
+    except (ValueError, RecursionError):
+        return calls
+
+
+def _content(content, place):
+    """A text; parts of text, as for models that also see, become one.
+
+    Raises:
+      InputError: a part is something else, such as an image.
+    """
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for number, part in enumerate(content, 1):
+        text = part.get('text') if isinstance(part, dict) else part
+        if not isinstance(text, str) or (isinstance(part, dict) and part.get('type', 'text') not in _TEXT_PARTS):
+            found = f'of the type {str(part.get("type"))[:40]!r}' if isinstance(part, dict) else kind(part)
+            raise InputError(f'{place}: part {number} of "content" is {found}; only texts are read')
+        texts.append(text)
+    return ''.join(texts)
 
 
 def parse_tools(record: dict, where: str) -> list[dict] | None:

@@ -10,6 +10,7 @@ import bisect
 import jax
 import numpy as np
 
+from rlax_ft.data.ragged import Ragged, batch_width
 from rlax_ft.data.rows import take_rows
 from rlax_ft.errors import InputError
 from rlax_ft.types import PackedPairs, PreferenceBatch, RankingBatch, TokenBatch
@@ -54,11 +55,11 @@ def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     return sorted((sorted(items) for items in bins), key=lambda items: items[0])
 
 
-def pack_rows(rows: TokenBatch, length: int) -> TokenBatch:
+def pack_rows(rows: TokenBatch | Ragged, length: int) -> TokenBatch:
     """Rows [N, T] with one segment each, packed into as few rows [R, length] as best-fit finds.
 
     Args:
-      rows: what `rows.token_rows` gives.
+      rows: what `rows.ragged_rows` or `rows.token_rows` gives.
       length: T of the packed rows.
 
     Raises:
@@ -77,7 +78,7 @@ def pack_pairs(pairs: PreferenceBatch, length: int) -> PackedPairs:
     Raises:
       InputError: a side is longer than `length`.
     """
-    chosen, rejected = (take_rows(pairs.candidates, (slice(None), side)) for side in (0, 1))
+    chosen, rejected = (_side(pairs.candidates, side) for side in (0, 1))
     bins = best_fit(np.stack([row_lengths(chosen), row_lengths(rejected)], axis=1), length)
     by_segment = np.zeros((len(bins), max(map(len, bins))), int)
     exists = np.zeros(by_segment.shape, bool)
@@ -102,8 +103,10 @@ def pack_pairs(pairs: PreferenceBatch, length: int) -> PackedPairs:
     )
 
 
-def row_lengths(rows: TokenBatch) -> np.ndarray:
+def row_lengths(rows: TokenBatch | Ragged) -> np.ndarray:
     """How many tokens each row has, int[N], padding left out."""
+    if isinstance(rows, Ragged):
+        return rows.lengths
     return (np.asarray(rows.segment_ids) > 0).sum(axis=-1)
 
 
@@ -114,6 +117,13 @@ def padding_share(batch) -> float:
     return 1.0 - sum(row_lengths(part).sum() for part in parts) / sum(part.tokens.size for part in parts)
 
 
+def batch_padding(rows: Ragged, *, batch_size: int = 32) -> float:
+    """The share of positions that are padding where batches of rows are drawn at random."""
+    lengths = np.random.default_rng(0).permutation(rows.lengths.reshape(-1))
+    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+    return 1.0 - lengths.sum() / sum(len(batch) * batch_width(int(batch.max()), rows.most) for batch in batches)
+
+
 def count_examples(batch: PreferenceBatch | PackedPairs | RankingBatch) -> np.float32:
     """How many pairs or rankings a batch has: what the mean over them divides by."""
     if isinstance(batch, PackedPairs):
@@ -121,22 +131,31 @@ def count_examples(batch: PreferenceBatch | PackedPairs | RankingBatch) -> np.fl
     return np.float32(jax.tree.leaves(batch)[0].shape[0])
 
 
+def _side(candidates, side):
+    """One of each row's candidates."""
+    index = slice(None), side
+    return candidates.take(index) if isinstance(candidates, Ragged) else take_rows(candidates, index)
+
+
 def _fill(rows, bins, length):
-    shape = (len(bins), length)
-    padding = rows.tokens[rows.segment_ids == 0]
+    shape, lengths = (len(bins), length), row_lengths(rows)
+    if isinstance(rows, Ragged):
+        padding, row = rows.pad_id, rows.row
+    else:
+        unused = rows.tokens[rows.segment_ids == 0]
+        padding = unused[0] if unused.size else 0
+        row = lambda i: (rows.tokens[i, : lengths[i]], rows.mask[i, : lengths[i]])  # noqa: E731
     packed = TokenBatch(
-        tokens=np.full(shape, padding[0] if padding.size else 0, np.int32),
+        tokens=np.full(shape, padding, np.int32),
         mask=np.zeros(shape, np.float32),
         positions=np.zeros(shape, np.int32),
         segment_ids=np.zeros(shape, np.int32),
     )
-    lengths = row_lengths(rows)
-    for row, items in enumerate(bins):
+    for number, items in enumerate(bins):
         end = 0
         for segment, item in enumerate(items, 1):
             start, end = end, end + lengths[item]
-            packed.tokens[row, start:end] = rows.tokens[item, : end - start]
-            packed.mask[row, start:end] = rows.mask[item, : end - start]
-            packed.positions[row, start:end] = np.arange(end - start)
-            packed.segment_ids[row, start:end] = segment
+            packed.tokens[number, start:end], packed.mask[number, start:end] = row(item)
+            packed.positions[number, start:end] = np.arange(end - start)
+            packed.segment_ids[number, start:end] = segment
     return packed

@@ -237,7 +237,11 @@ def _answers(record, fields, where):
                 raise InputError(f'{where}: field "{field}" has no message of the role assistant; nothing to learn')
             if not any(map(is_learned, values[field])):
                 raise InputError(f'{where}: field "{field}": every message of the assistant has the weight 0')
-        values['prompt'] = _as_messages(values['prompt'], 'user')
+        prompt = values['prompt'] = _as_messages(values['prompt'], 'user')
+        for field in fields:
+            # A whole conversation, whose beginning the prompt repeats.
+            if len(values[field]) > len(prompt) and values[field][: len(prompt)] == prompt:
+                values[field] = values[field][len(prompt) :]
     return _tooled({**_other(record), **values}, where)
 
 
@@ -262,12 +266,18 @@ def _pair(record, where, expected):
         chosen, rejected = text(record, 'chosen', where), text(record, 'rejected', where)
     if chosen == rejected:
         raise InputError(f'{where}: "chosen" equals "rejected"; a comparison needs two different texts')
-    if 'prompt' in record and not _whole(_value(record, 'prompt', where), chosen, rejected):
+    prompt = _value(record, 'prompt', where) if 'prompt' in record else None
+    if prompt is not None and not _whole(prompt, chosen, rejected):
         return _answers(record, ('chosen', 'rejected'), where)
     split = _implicit_messages if isinstance(chosen, list) else _implicit_prompt
     start = split(chosen, rejected)
     if isinstance(chosen, list) and not start:
         raise InputError(f'{where}: "chosen" and "rejected" share no first message; give their "prompt"')
+    if isinstance(prompt, str) and not any(m.get('content', '').strip() == prompt.strip() for m in chosen[:start]):
+        raise InputError(
+            f'{where}: "chosen" and "rejected" are conversations, and "prompt" is none of the messages that they share;'
+            ' leave it out, or give answers alone'
+        )
     pair = {'prompt': chosen[:start], 'chosen': chosen[start:], 'rejected': rejected[start:]}
     return _answers({**record, **pair}, ('chosen', 'rejected'), where)
 

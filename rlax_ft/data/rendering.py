@@ -10,15 +10,15 @@ import logging
 import re
 from typing import NamedTuple
 
-import jinja2
-
 from rlax_ft.data.messages import LEARN_FIELDS, is_learned, tools_of
+from rlax_ft.data.renderer import rendered
 from rlax_ft.data.tokenizers import special_pattern
 from rlax_ft.errors import InputError
 
 # Stands within characters of the data that look like a special token, so that only the template's own are tokens. A
 # code point that Unicode reserves for inside programs.
 MARK = '\ufdd0'
+_CALLS = ('tool_calls', 'function_call')
 _GENERATION = re.compile(r'\{%-?\s*generation\s*-?%\}')
 
 
@@ -95,12 +95,10 @@ def render(tokenizer, template: str, messages: list[dict], *, tools=None, spans=
     """(text, spans of what {% generation %} marks): transformers' own rendering.
 
     Raises:
-      InputError: the template cannot be read, or refuses the conversation.
+      InputError: the template cannot be read, refuses the conversation, or takes too much time or memory.
     """
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:
-        texts, tagged = render_jinja_template(
+    answer = rendered(
+        dict(
             conversations=[messages],
             tools=tools,
             chat_template=template,
@@ -109,13 +107,15 @@ def render(tokenizer, template: str, messages: list[dict], *, tools=None, spans=
             continue_final_message=resume,
             **tokenizer.special_tokens_map,
         )
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(f'the chat template, line {error.lineno}: {error.message}') from error
-    except Exception as error:  # A template is a program: it may raise anything.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        start = str(messages[0].get('content'))[:60].replace(MARK, '') if messages else ''
-        raise InputError(f'the chat template refuses a conversation: {reason}; it begins {start!r}') from error
-    return texts[0], [tuple(span) for span in tagged[0]] if spans else []
+    )
+    if 'error' not in answer:
+        return answer['text'], [tuple(span) for span in answer['spans']]
+    source = getattr(tokenizer, 'template_source', '') or tokenizer.name_or_path
+    source = f'; the template is that of {source}' if source else ''
+    if 'line' in answer:
+        raise InputError(f'the chat template, line {answer["line"]}: {answer["error"]}{source}')
+    start = str(messages[0].get('content'))[:60].replace(MARK, '') if messages else ''
+    raise InputError(f'the chat template refuses a conversation: {answer["error"]}; it begins {start!r}{source}')
 
 
 class _Chat:
@@ -189,18 +189,18 @@ class _Chat:
                 return True
 
         for i, message in enumerate(messages):
-            if message.get('tool_calls'):
-                bare = {'content': '', **{name: value for name, value in message.items() if name != 'tool_calls'}}
+            for calls in filter(message.get, _CALLS):
+                bare = {'content': '', **{name: value for name, value in message.items() if name != calls}}
                 if not shown([*messages[:i], bare, *messages[i + 1 :]]):
                     raise InputError(
-                        f'the chat template does not show the tool_calls of message {i + 1}; name one that does as '
+                        f'the chat template does not show the {calls} of message {i + 1}; name one that does as '
                         '--chat_template'
                     )
         if MARK in text:
             plain, tools = (_unmarked(part) for part in (messages, self.tools))
             if self.render(plain, tools=tools, **how)[0] != text.replace(MARK, ''):
                 raise InputError('the chat template changes what it writes by characters of special tokens in the data')
-        names = {name for message in messages for name in message} - {'role', 'content', 'tool_calls', *LEARN_FIELDS}
+        names = {name for message in messages for name in message} - {'role', 'content', *_CALLS, *LEARN_FIELDS}
         without = lambda name: [{k: v for k, v in message.items() if k != name} for message in messages]  # noqa: E731
         hidden = {f'the field "{name}" of messages' for name in names if not shown(without(name))}
         return frozenset(hidden | ({'the tools'} if self.tools and not shown(messages, tools=None) else set()))

@@ -1,7 +1,8 @@
-"""Tokens to arrays: whole data sets as padded numpy structs, whose rows the loader picks.
+"""Records to rows of tokens: whole data sets as structs, whose rows the loader picks.
 
 A training row is the prompt (with the tokenizer's BOS), the response, its end, and padding on the right; a prompt for
-the sampler is padded on the left. Leaves out packing (packing.py).
+the sampler is padded on the left. A data set is kept `ragged`, or padded at once where a program is small. Leaves out
+packing (packing.py).
 """
 
 import logging
@@ -12,6 +13,7 @@ import numpy as np
 
 from rlax_ft.data.codec import Codec, Text
 from rlax_ft.data.messages import with_tools
+from rlax_ft.data.ragged import Ragged
 from rlax_ft.errors import InputError
 from rlax_ft.types import PreferenceBatch, RankingBatch, TokenBatch
 
@@ -83,12 +85,14 @@ def prompt_of(record: dict) -> Text:
 
 def prompt_arrays(codec: Codec, prompts: list[Text]) -> tuple[np.ndarray, np.ndarray]:
     """Left-padded prompts int32[N, max_prompt] and their mask bool[N, max_prompt]."""
-    tokens = np.full((len(prompts), codec.max_prompt), codec.pad_id, np.int32)
-    mask = np.zeros(tokens.shape, bool)
-    for row, ids in enumerate(codec.encode_prompts(prompts)):
-        tokens[row, codec.max_prompt - len(ids) :] = ids
-        mask[row, codec.max_prompt - len(ids) :] = True
-    return tokens, mask
+    rows = prompt_rows(codec, prompts).padded(codec.max_prompt)
+    return rows.tokens, rows.segment_ids > 0
+
+
+def prompt_rows(codec: Codec, prompts: list[Text]) -> Ragged:
+    """Prompts for the sampler, padded where a batch of them is picked."""
+    rows = [(ids, [False] * len(ids)) for ids in codec.encode_prompts(prompts)]
+    return Ragged.of(rows, pad_id=codec.pad_id, most=codec.max_prompt, left=True)
 
 
 def token_rows(codec: Codec, prompts: list[Text], responses: list[Text], length: int | None = None) -> TokenBatch:
@@ -103,38 +107,47 @@ def token_rows(codec: Codec, prompts: list[Text], responses: list[Text], length:
     Raises:
       InputError: a prompt or response is too long, or there is no token to learn from.
     """
+    return _padded(ragged_rows(codec, prompts, responses), length)
+
+
+def ragged_rows(codec: Codec, prompts: list[Text], responses: list[Text], most: int = 0) -> Ragged:
+    """The same, padded where a batch is picked: what a data set is kept as.
+
+    Args:
+      codec, prompts, responses: as in `token_rows`.
+      most: tokens of the longest row that other rows may have; 0: there are no others.
+    """
     rows = codec.encode(prompts, responses)
     for number, row in enumerate(rows, 1):
         if not any(row.learned):
             raise InputError(f'record {number}: the response is empty; each needs at least one token')
         if len(row.response) > codec.max_new_tokens:
             raise codec.too_long('response', row.response, codec.max_new_tokens, '--max_new_tokens')
-    length = length or -(-max(len(row.prompt) + len(row.response) for row in rows) // 8) * 8
-    tokens = np.full((len(rows), length), codec.pad_id, np.int32)
-    mask = np.zeros(tokens.shape, np.float32)
-    segment_ids = np.zeros(tokens.shape, np.int32)
-    for i, row in enumerate(rows):
-        end = len(row.prompt) + len(row.response)
-        tokens[i, :end] = row.prompt + row.response
-        mask[i, len(row.prompt) : end] = row.learned
-        segment_ids[i, :end] = 1
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    return TokenBatch(tokens=tokens, mask=mask, positions=positions, segment_ids=segment_ids)
+    whole = [(row.prompt + row.response, [False] * len(row.prompt) + row.learned) for row in rows]
+    return Ragged.of(whole, pad_id=codec.pad_id, most=most)
 
 
-def preference_rows(codec: Codec, pairs: list[dict]) -> PreferenceBatch:
+def _padded(rows, length=None):
+    """All of them as arrays, as wide as the longest row."""
+    return rows.padded(length or max(-(-rows.most // 8) * 8, 8))
+
+
+def preference_rows(codec: Codec, pairs: list[dict], *, ragged: bool = False) -> PreferenceBatch:
     """Comparisons as a PreferenceBatch [N]; `label`, `margin` and `weight` are the records' own where they have them.
+
+    Args:
+      codec: how text becomes tokens.
+      pairs: N records.
+      ragged: the candidates are `Ragged`, for a data set that batches are picked from; else a TokenBatch [N, 2, T].
 
     Raises:
       InputError: as `token_rows`, or both sides of a pair are the same tokens.
     """
     sides = [pair[side] for pair in pairs for side in ('chosen', 'rejected')]
-    rows = token_rows(codec, [prompt_of(pair) for pair in pairs for _ in range(2)], sides)  # [2 N, T]
-    candidates = jax.tree.map(lambda leaf: leaf.reshape(len(pairs), 2, -1), rows)
-    same = (candidates.tokens[:, 0] == candidates.tokens[:, 1]).all(axis=1)
-    if (same & (candidates.segment_ids[:, 0] == candidates.segment_ids[:, 1]).all(axis=1)).any():
-        number = int(np.flatnonzero(same)[0])
-        raise InputError(f'record {number + 1}: "chosen" and "rejected" become the same tokens; leave it out')
+    rows = ragged_rows(codec, [prompt_of(pair) for pair in pairs for _ in range(2)], sides)
+    for number in range(len(pairs)):
+        if np.array_equal(rows.row(2 * number)[0], rows.row(2 * number + 1)[0]):
+            raise InputError(f'record {number + 1}: "chosen" and "rejected" become the same tokens; leave it out')
 
     def column(name, default):
         """float32[N] of a field; None where no record has it."""
@@ -142,17 +155,23 @@ def preference_rows(codec: Codec, pairs: list[dict]) -> PreferenceBatch:
             return None
         return np.asarray([pair.get(name, default) for pair in pairs], np.float32)
 
-    label = column('label', 1.0)
+    label, candidates = column('label', 1.0), rows.reshape(len(pairs), 2)
     return PreferenceBatch(
-        candidates=candidates,
+        candidates=candidates if ragged else _padded(candidates),
         label=np.ones(len(pairs), np.float32) if label is None else label,
         margin=column('margin', 0.0),
         weight=column('weight', 1.0),
     )
 
 
-def ranking_rows(codec: Codec, rankings: list[dict]) -> RankingBatch:
-    """Rankings as a RankingBatch [N, K, T]; K is the largest number of candidates, the missing ones are masked."""
+def ranking_rows(codec: Codec, rankings: list[dict], *, ragged: bool = False) -> RankingBatch:
+    """Rankings as a RankingBatch [N, K, T]; K is the largest number of candidates, the missing ones are masked.
+
+    Args:
+      codec: how text becomes tokens.
+      rankings: N records.
+      ragged: as in `preference_rows`.
+    """
     most = max(len(r['ranks']) for r in rankings)
     prompts, responses = [], []
     ranks = np.zeros((len(rankings), most), np.int32)
@@ -163,9 +182,8 @@ def ranking_rows(codec: Codec, rankings: list[dict]) -> RankingBatch:
         prompts += [prompt_of(ranking)] * most
         # A candidate that does not exist repeats the first one; its mask keeps it out of every loss.
         responses += ranking['completions'] + ranking['completions'][:1] * (most - count)
-    rows = token_rows(codec, prompts, responses)
-    candidates = jax.tree.map(lambda leaf: leaf.reshape(len(rankings), most, -1), rows)
-    return RankingBatch(candidates=candidates, ranks=ranks, mask=mask)
+    candidates = ragged_rows(codec, prompts, responses).reshape(len(rankings), most)
+    return RankingBatch(candidates=candidates if ragged else _padded(candidates), ranks=ranks, mask=mask)
 
 
 def take_rows(batch, index):

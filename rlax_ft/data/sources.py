@@ -1,27 +1,34 @@
-"""Where raw records come from: JSONL, JSON arrays, Parquet, and data sets of the hub, one object after the other.
+"""Where raw records come from: JSONL, JSON arrays, tables, and data sets of the hub, one object after the other.
 
-    data.jsonl   data.jsonl.gz          one object a line
-    data.json    data.json.gz           one array of objects
+    data.jsonl                          one object a line
+    data.json                           one array of objects
+    data.csv     data.tsv               one object a row, under the names of the first (tables.py)
     data.parquet                        one object a row
     FOLDER, OWNER/NAME[:[CONFIG:]SPLIT] what `datasets.load_dataset` makes of it; the split is train when left out
 
-Leaves out what the objects mean (forms.py, records.py).
+All but Parquet may be compressed, .gz or .zst. Leaves out what the objects mean (forms.py, records.py).
 """
 
 import gzip
+import io
 import itertools
 import json
 import logging
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlax_ft.data.tables import read_table
 from rlax_ft.errors import InputError
 
 _HUB = re.compile(r'(?P<name>[\w.-]+/[\w.-]+)(?::(?:(?P<config>[\w.-]+):)?(?P<split>[^:].*))?')
 # Half of a pair that UTF-16 writes a character with; JSON can name one alone, no encoding can write it.
 LONE_SURROGATES = re.compile('[\ud800-\udfff]')
-_FILE_ENDINGS = ('.jsonl', '.json', '.gz', '.parquet', '.txt', '.csv')
+_FILE_ENDINGS = ('.jsonl', '.json', '.gz', '.zst', '.parquet', '.txt', '.csv', '.tsv')
+_COMPRESSED = ('.gz', '.zst')
+_LARGEST_LINE = 2**26  # Characters: a line that never ends is no record.
+_UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 
 
 def read_raw(source: str | Path, *, start: int = 0) -> Iterator[tuple[dict, str]]:
@@ -40,11 +47,14 @@ def read_raw(source: str | Path, *, start: int = 0) -> Iterator[tuple[dict, str]
         yield from ((without_nulls(row), f'{source}, record {i}') for i, row in enumerate(rows.skip(start), start + 1))
         return
     if not path.is_file():
-        raise InputError(f'{path}: no such file; give a .jsonl, .json (both also .gz) or .parquet file, or OWNER/NAME')
+        raise InputError(
+            f'{path}: no such file; give a .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, or OWNER/NAME'
+        )
     if path.suffix == '.parquet':
         yield from itertools.islice(_parquet(path), start, None)
         return
-    read = _json_array if path.name.removesuffix('.gz').endswith('.json') else _json_lines
+    inner = Path(path.stem) if path.suffix in _COMPRESSED else path
+    read = {'.json': _json_array, '.csv': _table, '.tsv': _table}.get(inner.suffix, _json_lines)
     yield from _without_surrogates(itertools.islice(read(path), start, None), source)
 
 
@@ -77,19 +87,26 @@ def _json_lines(path):
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            while line := file.readline(_LARGEST_LINE):
+                number += 1
+                where = f'{path}, line {number}'
+                if len(line) == _LARGEST_LINE:
+                    raise InputError(f'{where}: more than {_LARGEST_LINE:,} characters in a line; one object a line')
                 if line.strip():
-                    where = f'{path}, line {number}'
                     yield _object(_parse(line, where, 'one object a line'), where), where
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise InputError(f'{path}: cannot be read as UTF-8 JSONL after line {number} ({error})') from error
 
 
 def _json_array(path):
     try:
         with _open(path) as file:
-            text = file.read()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+            # What a small compressed file swells to is no data set.
+            most = max(2**28, 200 * path.stat().st_size) if path.suffix in _COMPRESSED else -1
+            text = file.read(most)
+            if len(text) == most:
+                raise InputError(f'{path}: more than {most:,} characters; give JSONL, one object a line')
+    except _UNREADABLE as error:
         raise InputError(f'{path}: cannot be read as UTF-8 JSON ({error})') from error
     if text.lstrip()[:1] == '{' and '\n{' in text.strip():
         yield from _json_lines(path)  # JSONL under the wrong name.
@@ -98,6 +115,14 @@ def _json_array(path):
     for number, value in enumerate(values if isinstance(values, list) else [values], 1):
         where = f'{path}, record {number}'
         yield _object(value, where), where
+
+
+def _table(path):
+    try:
+        with _open(path, newline='') as file:
+            yield from read_table(file, path, '\t' if '.tsv' in path.suffixes else ',')
+    except _UNREADABLE as error:
+        raise InputError(f'{path}: cannot be read as a UTF-8 table ({error})') from error
 
 
 def _parquet(path):
@@ -111,15 +136,23 @@ def _parquet(path):
             for record in batch.to_pylist():
                 number += 1
                 yield without_nulls(record), f'{path}, record {number}'
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f'{path}: cannot be read as Parquet after record {number} ({reason})') from error
 
 
-def _open(path):
+def _open(path, newline=None):
+    """The file as text; some programs write a mark of the byte order in front."""
+    how = dict(encoding='utf-8-sig', newline=newline)
     if path.suffix == '.gz':
-        return gzip.open(path, 'rt', encoding='utf-8')
-    return open(path, encoding='utf-8')
+        return gzip.open(path, 'rt', **how)
+    if path.suffix != '.zst':
+        return open(path, **how)
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise InputError(f'{path}: .zst files need `pyarrow`; pip install "rlax_ft[data]"') from error
+    return io.TextIOWrapper(pyarrow.input_stream(str(path), compression='zstd'), **how)
 
 
 def _parse(text, where, expected):
@@ -170,4 +203,4 @@ def _object(value, where):
 def kind(value) -> str:
     """What sort of JSON value this is, in words."""
     names = {dict: 'an object', list: 'a list', str: 'a text', bool: 'true or false', type(None): 'null'}
-    return names.get(type(value), 'a number')
+    return names.get(type(value), 'a number' if isinstance(value, int | float) else f'a {type(value).__name__}')

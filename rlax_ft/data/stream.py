@@ -8,11 +8,13 @@ that denominators, and a resumed run on another number of hosts, stay the same. 
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from rlax_ft.data.ragged import Ragged, join
 from rlax_ft.data.sources import is_hub_id, load_hub, read_raw, without_nulls
 from rlax_ft.errors import InputError
 
@@ -32,8 +34,8 @@ def stream_batches(
 
     Args:
       source: a file, or the id of a data set on the hub; see sources.py.
-      encode: makes a list of (raw record, where it stands) into a struct of numpy arrays [N, ...] of one width; N may
-        be 0.
+      encode: makes a list of (raw record, where it stands) into a struct of `Ragged` rows, or of numpy arrays
+        [N, ...] of one width; N may be 0.
       batch_size: B, rows of a batch; it may span windows and epochs.
       seed: of the order within windows; each window has its own.
       window: records that are shuffled together.
@@ -55,10 +57,11 @@ def stream_batches(
         order = np.random.default_rng([seed, start['epoch'], start['record']]).permutation(size)
         while offset < size:
             index = order[offset : offset + missing]
-            parts.append(jax.tree.map(lambda leaf, index=index: leaf[index], rows))
+            # Rows without padding stay so until the batch is whole: its width is that of all its rows.
+            parts.append(jax.tree.map(partial(_take, index=index), rows))
             offset, missing = offset + len(index), missing - len(index)
             if not missing:
-                yield jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), {**start, 'offset': offset}
+                yield jax.tree.map(_whole, *parts), {**start, 'offset': offset}
                 parts, missing = [], batch_size
         offset = 0
 
@@ -66,6 +69,14 @@ def stream_batches(
 def first_records(source: str | Path, count: int) -> list[tuple[dict, str]]:
     """The first (raw record, where it stands) of a source, and no more read than that."""
     return next(_windows(source, START, count))[1]
+
+
+def _take(leaf, index):
+    return leaf.take(index) if isinstance(leaf, Ragged) else leaf[index]
+
+
+def _whole(*leaves):
+    return join(list(leaves)).padded() if isinstance(leaves[0], Ragged) else np.concatenate(leaves)
 
 
 def _windows(source, at, window):

@@ -8,37 +8,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from rlax_ft.data.known_templates import TEMPLATES
 from rlax_ft.data.rendering import MARK, render, render_dialogue, render_prompt, template_of, warn_unseen
 from rlax_ft.data.tokenizers import encode_continuations, encode_texts, special_ids, special_pattern, warn_special
 from rlax_ft.errors import InputError
 
-# Both write BOS themselves where the tokenizer has one, and end every answer.
-TEMPLATES = {
-    # As in hh-rlhf's dialogues; it needs no token of its own, so it suits every tokenizer.
-    'plain': """\
-{{- bos_token or '' }}
-{%- for message in messages %}
-    {%- if message.role == 'assistant' %}
-        {{- '\n\nAssistant:' }}
-        {%- generation %}{{- ' ' + message.content + eos_token }}{%- endgeneration %}
-    {%- else %}
-        {{- '\n\n' + {'system': 'System', 'tool': 'Tool'}.get(message.role, 'Human') + ': ' + message.content }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '\n\nAssistant:' }}{%- endif %}""",
-    'chatml': """\
-{{- bos_token or '' if bos_token != eos_token else '' }}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\n' }}
-    {%- if message.role == 'assistant' %}
-        {%- generation %}{{- message.content + '<|im_end|>' }}{%- endgeneration %}
-    {%- else %}
-        {{- message.content + '<|im_end|>' }}
-    {%- endif %}
-    {{- '\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}""",
-}
 _PROBE = ({'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'})
 
 
@@ -65,6 +39,7 @@ def set_chat_template(tokenizer, name: str) -> None:
         render(tokenizer, tokenizer.chat_template, list(_PROBE))
     except InputError as error:
         raise InputError(f'--chat_template={name}: {error}') from error
+    tokenizer.template_source = f'--chat_template={name}'
 
 
 def template_tokens(name: str) -> tuple[str, ...]:
@@ -79,6 +54,14 @@ def template_tokens(name: str) -> tuple[str, ...]:
 def turn_ends(tokenizer) -> tuple[int, ...]:
     """Ids that end an assistant's turn: EOS, and the special token that the chat template writes after an answer."""
     return _turn_ends(tokenizer, str(tokenizer.chat_template or ''))
+
+
+def stop_ids(tokenizer) -> tuple[int, ...]:
+    """Ids that end what is sampled: `turn_ends`, and those that its folder's generation_config.json lists besides.
+
+    They come with a tokenizer as `further_ends`, which `hf.folder` sets.
+    """
+    return tuple(dict.fromkeys([*turn_ends(tokenizer), *getattr(tokenizer, 'further_ends', ())]))
 
 
 @functools.lru_cache(maxsize=16)

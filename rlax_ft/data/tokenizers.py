@@ -117,8 +117,7 @@ def encode_continuations(
       control: as in `encode_texts`.
       after: with `control`, N texts that they continue; only a special token at their end matters.
     """
-    newline = encode_texts(tokenizer, ['\n'], control=True)[0]
-    if not ''.join(tokenizer.convert_ids_to_tokens(newline[:1])).startswith('▁'):
+    if not _blank_first(tokenizer):
         return encode_texts(tokenizer, texts, control=control)
     marks = [_last_special(tokenizer, text) or '\n' for text in after or [''] * len(texts)]
     ids = encode_texts(tokenizer, [mark + text for mark, text in zip(marks, texts)], control=control)
@@ -130,6 +129,30 @@ def encode_continuations(
         whole = row[: len(start)] == start
         rows.append(row[len(start) :] if whole else encode_texts(tokenizer, [text], control=control)[0])
     return rows
+
+
+def decode_continuations(tokenizer, rows: list[list[int]]) -> list[str]:
+    """The texts of tokens that continue others, special tokens left out: the reverse of `encode_continuations`.
+
+    Decoded alone, SentencePiece would drop the blank that a first token begins with; so a line break is put in front,
+    and cut off again.
+
+    Args:
+      tokenizer: a transformers tokenizer.
+      rows: N lists of ids.
+    """
+    start = _blank_first(tokenizer)
+    before = tokenizer.decode(start, skip_special_tokens=True)
+    texts = tokenizer.batch_decode([[*start, *row] for row in rows], skip_special_tokens=True)
+    return [text[len(before) :] for text in texts]
+
+
+@functools.lru_cache(maxsize=16)
+def _blank_first(tokenizer) -> tuple[int, ...]:
+    """A line break's ids where the tokenizer, as SentencePiece, puts a blank before a text; empty where it does not."""
+    newline = encode_texts(tokenizer, ['\n'], control=True)[0]
+    blank = ''.join(tokenizer.convert_ids_to_tokens(newline[:1])).startswith('▁')
+    return tuple(newline) if blank else ()
 
 
 @functools.lru_cache(maxsize=16)

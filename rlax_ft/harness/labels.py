@@ -10,6 +10,7 @@ import numpy as np
 
 from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.codec import Codec
+from rlax_ft.data.ragged import Ragged
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.harness.rewards import check_vocabulary
@@ -75,7 +76,8 @@ def pair_lengths(rows: PreferenceBatch | RankingBatch) -> np.ndarray:
     Args:
       rows: as `preference_rows` or `ranking_rows` gives them, prompts not shared.
     """
-    lengths = np.asarray(rows.candidates.mask).sum(axis=2)  # [N, K]
+    candidates = rows.candidates
+    lengths = candidates.counts if isinstance(candidates, Ragged) else np.asarray(candidates.mask).sum(axis=2)  # [N, K]
     if not isinstance(rows, RankingBatch):
         return lengths.T
     n, better, worse = np.nonzero(_preferred(rows))

@@ -10,6 +10,7 @@ import importlib.metadata
 import jax
 import numpy as np
 
+from rlax_ft.data.ragged import Ragged, RaggedBranches
 from rlax_ft.harness.run import Run
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.types import PreferenceBatch, RankingBatch
@@ -48,6 +49,7 @@ def referred(rows: PreferenceBatch | RankingBatch, logps):
 
 def _digest(params, rows, how) -> str:
     content = hashlib.blake2b(f'{importlib.metadata.version("rlax_ft")} {how}'.encode(), digest_size=8)
-    for leaf in jax.tree.leaves((params, rows.candidates)):
+    unpadded = isinstance(rows.candidates, Ragged | RaggedBranches)
+    for leaf in jax.tree.leaves((params, rows.candidates.arrays() if unpadded else rows.candidates)):
         content.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     return content.hexdigest()

@@ -132,8 +132,8 @@ class DataSettings:
     task: str = flag('', 'Embedded task: reviews, exact or sort; reviews when there is no --data either.')
     data: str = flag(
         '',
-        'Records: a .jsonl, .json (both also .gz) or .parquet file, a folder, or OWNER/NAME[:[CONFIG:]SPLIT] of the '
-        "hub; with --task, in place of the task's own.",
+        'Records: a .jsonl, .json, .csv or .tsv (also .gz, .zst) or .parquet file, a folder, or '
+        "OWNER/NAME[:[CONFIG:]SPLIT] of the hub; with --task, in place of the task's own.",
     )
     max_prompt_tokens: int = flag(
         0, "Longest prompt in tokens; 0: the task's, or half of --model's context, at most 1024.", at_least=0

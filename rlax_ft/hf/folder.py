@@ -4,6 +4,7 @@ families.py says how a family's configuration and names map to ours, weights.py 
 code and any format but safetensors.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -12,16 +13,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from rlax_ft.data.templates import stop_ids
 from rlax_ft.errors import InputError
 from rlax_ft.hf.families import FAMILIES, to_config, to_entries
+from rlax_ft.hf.reading import READ, check_config, check_entries, check_links, read_json
 from rlax_ft.hf.weights import read_params, write_params
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.heads import ScalarModel
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.types import Params
 
-# Other formats of the same weights, in folders below or under other names, stay on the hub.
-_DOWNLOADED = ['*.json', 'model*.safetensors', 'tokenizer*', '*.model', 'merges.txt', '*.jinja']
+# Special tokens that serve as PAD where a tokenizer has them, in the order in which they are tried.
+_PADS = ('<pad>', '[PAD]', '<|pad|>', '<PAD>')
 _IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 
@@ -50,7 +53,11 @@ def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple
     tokenizer = read_tokenizer(folder) if has_tokenizer else None
     if tokenizer is not None:
         check_vocabulary(tokenizer, config, folder)
-    shapes = param_shapes(config, scalar=scalar)
+    try:
+        shapes = param_shapes(config, scalar=scalar)
+    except Exception as error:  # flax and jax have many ways of refusing sizes that fit no model.
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(f'{folder}/config.json: describes no model that can be made ({reason})') from error
     return config, read_params(folder, config, shapes, mesh=mesh, dtype=dtype or jnp.float32), tokenizer
 
 
@@ -77,20 +84,44 @@ def check_vocabulary(tokenizer, config: ModelConfig, source) -> None:
 def read_tokenizer(path_or_repo: str | Path):
     """The tokenizer of a model folder or hub id, with PAD: EOS where it has none of its own.
 
+    As `further_ends` it has the ids that end a text by the folder's generation_config.json, or else its config.json.
+
     Raises:
       InputError: there is none that transformers can read.
     """
     from transformers import AutoTokenizer
 
+    folder = _folder(path_or_repo)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_repo)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f'{path_or_repo}: no tokenizer that transformers can read ({reason})') from error
+        # Code of the folder's own is never run, and never asked about.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer('a b')
+        special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id]
+        if not all(i is None or isinstance(i, int) for i in special):
+            raise ValueError('PAD, BOS and EOS must be one token each')
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # Its readers raise whatever they like, in Rust also what is no Exception.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f'{path_or_repo}: no tokenizer that transformers can read ({reason[:200]})') from error
     if tokenizer.pad_token_id is None:
         # What fills a row is masked; any token serves.
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.further_ends = _listed_ends(folder)
     return tokenizer
+
+
+def _listed_ends(folder):
+    """What transformers' own sampler stops at."""
+    for name in ('generation_config.json', 'config.json'):
+        path = folder / name
+        ends = read_json(path).get('eos_token_id') if path.is_file() else None
+        if ends is not None:
+            ids = ends if isinstance(ends, list) else [ends]
+            if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+                raise InputError(f'{path}: eos_token_id is {str(ends)[:40]}; an id or a list of ids was expected')
+            return tuple(i for i in ids if i >= 0)
+    return ()
 
 
 def read_config(path_or_repo: str | Path) -> ModelConfig:
@@ -102,7 +133,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, bool]:
     path = folder / 'config.json'
     raw = read_json(path)
     model_type = raw.get('model_type')
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f'{path}: model_type {model_type!r}; known are {", ".join(FAMILIES)}')
     config = _parse(path, raw)
     generation = folder / 'generation_config.json'
@@ -117,7 +148,10 @@ def _parse(path, raw):
 
     given = {name: value for name, value in raw.items() if name not in ('model_type', 'architectures')}
     try:
-        return to_config(raw['model_type'], AutoConfig.for_model(raw['model_type'], **given).to_dict())
+        check_entries(raw)
+        config = to_config(raw['model_type'], AutoConfig.for_model(raw['model_type'], **given).to_dict())
+        check_config(config)
+        return config
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
     except Exception as error:  # transformers has many ways of refusing a configuration.
@@ -144,9 +178,34 @@ def save_pretrained(path: str | Path, config: ModelConfig, params: Params, token
       InputError: the family has no place for something that the configuration says.
     """
     scalar = 'backbone' in params
-    dtype = (params['backbone'] if scalar else params)['embed']['embedding'].dtype.name
+    if scalar and tokenizer is not None:
+        config, params, tokenizer = _with_own_pad(config, params, tokenizer)
+    # transformers reads all tensors as the one dtype that config.json names.
+    dtype = max((leaf.dtype for leaf in jax.tree.leaves(params)), key=lambda kind: kind.itemsize).name
     save_config(path, config, tokenizer, scalar=scalar, extra={'dtype': dtype, **(extra or {})})
     write_params(Path(path), config, params)
+
+
+def _with_own_pad(config, params, tokenizer):
+    """A reward model with a PAD that ends no text.
+
+    transformers reads the score at the last token that is not PAD: where that is EOS, one token early.
+    """
+    ends = stop_ids(tokenizer)
+    fits = lambda i: i is not None and i not in ends and i < config.vocab_size  # noqa: E731
+    if fits(tokenizer.pad_token_id):
+        return config, params, tokenizer
+    known, tokenizer = tokenizer.get_vocab(), copy.deepcopy(tokenizer)
+    name = next((name for name in _PADS if fits(known.get(name))), None)
+    name = name or next(name for name in ('<|pad|>', '<|pad_of_rows|>') if known.get(name) not in ends)
+    tokenizer.add_special_tokens({'pad_token': name})
+    missing = tokenizer.pad_token_id + 1 - config.vocab_size
+    if missing > 0:
+        backbone = params['backbone']
+        rows = jnp.pad(backbone['embed']['embedding'], ((0, missing), (0, 0)))
+        params = {**params, 'backbone': {**backbone, 'embed': {'embedding': rows}}}
+        config = dataclasses.replace(config, vocab_size=config.vocab_size + missing)
+    return config, params, tokenizer
 
 
 def save_config(path: str | Path, config: ModelConfig, tokenizer=None, *, scalar: bool = False, extra=None) -> None:
@@ -172,10 +231,25 @@ def save_config(path: str | Path, config: ModelConfig, tokenizer=None, *, scalar
         # A model may end on more tokens than its tokenizer says: what it came with stays.
         entries |= {name: value for name, value in ids.items() if source.get(name) is None}
         generation = {**ids, **{name: value for name, value in generation.items() if value is not None}}
+        if (ends := _all_ends(generation.get('eos_token_id'), tokenizer, config)) is not None:
+            generation['eos_token_id'] = ends
+    if scalar:
+        ends = _all_ends(entries.get('eos_token_id'), tokenizer, config)
+        pad = entries.get('pad_token_id') if tokenizer is None else tokenizer.pad_token_id
+        # At PAD the score would not be read; without any, transformers reads rows one by one.
+        entries['pad_token_id'] = None if pad in (ends if isinstance(ends, list) else [ends]) else pad
     _check_written(folder / 'config.json', entries, config)
     if generation and not scalar:
         (folder / 'generation_config.json').write_text(json.dumps(generation, indent=2) + '\n')
     (folder / 'config.json').write_text(json.dumps(entries, indent=2) + '\n')
+
+
+def _all_ends(given, tokenizer, config):
+    """An id, or a list of ids, or None: what is given, and what our sampler stops at besides."""
+    own = [] if tokenizer is None else [i for i in stop_ids(tokenizer) if i is not None and i < config.vocab_size]
+    ends = list(dict.fromkeys([*(given if isinstance(given, list) else [given]), *own]))
+    ends = [i for i in ends if i is not None]
+    return ends if len(ends) > 1 else next(iter(ends), None)
 
 
 def _check_written(path, entries, config):
@@ -189,22 +263,9 @@ def _check_written(path, entries, config):
             raise InputError(f'{path}: a {config.family} model has no way to say {field.name}={was!r}')
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file.
-
-    Raises:
-      InputError: it is missing or broken.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f'{path}: no such file; give a folder that transformers or this package wrote') from error
-    except json.JSONDecodeError as error:
-        raise InputError(f'{path}: not JSON ({error})') from error
-
-
 def _folder(path_or_repo):
     if Path(path_or_repo).is_dir():
+        check_links(Path(path_or_repo))
         return Path(path_or_repo)
     text = str(path_or_repo)
     if text.count('/') != 1 or text.startswith(('.', '/')):
@@ -213,7 +274,7 @@ def _folder(path_or_repo):
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(text, allow_patterns=_DOWNLOADED))
+        return Path(snapshot_download(text, allow_patterns=list(READ)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise InputError(f'{text}: no such folder, and the hub did not give it ({first})') from error

@@ -6,7 +6,6 @@ for each. Leaves out everything that PEFT can do besides LoRA on linear maps.
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,9 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from rlax_ft.errors import InputError
 from rlax_ft.hf.families import FAMILIES
-from rlax_ft.hf.folder import param_shapes, read_json
+from rlax_ft.hf.folder import param_shapes
+from rlax_ft.hf.peft_entries import is_targeted, of_module, read_entries
+from rlax_ft.hf.reading import check_links, read_json
 from rlax_ft.hf.weights import Leaf, join_parts, leaves_of, split_parts
-from rlax_ft.models.config import LoRAConfig, ModelConfig
+from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.lora import adaptable
 from rlax_ft.types import Params
 
@@ -80,35 +81,51 @@ def load_adapter(path: str | Path, config: ModelConfig) -> tuple[ModelConfig, Pa
     """
     folder = Path(path)
     raw = read_json(folder / CONFIG)
-    if raw.get('peft_type') != 'LORA' or raw.get('use_dora') or raw.get('bias', 'none') != 'none':
-        raise InputError(f'{folder}/{CONFIG}: only plain LoRA without biases is read')
     try:
-        tensors = load_file(folder / ADAPTER)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f'{folder}/{ADAPTER}: not to be read ({str(error).splitlines()[0]})') from error
-    rslora = bool(raw.get('use_rslora'))
-    lora = LoRAConfig(raw['r'], float(raw['lora_alpha']), float(raw.get('lora_dropout', 0.0)), rslora=rslora)
+        lora = read_entries(raw)
+    except InputError as error:
+        raise InputError(f'{folder}/{CONFIG}: {error}') from error
+    tensors = _read_tensors(folder)
     adapter: dict = {'layers': {}}
     targets = []
     for module, sharing in _modules(config).items():
-        if f'{_PREFIX}{module.format(layer=0)}.lora_A.weight' not in tensors:
+        layers = [_pop_layer(folder, tensors, module.format(layer=i), sharing, raw, lora) for i in range(config.layers)]
+        if not any(layers):
             continue
-        layers = [_pop_layer(folder, tensors, module.format(layer=layer), sharing) for layer in range(config.layers)]
-        scaling = _scaling(raw, module.format(layer=0), layers[0][0].shape[-1], lora)
-        for part, leaf in enumerate(sharing):
+        rank = max(layer[0].shape[1] for layer in layers if layer)
+        a = np.zeros((config.layers, sharing[0].shape[-2], rank), np.float32)
+        # A layer without an adapter has one of zeros, and a smaller rank is filled up with them.
+        b = [np.zeros((config.layers, rank, leaf.shape[-1]), np.float32) for leaf in sharing]
+        for i, layer in enumerate(layers):
+            if layer:
+                a[i, :, : layer[0].shape[1]] = layer[0]
+                for part, values in zip(b, layer[1]):
+                    part[i, : len(values)] = values
+        for leaf, values in zip(sharing, b):
             targets.append('/'.join(leaf.path[1:-1]))
             at = adapter['layers']
             for name in leaf.path[1:-1]:
                 at = at.setdefault(name, {})
-            at['A'] = jnp.asarray(np.stack([a for a, _ in layers]), jnp.float32)
-            # A scaling of its own goes into B: there is one scaling for the whole adapter here.
-            b = np.stack([bs[part] for _, bs in layers]).astype(np.float32)
-            at['B'] = jnp.asarray(b * (scaling / lora.scaling))
+            at['A'], at['B'] = jnp.asarray(a), jnp.asarray(values)
     if tensors or not targets:
         found = min(tensors) if tensors else 'nothing'
         raise InputError(f'{folder}/{ADAPTER}: {found} fits no linear map of a {config.family} model')
     lora = dataclasses.replace(lora, targets=f'^({"|".join(targets)})$')
     return dataclasses.replace(config, lora=lora), adapter
+
+
+def _read_tensors(folder):
+    check_links(folder)
+    path = folder / ADAPTER
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(f'{path}: not to be read ({reason})') from error
+    for name, tensor in tensors.items():
+        if tensor.ndim != 2 or not np.isfinite(tensor.astype(np.float32)).all():
+            raise InputError(f'{path}: {name} is no matrix of finite numbers')
+    return tensors
 
 
 def _modules(config: ModelConfig) -> dict[str, list[Leaf]]:
@@ -147,26 +164,23 @@ def _joined(parts, sharing, layer):
     return np.ascontiguousarray(a), np.ascontiguousarray(join_parts(blocks, sharing[0].heads).T)
 
 
-def _pop_layer(folder, tensors, module, sharing):
-    """(A [in, r], [B [r, out] of each part]) of one layer."""
-    both = []
-    for side in ('A', 'B'):
-        name = f'{_PREFIX}{module}.lora_{side}.weight'
+def _pop_layer(folder, tensors, module, sharing, raw, lora):
+    """(A [in, r], [B [r, out] of each part]) of one layer, PEFT's scaling against ours in B; None where it has none."""
+    names = [f'{_PREFIX}{module}.lora_{side}.weight' for side in ('A', 'B')]
+    if not any(name in tensors for name in names):
+        return None
+    for name in names:
         if name not in tensors:
-            raise InputError(f'{folder}/{ADAPTER}: no tensor {name}, though other layers have theirs')
-        both.append(tensors.pop(name).T)
-    a, b = both
-    wanted = (sharing[0].shape[-2], a.shape[1]), (a.shape[1], sum(sharing[0].sizes))
+            raise InputError(f'{folder}/{ADAPTER}: no tensor {name}, though its other half is there')
+    if not is_targeted(raw, module):
+        raise InputError(f'{folder}/{ADAPTER}: holds {names[0]}, which {CONFIG} does not name as a target')
+    a, b = (tensors.pop(name).astype(np.float32).T for name in names)
+    rank, alpha = of_module(raw, module)
+    wanted = (sharing[0].shape[-2], rank), (rank, sum(sharing[0].sizes))
     if (a.shape, b.shape) != wanted:
         shown = f'A {a.shape[::-1]} and B {b.shape[::-1]}', f'{wanted[0][::-1]} and {wanted[1][::-1]}'
-        raise InputError(f'{folder}/{ADAPTER}: {module} has {shown[0]} where the model needs {shown[1]}')
+        raise InputError(f'{folder}/{ADAPTER}: {module} has {shown[0]} where model and {CONFIG} need {shown[1]}')
+    scaling = alpha / (rank**0.5 if lora.rslora else rank)
+    # A scaling of its own goes into B: there is one scaling for the whole adapter here.
+    b = b * np.float32(scaling / lora.scaling)
     return a, split_parts(b, sharing[0].sizes, sharing[0].heads)
-
-
-def _scaling(raw, module, rank, lora):
-    """PEFT's scaling of a module, whose alpha may be of its own."""
-    alpha = lora.alpha
-    for pattern, value in (raw.get('alpha_pattern') or {}).items():
-        if re.fullmatch(rf'(.*\.)?({pattern})', module):
-            alpha = value
-    return alpha / (rank**0.5 if lora.rslora else rank)

@@ -18,8 +18,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rlax_ft.data.sources import kind
 from rlax_ft.errors import InputError
 from rlax_ft.hf.families import FAMILIES, Family
+from rlax_ft.hf.leftovers import check_unread
+from rlax_ft.hf.reading import file_inside, read_json
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.parallel.mesh import tree_shardings
 from rlax_ft.types import Params
@@ -27,6 +30,7 @@ from rlax_ft.types import Params
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 SHARD_BYTES = 5 * 10**9
+_FLOATS = ('F32', 'BF16', 'F16', 'F64')
 
 
 class Weights:
@@ -44,14 +48,20 @@ class Weights:
         self.folder = folder
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for path in _weight_files(folder):
+        self.kinds: dict[str, str] = {}
+        paths, places = _weight_files(folder)
+        for path in paths:
             try:
                 with safe_open(path, framework='numpy') as file:
                     for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                        if places.get(name, path) != path:
+                            continue  # The index says that another shard has it.
                         self._files[name] = path
-                        self.shapes[name] = tuple(file.get_slice(name).get_shape())
-            except SafetensorError as error:
-                raise InputError(f'{path}: a broken safetensors file ({_what_is_cut_off(path) or error})') from error
+                        part = file.get_slice(name)
+                        self.shapes[name], self.kinds[name] = tuple(part.get_shape()), part.get_dtype()
+            except (SafetensorError, OSError, ValueError) as error:
+                reason = _what_is_cut_off(path) or ' '.join(str(error).split())[:200]
+                raise InputError(f'{path}: a broken safetensors file ({reason})') from error
 
     def find(self, name: str) -> str:
         """The name under which a tensor is there: its own, or that without the prefix of a bare base model.
@@ -83,34 +93,38 @@ class Weights:
 
 
 def _weight_files(folder):
+    """(files of the folder, the file of each tensor that an index names)."""
     index = folder / INDEX
+    # Beside a whole file transformers does not look at an index.
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS], {}
     if not index.is_file():
-        if not (folder / WEIGHTS).is_file():
-            raise InputError(f'{folder}/{WEIGHTS}: no such file; the folder holds no weights as safetensors')
-        return [folder / WEIGHTS]
-    try:
-        places = json.loads(index.read_text())['weight_map']
-    except (json.JSONDecodeError, KeyError) as error:
-        raise InputError(f'{index}: no JSON with a weight_map ({error})') from error
-    for name, file in places.items():
-        if not (folder / file).is_file():
-            raise InputError(f'{folder}/{file}: no such file, though {INDEX} says that it holds {name}')
-    return [folder / file for file in sorted(set(places.values()))]
+        raise InputError(f'{folder}/{WEIGHTS}: no such file; the folder holds no weights as safetensors')
+    places = read_json(index).get('weight_map')
+    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+        raise InputError(f'{index}: "weight_map" is {kind(places)}; tensor names with their file names were expected')
+    first = {file: name for name, file in reversed(places.items())}
+    paths = {file: file_inside(folder, file, f'{INDEX} says that it holds {first[file]}') for file in sorted(first)}
+    return list(paths.values()), {name: paths[file] for name, file in places.items()}
 
 
 def _what_is_cut_off(path):
     """Says which tensor a truncated file breaks off in; None where that is not what is wrong."""
-    size = path.stat().st_size
-    with open(path, 'rb') as file:
-        try:
+    try:
+        size = path.stat().st_size
+        with open(path, 'rb') as file:
             length = struct.unpack('<Q', file.read(8))[0]
+            if length > size - 8:
+                return 'it ends within its header'
             header = json.loads(file.read(length))
-        except (struct.error, ValueError, OverflowError, MemoryError):
-            return 'it ends within its header' if size < 10**6 else None
-    header.pop('__metadata__', None)
-    for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets'][1]):
-        if 8 + length + entry['data_offsets'][1] > size:
-            return f'it ends at byte {size}, within {name}'
+        header.pop('__metadata__', None)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]['data_offsets'][1]):
+            if 8 + length + entry['data_offsets'][1] > size:
+                return f'it ends at byte {size}, within {name}'
+    except struct.error:
+        return 'it ends within its header'
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError):
+        return None  # The header is none: safetensors' own words say more.
     return None
 
 
@@ -222,6 +236,7 @@ def read_params(folder: Path, config: ModelConfig, shapes: Params, *, mesh, dtyp
     leaves = leaves_of(config, shapes)
     for leaf in leaves:
         _check_shape(weights, leaf)
+    check_unread(weights, config, leaves)
     # Without a mesh nothing is bound to a device: what follows may move it where it likes.
     shardings = None if mesh is None else tree_shardings(shapes, mesh)
     params: dict = {}
@@ -243,6 +258,10 @@ def _check_shape(weights, leaf):
                 raise InputError(
                     f'{weights.file_of(name)}: {name} is {weights.shapes[name]} where config.json says '
                     f'{leaf.their_shape}'
+                )
+            if weights.kinds[name] not in _FLOATS:
+                raise InputError(
+                    f'{weights.file_of(name)}: {name} holds {weights.kinds[name]}; {", ".join(_FLOATS)} are read'
                 )
 
 
@@ -303,6 +322,8 @@ def their_tensors(leaves: list[Leaf], params: Params) -> Iterator[tuple[str, np.
         sharing.sort(key=lambda leaf: leaf.part)
         for layer in range(sharing[0].layers or 1):
             arrays = [_host_array(leaf, params, layer) for leaf in sharing]
+            widest = max((array.dtype for array in arrays), key=lambda dtype: dtype.itemsize)
+            arrays = [array.astype(widest, copy=False) for array in arrays]
             whole = arrays[0] if len(arrays) == 1 else join_parts(arrays, sharing[0].heads)
             for expert in range(sharing[0].experts or 1):
                 array = whole[expert] if sharing[0].experts else whole

@@ -88,7 +88,9 @@ def init_adapter(params: Params, lora: LoRAConfig, key: jax.Array) -> Params:
 
 
 def merge(params: Params, adapter: Params, lora: LoRAConfig) -> Params:
-    """W + scaling A B for every adapted map: the parameters of a plain Transformer, in the dtypes of `params`.
+    """W + scaling A B for every adapted map, the parameters of a plain Transformer.
+
+    What is adapted comes out as float32: in the dtype of a bfloat16 base most of a small update would be rounded away.
 
     Args:
       params: of the `Transformer`; their arrays are shared where nothing changes.
@@ -96,9 +98,9 @@ def merge(params: Params, adapter: Params, lora: LoRAConfig) -> Params:
       lora: its scaling.
     """
     if 'A' in adapter:
-        update = jnp.einsum('lir,lro->lio', adapter['A'], adapter['B'], preferred_element_type=jnp.float32)
-        kernel = params['kernel']
-        return {**params, 'kernel': (kernel.astype(jnp.float32) + lora.scaling * update).astype(kernel.dtype)}
+        a, b = (adapter[side].astype(jnp.float32) for side in ('A', 'B'))
+        update = jnp.einsum('lir,lro->lio', a, b, precision=jax.lax.Precision.HIGHEST)
+        return {**params, 'kernel': params['kernel'].astype(jnp.float32) + lora.scaling * update}
     return {name: merge(part, adapter[name], lora) if name in adapter else part for name, part in params.items()}
 
 

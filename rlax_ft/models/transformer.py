@@ -98,7 +98,8 @@ def for_decoding(params):
     layers = dict(params['layers'])
     for module, parts, fused in (('attention', ('query', 'key', 'value'), 'qkv'), ('mlp', ('gate', 'up'), 'gate_up')):
         inner = dict(layers[module])
-        if all('kernel' in inner.get(part, {}) for part in parts):
+        # Experts multiply by ragged groups, each kernel alone.
+        if 'router' not in inner and all('kernel' in inner.get(part, {}) for part in parts):
             joined = [inner.pop(part) for part in parts]
             inner[fused] = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *joined)
             layers[module] = inner
