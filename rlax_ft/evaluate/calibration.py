@@ -61,9 +61,11 @@ def fit_temperature(margins: np.ndarray) -> float:
       margins: float[N]; fit on others than those that you then measure on.
     """
     margins = np.asarray(margins, np.float64)
+    if not margins.any():
+        return 1.0  # It says nothing, at any temperature.
     low, high = 1e-3, 1e3  # Of the inverse temperature: the slope of the loss rises along it.
     for _ in range(200):
         middle = np.sqrt(low * high)
         slope = -(margins * expit(-margins * middle)).mean()
-        low, high = (middle, high) if slope < 0 else (low, middle)
+        low, high = (middle, high) if slope <= 0 else (low, middle)
     return float(1.0 / np.sqrt(low * high))

@@ -31,9 +31,8 @@ def test_best_of_n_is_the_mean_over_all_choices():
     rng = np.random.default_rng(0)
     gold, scores = rng.normal(size=(2, 6)), rng.normal(size=(2, 6))
     for n in (1, 3, 6):
-        chosen = [
-            row[max(c, key=lambda i: s[i])] for row, s in zip(gold, scores) for c in itertools.combinations(range(6), n)
-        ]
+        choices = list(itertools.combinations(range(6), n))
+        chosen = [row[max(c, key=s.__getitem__)] for row, s in zip(gold, scores) for c in choices]
         assert best_of_n(gold, scores, n) == pytest.approx(np.mean(chosen))
 
 
@@ -48,9 +47,9 @@ def test_samples_of_a_second_policy_carry_the_optimum_further():
     best = reference * np.exp(reward / beta)
     best /= best.sum()
     exact = (best @ reward, best @ np.log(best / reference))
-    draws = [rng.choice(400, size=(1, 2000), p=p) for p in (reference, other)]
+    draws = [rng.choice(400, size=(1, 40_000), p=p) for p in (reference, other)]
     mixed = np.concatenate(draws, axis=1)
-    ratio = mixture_log_ratio([np.log(reference)[mixed], np.log(other)[mixed]], [2000, 2000])
+    ratio = mixture_log_ratio([np.log(reference)[mixed], np.log(other)[mixed]], [40_000, 40_000])
     assert optimum(reward[mixed], beta, ratio) == pytest.approx(exact, rel=0.03)
     alone = effective_samples(reward[draws[0]], beta)
     assert effective_samples(reward[mixed], beta, ratio) > 3 * alone
