@@ -123,5 +123,5 @@ def test_a_comparison_resumes_and_grows(tmp_path):
     assert '| DPO | 0.2 | 1 |' in report and '## At equal KL' in report and '## Over-optimisation' in report
     for figure in ('frontier.png', 'overoptimisation.png'):
         assert (out / figure).read_bytes()[:4] == b'\x89PNG'
-    with pytest.raises(InputError, match='--task=sort: the run in .* was begun with --task=reviews'):
+    with pytest.raises(InputError, match=r'--task=sort: the run in .* was begun with --task=reviews'):
         script.compare(settings(out, task='sort'))
