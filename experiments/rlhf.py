@@ -12,27 +12,21 @@ import dataclasses
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
-
-from rlax_ft.data.codec import Codec
-from rlax_ft.evaluate.frontier import best_of_n_kl, reference_curves
+from rlax_ft.evaluate.comparison import MethodCurve
+from rlax_ft.evaluate.frontier import best_of_n_curve, best_of_n_kl, gain_share, optimum_curve
 from rlax_ft.evaluate.plots import plot_frontier
-from rlax_ft.evaluate.report import TITLES, policy_table, rlhf_report
-from rlax_ft.evaluate.win_rate import correlation, win_rate
-from rlax_ft.harness.command_line import parse, run_script
-from rlax_ft.harness.evaluator import Evaluator, task_measures
-from rlax_ft.harness.loading import load_script
+from rlax_ft.evaluate.report import TITLES, policy_table, rlhf_report, small_task
+from rlax_ft.evaluate.win_rate import correlation
+from rlax_ft.harness.command_line import run_script
+from rlax_ft.harness.policies import Policies, furthest, measured, read_trace
 from rlax_ft.harness.run import open_run, write_text
 from rlax_ft.harness.settings import DeviceSettings, RunSettings, flag
+from rlax_ft.harness.stages import make_stage, task_recipe
 from rlax_ft.hf.folder import load_pretrained
-from rlax_ft.models.transformer import Transformer
 from rlax_ft.rewards.learned import load_reward_model
-from rlax_ft.sampling.text import map_rows
-from rlax_ft.tasks import get_task
-from rlax_ft.training.metrics import read_records
 
 HERE = Path(__file__).resolve().parent
+TRAINED = ('ppo', 'dpo', 'dpo_guided', 'dpo_ranking')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,47 +58,33 @@ def train(settings: RLHFSettings) -> dict:
         print(f'see {run.folder / "report.md"}')
         return run.summary
     seconds, stages = {}, {}
-    for name, script, arguments in stage_list(settings, run.folder):
+    for stage in stage_list(settings, run.folder):
         started = time.time()
-        print(f'python {script} ' + ' '.join(arguments))
-        module = load_script(script)
-        main, settings_class = STAGE_PARTS[script.stem]
-        stages[name] = getattr(module, main)(parse(getattr(module, settings_class), arguments))
-        seconds[name] = round(time.time() - started, 1)
+        stages[stage.name] = stage.run()
+        seconds[stage.name] = round(time.time() - started, 1)
     started = time.time()
-    summary, figures = evaluate(settings, run)
-    plot_frontier(run.folder / 'frontier.png', task=settings.task, **figures)
+    summary, shown, figure = evaluate(settings, run.folder)
+    plot_frontier(run.folder / 'frontier.png', title=small_task(settings.task, 1), **figure)
     seconds['evaluation'] = round(time.time() - started, 1)
-    samples = summary.pop('samples')
     summary |= {
         'reward_model_accuracy': stages['reward_model']['eval_accuracy'],
         'seconds': round(time.time() - began, 1),
         'seconds_by_stage': seconds,
     }
-    text = rlhf_report(settings.task, summary, samples, best_of=settings.best_of, pool=settings.pool)
+    text = rlhf_report(settings.task, summary, shown, optimum=figure['optimum'])
     write_text(run.folder / 'report.md', text)
     print(policy_table(summary['policies']))
     print(f'{run.folder}: report.md, frontier.png')
     return run.finish(summary)
 
 
-STAGE_PARTS = {
-    'sft': ('train', 'SFTSettings'),
-    'collect': ('collect', 'CollectSettings'),
-    'reward_model': ('train', 'RewardModelSettings'),
-    'ppo': ('train', 'PPOSettings'),
-    'dpo': ('train', 'DPOSettings'),
-}
-
-
 def stage_list(s: RLHFSettings, folder: Path):
-    """(name, script, its arguments) of each stage, in order."""
+    """The stages, in order."""
 
     def stage(name, script, recipe='', **given):
         given = dict(out=folder / name, task=s.task, seed=s.seed, mesh=s.mesh, backend=s.backend, **given)
-        recipes = [HERE / f'recipes/{task}_{recipe}.flags' for task in (s.task, 'reviews') if recipe]
-        flagfile = [f'--flagfile={path}' for path in recipes if path.exists()][:1]
-        return name, HERE / f'{script}.py', [*flagfile, *(f'--{key}={value}' for key, value in given.items())]
+        found = task_recipe(HERE / 'recipes', s.task, recipe) if recipe else None
+        return make_stage(name, HERE / f'{script}.py', found, **given)
 
     def steps(count):
         return {'max_steps': min(count, s.max_steps) if s.max_steps else count}
@@ -123,75 +103,51 @@ def stage_list(s: RLHFSettings, folder: Path):
     yield stage('dpo_ranking', 'dpo', 'dpo_ranking', **on_pairs)
 
 
-def evaluate(settings: RLHFSettings, run) -> tuple[dict, dict]:
-    """(summary with the policies' records and samples, what the figure shows)."""
-    folder, task = run.folder, get_task(settings.task)
-    config, sft_params, tokenizer = load_pretrained(folder / 'sft/model')
-    codec = Codec(tokenizer, task.max_prompt_tokens, task.max_new_tokens, ends=task.ends)
-    rm, _ = load_reward_model(folder / 'reward_model/model')
-    distinct = [{'prompt': p} for p in sorted(set(task.sample_prompts(2000, settings.seed)))[:20]]
-    evaluator = Evaluator(
-        codec, Transformer(config).apply, sft_params, distinct * 52, task_measures(task), batch_size=1024
-    )
-    compiled = jax.jit(lambda model, rows: model(rows))
-    key = jax.random.key(settings.seed + 7)
-
-    def samples_of(params, records, key):
-        samples, rows = evaluator.rollout(params, records, key)
-        return samples, map_rows(lambda batch: compiled(rm, batch), rows, batch_size=1024)
-
-    records = [distinct[i % len(distinct)] for i in range(settings.eval_prompts)]
-    policies = ('sft', 'ppo', 'dpo', 'dpo_guided', 'dpo_ranking')
-    results = {}
-    for i, name in enumerate(policies):
-        _, params, _ = load_pretrained(folder / name / 'model')
-        results[name] = samples_of(params, records, jax.random.fold_in(key, i))
-    reference_scores = results['sft'][1]
-    results['best_of_n'] = pick_best(
-        *samples_of(sft_params, records * settings.best_of, jax.random.fold_in(key, 8)), settings.best_of
-    )
-    pool, pool_scores = samples_of(
-        sft_params, [r for r in distinct for _ in range(settings.pool)], jax.random.fold_in(key, 9)
-    )
-    gold_of = {name: samples.measures['gold'] for name, (samples, _) in results.items()}
-
+def evaluate(settings: RLHFSettings, folder: Path) -> tuple[dict, tuple, dict]:
+    """(summary with a record of each policy, samples to be shown, what the figure draws)."""
+    policies = Policies(settings.task, folder / 'sft/model', seed=settings.seed)
+    model, _ = load_reward_model(folder / 'reward_model/model')
+    params = {name: load_pretrained(folder / name / 'model')[1] for name in TRAINED}
+    each = -(-settings.eval_prompts // len(policies.prompts))
+    pool, pool_rows = policies.samples(policies.reference, max(settings.pool, settings.best_of, each), 9)
+    scores = policies.scores(model, pool_rows)
+    groups = {'sft': policies.first_of_each(each, pool), 'best_of_n': policies.best_of_each(settings.best_of, scores)}
+    results = {name: (pool.rows(index), scores[index]) for name, index in groups.items()}
+    for salt, name in enumerate(TRAINED):
+        samples, rows = policies.samples(params[name], each, salt)
+        results[name] = samples, policies.scores(model, rows)
+    baseline = results['sft'][0].measures['gold']
     records = []
-    for name in ('sft', 'best_of_n', *policies[1:]):
-        measured, scores = results[name]
-        rate, low, high = win_rate(gold_of[name], gold_of['sft'], seed=settings.seed)
-        record = {'name': name, **measured.summary(), 'score': float(np.mean(scores))}
+    for name, (samples, values) in results.items():
+        record = {'name': name, **measured(samples, values, policies.alike(baseline, samples), seed=settings.seed)}
         if name == 'best_of_n':
             record |= {'n': settings.best_of, 'kl': float(best_of_n_kl(settings.best_of))}
-        records.append(record | {'win_rate': rate, 'win_rate_low': low, 'win_rate_high': high})
-    shown = {name: results[name][0].completions[: len(distinct)] for name in policies}
+        records.append(record)
+    far = furthest([record for record in records if record['name'] in TRAINED], 1)[0]['name']
+    further = params[far], *policies.samples(params[far], max(settings.pool // 2, each), 8)
+    optimum = optimum_curve(*policies.mixture([(policies.reference, pool, pool_rows), further]))
+    curve = best_of_n_curve(policies.by_prompt(pool.measures['gold']), policies.by_prompt(scores))
     summary = {
-        'policies': records,
-        'reward_model_correlation': correlation(reference_scores, gold_of['sft']),
-        'samples': (
-            [record['prompt'] for record in distinct[:10]],
-            {name: texts[:10] for name, texts in shown.items()},
-            {name: gold_of[name][:10].tolist() for name in policies},
-        ),
+        'policies': [
+            record | {'gain_share': gain_share((record['kl'], record['gold']), optimum)} for record in records
+        ],
+        'reward_model_correlation': correlation(results['sft'][1], baseline),
     }
-    shape = len(distinct), settings.pool
-    figures = {
-        'policies': {TITLES[r['name']]: (r['kl'], r['gold']) for r in records if r['name'] in policies[1:]},
-        'traces': {TITLES[name]: trace(folder / name / 'metrics.jsonl') for name in policies[1:]},
-        **reference_curves(pool.measures['gold'].reshape(shape), pool_scores.reshape(shape)),
+    shown = {name: policies.one_of_each(samples)[:10] for name, (samples, _) in results.items() if name != 'best_of_n'}
+    figure = {
+        'methods': [method_point(record, read_trace(folder / record['name'])) for record in records[2:]],
+        'best_of_n': {'reward model': curve},
+        'optimum': optimum,
+        'start': optimum[0],
     }
-    return summary, figures
+    return summary, shown, figure
 
 
-def pick_best(samples, scores, n: int):
-    """Of n samples of each prompt, the one that the reward model scores highest."""
-    best = scores.reshape(n, -1).argmax(axis=0)
-    rows = best * (len(scores) // n) + np.arange(len(scores) // n)
-    return samples.rows(rows), scores[rows]
-
-
-def trace(path) -> list[tuple[float, float]]:
-    """(KL, gold) at each evaluation during training."""
-    return [(r['eval/kl'], r['eval/gold']) for r in read_records(path) if 'eval/kl' in r]
+def method_point(record: dict, trace: list[dict]) -> MethodCurve:
+    """A trained policy as the figure draws it: where it ended, with intervals, and how it got there."""
+    box = tuple(record[name] for name in ('kl_low', 'kl_high', 'gold_low', 'gold_high'))
+    along = [(point['kl'], point['gold']) for point in trace]
+    return MethodCurve(TITLES[record['name']], [[(record['kl'], record['gold'])]], trace=along, box=box)
 
 
 if __name__ == '__main__':

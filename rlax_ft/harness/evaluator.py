@@ -41,6 +41,8 @@ class Evaluator:
         samples: Path | None = None,
         seed: int = 0,
         batch_size: int = 512,
+        reference_apply=None,
+        temperature: float = 1.0,
     ):
         """Takes what all measurements share.
 
@@ -53,12 +55,14 @@ class Evaluator:
           samples: the file to which they are added.
           seed: of the sampling.
           batch_size: rows sampled at once.
+          reference_apply: of the reference, where its shape is another.
+          temperature: of the sampling; 0 takes the likeliest token.
         """
         self._codec, self._records, self._measures, self._samples = codec, records, measures, samples
         self._key, self._batch_size = jax.random.key(seed + 1000), min(batch_size, len(records))
-        self._sample = make_sampler(apply, codec)
-        self._reference = reference
-        self._logps = jax.jit(lambda params, rows: sequence_logps(apply, {'params': params}, rows))
+        self._sample = make_sampler(apply, codec, temperature=temperature)
+        self._reference, known = reference, reference_apply or apply
+        self._logps = jax.jit(lambda params, rows: sequence_logps(known, {'params': params}, rows))
 
     def rollout(self, params, records: list[dict], key: jax.Array) -> tuple[Samples, TokenBatch]:
         """Samples one completion of each record's prompt; returns what they are worth, and their tokens."""

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from rlax_ft.evaluate.calibration import reliability
+from rlax_ft.evaluate.comparison import MethodCurve
 from rlax_ft.evaluate.frontier import best_of_n, best_of_n_kl, effective_samples, optimum
-from rlax_ft.evaluate.plots import plot_frontier
+from rlax_ft.evaluate.plots import plot_bars, plot_frontier, plot_reliability
 from rlax_ft.evaluate.policy import Samples
 from rlax_ft.evaluate.report import policy_table, sample_table
 from rlax_ft.evaluate.win_rate import accuracy_interval, length_baseline, win_rate
@@ -15,8 +17,9 @@ from rlax_ft.tasks import reviews
 def test_best_of_n_by_hand():
     gold = np.asarray([[1.0, 2, 3, 4], [8, 7, 6, 5]])
     scores = np.asarray([[4.0, 3, 2, 1], [1, 2, 3, 4]])
-    assert best_of_n(gold, gold, 2) == np.mean([2, 4, 8, 6])
-    assert best_of_n(gold, scores, 4) == np.mean([1, 5])
+    # Of the six pairs of each row 4 (and 8) is the best of three, 3 (7) of two, 2 (6) of one.
+    assert best_of_n(gold, gold, 2) == pytest.approx(np.mean([20 / 6, 44 / 6]))
+    assert best_of_n(gold, scores, 4) == pytest.approx(np.mean([1, 5]))
     np.testing.assert_allclose(best_of_n_kl([1, 2]), [0, np.log(2) - 0.5])
 
 
@@ -78,20 +81,24 @@ def test_samples_are_summed_up_and_written():
 
 
 def test_figure_and_tables(tmp_path):
+    point = MethodCurve('PPO', [[(2.0, 1.0)]], trace=[(1.0, 0.5), (2.0, 1.0)], box=(1.9, 2.1, 0.9, 1.1))
+    seeds = MethodCurve('DPO', [[(0.5, 0.4), (1.0, 0.6)], [(0.6, 0.5), (1.2, 0.6)]], [(0.4, (0.55, 0.45))])
     plot_frontier(
         tmp_path / 'f.png',
-        task='reviews',
-        policies={'PPO': (2.0, 1.0)},
-        traces={'PPO': [(1.0, 0.5), (2.0, 1.0)]},
-        best_of_n={1: (0.0, 0.0), 4: (1.0, 0.8)},
+        title='Toy task',
+        methods=[point, seeds],
+        best_of_n={'reward model': {1: (0.0, 0.0), 4: (1.0, 0.8)}},
         optimum=[(0.0, 0.0), (2.0, 2.0)],
         start=(0.0, 0.0),
     )
-    assert (tmp_path / 'f.png').read_bytes()[:4] == b'\x89PNG' and len(list(tmp_path.iterdir())) == 1
-    record = {'gold': 1, 'score': 2, 'kl': 0.5, 'length': 7, 'ungrammatical': 0.01}
-    record |= {'win_rate': 0.8, 'win_rate_low': 0.7, 'win_rate_high': 0.9}
-    table = policy_table([{'name': 'ppo', **record}])
-    assert '| PPO | 1.00 | 2.00 | 0.50 | 7.0 | 1.0% | 80.0% (70.0% to 90.0%) |' in table
-    assert '| the plot | was good . **(+1.00)** |' in sample_table(
-        ['the plot'], {'sft': ['was good .']}, {'sft': [1.0]}
-    )
+    plot_bars(tmp_path / 'b.png', {'gold': [('a', 1.0, 0.5, 1.5), ('b', 2.0, None, None)]})
+    plot_reliability(tmp_path / 'r.png', {'a': reliability([1.0, -0.5])})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['b.png', 'f.png', 'r.png']
+    assert all(path.read_bytes()[:4] == b'\x89PNG' for path in tmp_path.iterdir())
+    record = {'gold': 1, 'gold_low': 0.5, 'gold_high': 1.5, 'score': 2, 'kl': 0.5, 'length': 7, 'ungrammatical': 0.01}
+    record |= {'win_rate': 0.8, 'win_rate_low': 0.7, 'win_rate_high': 0.9, 'gain_share': 0.6}
+    table = policy_table([{'name': 'ppo', **record}, {'name': 'best_of_n', 'n': 16, **record}])
+    assert '| PPO | 1.00 (0.50 to 1.50) | 2.00 | 0.50 | 60% | 7.0 | 1.0% | 80.0% (70.0% to 90.0%) |' in table
+    assert '| best of n (n = 16) | 1.00' in table
+    shown = {'sft': [('the plot', 'was good .', 1.0)], 'ppo': [('the plot', 'was superb .', 2.0)]}
+    assert '| the plot | was good . **(+1.00)** | was superb . **(+2.00)** |' in sample_table(shown)

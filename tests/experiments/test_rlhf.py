@@ -61,7 +61,7 @@ def test_summary(finished):
 def test_report_and_figure(finished):
     out, _, output = finished
     report = (out / 'report.md').read_text()
-    for title in ('SFT', 'best of n', 'PPO', 'DPO with soft labels', 'DPO on rankings'):
+    for title in ('SFT', 'best of n (n = 2)', 'PPO', 'DPO with soft labels', 'DPO on rankings'):
         assert f'| {title} |' in report and f'| {title} |' in output
     assert '## The same prompts before and after' in report and '![gold reward against KL](frontier.png)' in report
     assert (out / 'frontier.png').read_bytes()[:4] == b'\x89PNG'

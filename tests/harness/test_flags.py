@@ -22,6 +22,8 @@ SCRIPTS = {
     'rlhf': 'RLHFSettings',
     'ppo_env': 'EnvSettings',
     'inspect_data': 'InspectSettings',
+    'compare': 'CompareSettings',
+    'evaluate': 'EvaluateSettings',
 }
 
 
