@@ -18,6 +18,7 @@ import jax
 from rlax_ft.errors import InputError
 from rlax_ft.harness import stopping
 from rlax_ft.harness.settings import RunSettings, Settings, differing, flag_lines
+from rlax_ft.parallel.hosts import barrier, everywhere, from_first, is_first, on_first
 from rlax_ft.training.checkpoint import Checkpoints
 from rlax_ft.training.metrics import MetricsWriter, read_records
 from rlax_ft.training.performance import Performance
@@ -74,6 +75,7 @@ class Run:
         """Writes summary.json, the last thing that a run does, and prints it."""
         self.checkpoints.close()
         write_json(self.folder / 'summary.json', summary)
+        barrier('summary')
         print(f'{self.folder}: ' + ', '.join(f'{k} {_readable(v)}' for k, v in summary.items() if _is_number(v)))
         return summary
 
@@ -84,13 +86,12 @@ def open_run(settings: RunSettings, name: str) -> Run:
     Raises:
       InputError: the folder holds a run of other settings, is in use by another process, or is no folder.
     """
-    folder = Path(settings.out) if settings.out else _default_folder(settings, name)
+    folder = Path(settings.out or from_first(lambda: str(_default_folder(settings, name))))
     flags_file = folder / 'flags.txt'
     if folder.exists() and not folder.is_dir():
         raise InputError(f'--out={folder}: is a file; give a folder')
     if flags_file.exists() and not settings.resume:
-        number = next(n for n in range(1, 10_000) if not folder.with_name(f'{folder.name}.{n}').exists())
-        folder.rename(folder.with_name(f'{folder.name}.{number}'))
+        on_first(lambda: _put_away(folder), 'old run')
     saved = flags_file.read_text().splitlines() if flags_file.exists() else []
     changed = differing(settings, saved)
     if changed and not _has_begun(folder):
@@ -106,9 +107,11 @@ def open_run(settings: RunSettings, name: str) -> Run:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
+        barrier('flags')  # All have read what the run was begun with.
         write_text(flags_file, '\n'.join(flag_lines(settings)) + '\n')
     except OSError as error:
         raise InputError(f'--out={folder}: cannot be written ({error.strerror}); give another folder') from error
+    _check_shared(folder)
     summary_file, summary = folder / 'summary.json', None
     same_length = {f'--{name}={getattr(settings, name)}' for name in settings.length} <= set(saved)
     if summary_file.exists() and same_length:
@@ -136,7 +139,9 @@ def open_metrics(settings: Settings, run: Run, config, start: int, *, title: str
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; in a run of several processes the first one does."""
+    if not is_first():
+        return
     temporary = path.with_name(path.name + '.tmp')
     temporary.write_text(text)
     os.replace(temporary, path)
@@ -157,6 +162,31 @@ def _default_folder(settings, name):
         ):
             return folder
     raise InputError(f'runs/{name}: ten thousand runs are there; give --out')
+
+
+def _put_away(folder):
+    """Renames a folder that holds a run: the new one starts anew."""
+    number = next(n for n in range(1, 10_000) if not folder.with_name(f'{folder.name}.{n}').exists())
+    folder.rename(folder.with_name(f'{folder.name}.{number}'))
+
+
+def _check_shared(folder):
+    """Refuses a folder that not all processes see.
+
+    Raises:
+      InputError: on every process.
+    """
+    barrier('run folder')
+    began = time.monotonic()
+    # A network file system may show a new file a little later.
+    while not (folder / 'flags.txt').exists() and time.monotonic() - began < 5:
+        time.sleep(0.1)
+    seen = everywhere((folder / 'flags.txt').exists())
+    if not all(seen):
+        raise InputError(
+            f'--out={folder}: process {seen.index(False)} does not see what process 0 has written there; give a folder '
+            'that all hosts share'
+        )
 
 
 def _has_begun(folder):

@@ -15,7 +15,8 @@ from rlax_ft.harness.run import Run
 from rlax_ft.harness.settings import Settings
 from rlax_ft.models.lora import adapter_objective
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
-from rlax_ft.parallel.mesh import make_mesh, shard_batch, shard_state
+from rlax_ft.parallel.mesh import make_mesh
+from rlax_ft.parallel.placement import shard_state, split_rows
 from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.step import make_train_step
 
@@ -41,7 +42,9 @@ def with_steps(settings: Settings, rows: int) -> Settings:
     return dataclasses.replace(settings, max_steps=steps, epochs=type(settings).epochs)
 
 
-def compile_training(settings: Settings, objective, base=None, *, max_updates: int | None = None, eps: float = 1e-8):
+def compile_training(
+    settings: Settings, objective, base=None, *, max_updates: int | None = None, eps: float = 1e-8, mesh=None
+):
     """(optimizer, compiled step) for an objective, as the flags say.
 
     Args:
@@ -50,6 +53,7 @@ def compile_training(settings: Settings, objective, base=None, *, max_updates: i
       base: what adapters in `params` share and no step changes; the objective then takes what `lora.attach` gives.
       max_updates: length of the learning rate's schedule; --max_steps when absent.
       eps: Adam's epsilon.
+      mesh: in place of the one that --mesh names, over the devices that are there.
     """
     kind = settings.optimizer
     optimizer = make_optimizer(
@@ -68,9 +72,22 @@ def compile_training(settings: Settings, objective, base=None, *, max_updates: i
     step = make_train_step(
         objective, optimizer, micro_batches=settings.micro_batches, axis_name=PMAP_AXIS if pmap else None
     )
-    mesh = None if pmap else make_mesh(settings.mesh)
+    mesh = None if pmap else mesh or make_mesh(settings.mesh)
     compiled = compile_step(step, mesh=mesh, backend=settings.backend)
-    return optimizer, compiled if base is None else lambda state, batch: compiled(state, batch, base)
+    return optimizer, compiled if base is None else _WithBase(compiled, base)
+
+
+class _WithBase:
+    """A compiled step of adapters, which gets their base with each call: no parameter becomes part of the program."""
+
+    def __init__(self, step, base):
+        self._step, self._base = step, base
+
+    def __call__(self, state, batch):
+        return self._step(state, batch, self._base)
+
+    def lower(self, state, batch):
+        return self._step.lower(state, batch, self._base)
 
 
 def place_state(settings: Settings, state):
@@ -83,14 +100,17 @@ def place_state(settings: Settings, state):
 def resume(settings: Settings, run: Run, state):
     """(state, steps already done): as the newest checkpoint has it, or as given where there is none."""
     start = run.checkpoints.latest_step() or 0
+    # Placed first: each process then reads what its own devices hold.
+    state = place_state(settings, state)
     if start:
         state, _ = run.checkpoints.restore(state)
-    return place_state(settings, state), start
+        state = place_state(settings, state)
+    return state, start
 
 
 def placement(settings: Settings):
-    """How a batch that is sampled or scored goes to the devices: split over the mesh, under jit."""
-    return partial(shard_batch, mesh=make_mesh(settings.mesh)) if settings.backend == 'jit' else lambda batch: batch
+    """How a batch that every process has whole goes to the devices: its rows split over the mesh, under jit."""
+    return partial(split_rows, mesh=make_mesh(settings.mesh)) if settings.backend == 'jit' else lambda batch: batch
 
 
 def within_mesh(settings: Settings, function):
