@@ -16,6 +16,7 @@ from rlax_ft.harness.run import open_run
 from rlax_ft.harness.settings import ComparisonSettings, LanguageSettings
 from rlax_ft.harness.starting_model import make_codec, starting_model
 from rlax_ft.models.transformer import Transformer
+from rlax_ft.parallel.hosts import on_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ def collect(settings: CollectSettings) -> dict:
     codec = make_codec(settings, run, list)
     config, params = starting_model(settings, codec)
     judgements = judge(settings, codec, Transformer(config).apply, params)
-    write_records(run.folder / 'judgements.jsonl', judgements)
+    on_first(lambda: write_records(run.folder / 'judgements.jsonl', judgements), 'judgements')
     return run.finish({'judgements': len(judgements), 'comparisons': sum(len(ranking_pairs(j)) for j in judgements)})
 
 

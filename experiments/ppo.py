@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_ft.data.loader import local_batch, split_rows
+from rlax_ft.data.loader import split_rows, whole_batch
 from rlax_ft.data.records import plain_text, read_prompts
 from rlax_ft.data.rows import prompt_rows
 from rlax_ft.errors import InputError
@@ -89,7 +89,7 @@ def train(settings: PPOSettings) -> dict:
     kl_coef = jnp.asarray(settings.beta, jnp.float32)
     (state, kl_coef), start = resume(settings, run, (state, kl_coef))
     rows = prompt_rows(codec, [record['prompt'] for record in records]), np.arange(len(records))
-    batch_of = partial(local_batch, rows, batch_size=settings.batch_size // settings.group_size, seed=settings.seed)
+    batch_of = partial(whole_batch, rows, batch_size=settings.batch_size // settings.group_size, seed=settings.seed)
 
     last, show = settings.max_steps, ('objective/scores', 'objective/kl', 'eval/gold', 'eval/kl')
     # Sampling and the reference are one pass each; values and every epoch's update are two models'.

@@ -28,6 +28,8 @@ from rlax_ft.harness.starting_model import make_codec, starting_model
 from rlax_ft.harness.step import compile_training, resume, with_steps
 from rlax_ft.objectives.packed import packed_reward_objective
 from rlax_ft.objectives.reward import reward_objective, reward_ranking_objective
+from rlax_ft.parallel.hosts import on_first
+from rlax_ft.parallel.placement import on_host
 from rlax_ft.rewards.learned import RewardModel, save_reward_model
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.step import init_state
@@ -77,7 +79,8 @@ def train(settings: RewardModelSettings) -> dict:
     scored = map_rows(partial(score, model), train_rows.candidates, batch_size=settings.batch_size)
     accuracy = preference_accuracy(partial(score, model), eval_rows, settings.batch_size)
     model = model.normalized(scored, scale=settings.scale_rewards)
-    save_reward_model(run.folder / 'model', model, codec.tokenizer)
+    model = model.replace(params=on_host(model.params))
+    on_first(lambda: save_reward_model(run.folder / 'model', model, codec.tokenizer), 'model')
     learner.export_adapter(run, state.params)
     lengths = (side for r in (plain, plain_held_out) for side in pair_lengths(r))
     return run.finish(

@@ -9,12 +9,13 @@ Leaves out preferences and rewards.
 
 import dataclasses
 import itertools
+from functools import partial
 
 import jax
 import numpy as np
 
 from rlax_ft.data.forms import convert
-from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
+from rlax_ft.data.loader import prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import pack_rows, padding_share
 from rlax_ft.data.records import demonstration, read_demonstrations, record_texts
 from rlax_ft.data.rows import fitting, ragged_rows
@@ -81,7 +82,8 @@ def train(settings: SFTSettings) -> dict:
     learner.export(run, state.params, codec)
     trained = learner.whole(state.params)
     size = min(64, settings.batch_size)
-    logps = map_rows(jax.jit(lambda b: sequence_logps(apply, {'params': trained}, b)), eval_rows, batch_size=size)
+    score = jax.jit(lambda params, rows: sequence_logps(apply, {'params': params}, rows))
+    logps = map_rows(partial(score, trained), eval_rows, batch_size=size)
     nll = float(-logps.sum() / eval_rows.counts.sum())
     summary = {'steps': last, 'train_records': len(records), 'eval_records': len(held_out)}
     summary |= {'eval_nll': nll, 'eval_perplexity': float(np.exp(nll))}
@@ -135,7 +137,7 @@ def make_batches(settings: SFTSettings, codec, rows, start, position):
         at = lambda i: whole_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)  # noqa: E731
         wholes = ((at(i), {}) for i in itertools.count(start))
     for whole, after in wholes:
-        yield place((local_rows(whole), whole.mask.sum())), {'padding_share': padding_share(whole)}, after
+        yield place((whole, whole.mask.sum())), {'padding_share': padding_share(whole)}, after
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ directory is looked for beside the file. A user's mistake is one line and exit c
 loop after its step, with a checkpoint. Leaves out what the flags are (settings.py).
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import errno
@@ -21,9 +22,13 @@ import jax
 from absl import flags
 
 from rlax_ft.errors import InputError
-from rlax_ft.harness.settings import RunSettings, flag_groups
+from rlax_ft.harness.settings import ComputeSettings, RunSettings, flag_groups
 from rlax_ft.harness.stopping import Stopped, listen
-from rlax_ft.parallel.mesh import start_distributed
+from rlax_ft.parallel.hosts import is_first, start_distributed
+from rlax_ft.parallel.mesh import make_mesh
+
+# Flags of a run of several processes, and what they are where a script has none.
+_PROCESSES = {'coordinator': '', 'num_processes': 0, 'process_id': -1}
 
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
@@ -39,12 +44,13 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
         settings = parse(settings_class, sys.argv[1:])
         _keep_freed_memory()
         _cache_compilations()
-        start_distributed()
+        start_distributed(*(getattr(settings, name, default) for name, default in _PROCESSES.items()))
         listen()
-        main(settings)
+        with _mesh_of(settings), _only_first_prints():
+            main(settings)
     except InputError as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-        sys.exit(2)
+        leave(2)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
@@ -75,6 +81,32 @@ def storage_failure(error: BaseException) -> str | None:
                 return ': '.join([*paths[:1], os.strerror(number)])
         error = error.__cause__ or error.__context__
     return None
+
+
+def leave(code: int) -> None:
+    """Ends the process; at once where others of the run may wait for it, so that their launcher sees that it is gone."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _only_first_prints():
+    """Prints and warnings of process 0 are those of the run; errors are everybody's."""
+    if is_first():
+        yield
+        return
+    logging.disable(logging.WARNING)
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _mesh_of(settings):
+    """The mesh that the flags name, for all that a script on language computes."""
+    if not isinstance(settings, ComputeSettings) or settings.backend != 'jit' or jax.device_count() == 1:
+        return contextlib.nullcontext()
+    return jax.set_mesh(make_mesh(settings.mesh))
 
 
 def parse(settings_class: type[RunSettings], arguments: Sequence[str]) -> RunSettings:

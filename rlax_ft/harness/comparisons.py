@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rlax_ft.data.codec import Codec
-from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
+from rlax_ft.data.loader import prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import count_examples, padding_share
 from rlax_ft.data.records import ranking_pairs, read_pair_groups, read_pairs, read_rankings, write_records
 from rlax_ft.errors import InputError
@@ -21,6 +21,7 @@ from rlax_ft.harness.settings import FeedbackSettings
 from rlax_ft.harness.starting_model import make_codec, starting_model, task_of
 from rlax_ft.harness.step import placement
 from rlax_ft.models.transformer import Transformer
+from rlax_ft.parallel.hosts import from_first, on_first
 from rlax_ft.sampling.text import make_sampler, sample_prompts
 
 
@@ -48,10 +49,11 @@ def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tupl
       rankings: whole rankings; else pairs, of which a ranking gives all that it implies.
     """
     path = settings.data or run.folder / 'judgements.jsonl'
-    if not settings.data and not path.exists():
+    if not settings.data and not from_first(path.exists):
         codec = make_codec(settings, run, list)
         config, params = starting_model(settings, codec)
-        write_records(path, judge(settings, codec, Transformer(config).apply, params))
+        judged = judge(settings, codec, Transformer(config).apply, params)
+        on_first(lambda: write_records(path, judged), 'judgements')
     read = read_rankings if rankings else read_pairs
     records = read(path)
     if settings.eval_data:
@@ -98,6 +100,6 @@ def comparison_batches(settings: FeedbackSettings, rows, steps):
 
     def make(i):
         whole = whole_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
-        return i, place((local_rows(whole), count_examples(whole))), {'padding_share': padding_share(whole)}
+        return i, place((whole, count_examples(whole))), {'padding_share': padding_share(whole)}
 
     return prefetch(map(make, steps))

@@ -15,6 +15,8 @@ from rlax_ft.data.records import write_records
 from rlax_ft.evaluate.policy import Samples
 from rlax_ft.harness.loading import find_function
 from rlax_ft.models.scoring import rollout_batch, sequence_logps
+from rlax_ft.parallel.hosts import on_first
+from rlax_ft.parallel.placement import fetch
 from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.tasks.task import Task
@@ -71,7 +73,7 @@ class Evaluator:
         rows = jax.tree.map(np.asarray, rollout_batch(rollout))
         completions, ended = self._codec.decode(rollout)
         measured = {
-            name: np.asarray(measure(records, completions, ended, rows), np.float32)
+            name: np.asarray(fetch(measure(records, completions, ended, rows)), np.float32)
             for name, measure in self._measures.items()
         }
         kl = None
@@ -95,7 +97,8 @@ class Evaluator:
             before = read_records(self._samples)
             # A run that resumes replaces what it had written after the step that it resumes from.
             kept = [record for record in before if record.get('step', 0) < step]
-            write_records(self._samples, kept + samples.to_records(step)[:SHOWN])
+            shown = kept + samples.to_records(step)[:SHOWN]
+            on_first(lambda: write_records(self._samples, shown), 'samples')
         return samples
 
 

@@ -19,6 +19,8 @@ from rlax_ft.models.config import LoRAConfig, ModelConfig
 from rlax_ft.models.heads import ScalarModel, reward_params, value_params
 from rlax_ft.models.lora import Adapted, Adapter, adapted, attach, init_adapter, merge
 from rlax_ft.models.transformer import Transformer
+from rlax_ft.parallel.hosts import on_first
+from rlax_ft.parallel.placement import on_host
 from rlax_ft.types import Params
 
 
@@ -90,13 +92,15 @@ class Learner:
 
     def export(self, run: Run, params: Params, codec: Codec) -> None:
         """Writes the run's model/ as a folder that transformers opens, and adapter/ as one that PEFT opens."""
-        save_pretrained(run.folder / 'model', self.config, self.merged(params), codec.tokenizer)
+        merged = on_host(self.merged(params))
+        on_first(lambda: save_pretrained(run.folder / 'model', self.config, merged, codec.tokenizer), 'model')
         self.export_adapter(run, params)
 
     def export_adapter(self, run: Run, params: Params) -> None:
         """Writes the run's adapter/, where one was trained."""
         if self.config.lora:
-            save_adapter(run.folder / 'adapter', self.config, params.lora, base=self.source)
+            adapter = on_host(params.lora)
+            on_first(lambda: save_adapter(run.folder / 'adapter', self.config, adapter, base=self.source), 'adapter')
 
     def _adapted(self, apply):
         return adapted(apply) if self.config.lora else apply

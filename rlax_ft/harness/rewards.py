@@ -14,6 +14,8 @@ from rlax_ft.data.codec import Codec
 from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.starting_model import model_folder
+from rlax_ft.parallel.hosts import share_rows
+from rlax_ft.parallel.placement import spread
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.tasks.task import Task
@@ -77,8 +79,9 @@ def _score(name, task, codec) -> Score:
     if name == 'gold' or (':' in name and not Path(name).exists()):
         reward = as_reward(task.reward if name == 'gold' else find_function(name, 'reward'))
         function = partial(reward_scores, reward, name=f'--reward={name}')
-        return lambda tokens, records, texts: function(records, texts())
+        # Each host asks for its own rows.
+        return lambda tokens, records, texts: share_rows(lambda own: function(records[own], texts()[own]), len(records))
     model, tokenizer = load_reward_model(model_folder(name, 'reward'))
     check_vocabulary(f'--reward={name}', tokenizer, codec)
     compiled = jax.jit(lambda model, tokens: model(tokens))
-    return lambda tokens, records, texts: jnp.asarray(compiled(model, tokens))
+    return lambda tokens, records, texts: jnp.asarray(compiled(model, spread(tokens)))

@@ -19,6 +19,7 @@ from rlax_ft.harness.settings import flag
 from rlax_ft.harness.step import placement
 from rlax_ft.models.scoring import rollout_branches
 from rlax_ft.objectives.ppo import end_scores, ended
+from rlax_ft.parallel.placement import fetch
 from rlax_ft.sampling.text import make_sampler, trim_prompts
 from rlax_ft.tasks.task import Task
 from rlax_ft.types import BranchBatch, Rollout
@@ -106,9 +107,9 @@ def make_collector(settings, task: Task | None, codec: Codec, learner: Learner) 
         rollout = sample(params, *place(trim_prompts(tokens, mask)), key)
         batch = rollout_branches(rollout, group)
         finished = ended(rollout, codec.eos_ids)
-        texts = functools.cache(lambda: codec.decode(rollout)[0])
+        texts = functools.cache(lambda: codec.decode(fetch(rollout))[0])
         scores, parts = score(batch, [record for record in records for _ in range(group)], texts)
-        scores = end_scores(scores, finished, settings.missing_eos_penalty)
+        scores = end_scores(place(scores), finished, settings.missing_eos_penalty)
         return Collected(rollout, batch, texts, scores, parts, finished)
 
     return collect, score

@@ -19,6 +19,7 @@ import jax
 from rlax_ft.errors import InputError
 from rlax_ft.harness import stopping
 from rlax_ft.harness.settings import RunSettings, Settings, differing, flag_lines
+from rlax_ft.parallel.hosts import barrier, everywhere, from_first, is_first, on_first
 from rlax_ft.training.checkpoint import Checkpoints
 from rlax_ft.training.metrics import MetricsWriter, read_records, skipped_steps
 from rlax_ft.training.performance import Performance
@@ -93,6 +94,7 @@ class Run:
         if any('skipped' in record for record in records):
             summary = {**summary, 'skipped_steps': skipped_steps(records)}
         write_json(self.folder / 'summary.json', summary)
+        barrier('summary')
         print(f'{self.folder}: ' + ', '.join(f'{k} {_readable(v)}' for k, v in summary.items() if _is_number(v)))
         return summary
 
@@ -103,11 +105,11 @@ def open_run(settings: RunSettings, name: str) -> Run:
     Raises:
       InputError: the folder holds a run of other settings, is in use by another process, or is no folder.
     """
-    folder = Path(settings.out) if settings.out else _default_folder(settings, name)
+    folder = Path(settings.out or from_first(lambda: str(_default_folder(settings, name))))
     if folder.exists() and not folder.is_dir():
         raise InputError(f'--out={folder}: is a file; give a folder')
     if not settings.resume:
-        _put_away(folder)
+        on_first(lambda: _put_away(folder), 'old run')
     saved = _saved_flags(folder)
     changed = differing(settings, saved)
     if changed and not _has_begun(folder):
@@ -123,12 +125,14 @@ def open_run(settings: RunSettings, name: str) -> Run:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
+        barrier('flags')  # All have read what the run was begun with.
         run = Run(folder, Checkpoints(folder / 'checkpoints', tidy=True), None)
         taken = run.checkpoints.latest_step() or 0
         run.check_length(settings, taken)
         write_text(folder / 'flags.txt', '\n'.join(flag_lines(settings)) + '\n')
     except OSError as error:
         raise InputError(f'--out={folder}: cannot be written ({error.strerror}); give another folder') from error
+    _check_shared(folder)
     if {f'--{name}={getattr(settings, name)}' for name in settings.length} <= set(saved):
         run.summary = _read_summary(folder / 'summary.json')
     elif taken:
@@ -156,7 +160,9 @@ def open_metrics(settings: Settings, run: Run, config, start: int, *, title: str
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; in a run of several processes the first one does."""
+    if not is_first():
+        return
     temporary = path.with_name(path.name + '.tmp')
     temporary.write_text(text)
     os.replace(temporary, path)
@@ -224,6 +230,25 @@ def _warn_of_another_length(settings, saved, taken):
             'the run in %s was begun with %s: --schedule=%s now runs over another length, and the learning rate jumps '
             'at step %d%s',
             *(settings.out or 'its folder', ' '.join(before), settings.schedule, taken, hint),
+        )
+
+
+def _check_shared(folder):
+    """Refuses a folder that not all processes see.
+
+    Raises:
+      InputError: on every process.
+    """
+    barrier('run folder')
+    began = time.monotonic()
+    # A network file system may show a new file a little later.
+    while not (folder / 'flags.txt').exists() and time.monotonic() - began < 5:
+        time.sleep(0.1)
+    seen = everywhere((folder / 'flags.txt').exists())
+    if not all(seen):
+        raise InputError(
+            f'--out={folder}: process {seen.index(False)} does not see what process 0 has written there; give a folder '
+            'that all hosts share'
         )
 
 

@@ -97,8 +97,17 @@ class DeviceSettings:
 
     group: ClassVar[str] = 'devices'
 
-    mesh: str = flag('', 'Device mesh such as data=4,fsdp=2; empty puts all devices on data.', may_change=True)
+    mesh: str = flag(
+        '', 'Device mesh such as data=4,fsdp=2, or fsdp=-1 for all; empty puts all devices on data.', may_change=True
+    )
     backend: str = flag('jit', 'jit over the mesh, or pmap over the local devices.', ('jit', 'pmap'), may_change=True)
+    coordinator: str = flag(
+        '', 'HOST:PORT of process 0 of a run of several; srun, TPU slices and JAX_* variables need none.', may_change=True
+    )
+    num_processes: int = flag(0, 'How many processes the run has.', at_least=0, may_change=True, needs='coordinator')
+    process_id: int = flag(
+        -1, 'Which of them this one is, from 0; -1: not given.', at_least=-1, may_change=True, needs='coordinator'
+    )
 
 
 @dataclasses.dataclass(frozen=True)

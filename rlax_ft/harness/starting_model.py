@@ -19,6 +19,7 @@ from rlax_ft.harness.step import place_state
 from rlax_ft.hf.folder import check_vocabulary, load_pretrained, read_config, read_tokenizer, save_config
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
 from rlax_ft.models.transformer import init_params
+from rlax_ft.parallel.hosts import from_first, on_first
 from rlax_ft.parallel.mesh import make_mesh
 from rlax_ft.tasks import Task, get_task
 from rlax_ft.training.checkpoint import Checkpoints
@@ -73,12 +74,15 @@ def make_codec(settings, run: Run, texts) -> Codec:
 
 def _trained_tokenizer(settings, folder, texts):
     """The tokenizer in the run's folder, trained now where there is none; written whole or not at all."""
-    if not (folder / 'tokenizer.json').exists():
+    def train():
         temporary = folder.with_name(folder.name + '.tmp')
         for old in (temporary, folder):
             shutil.rmtree(old, ignore_errors=True)
         train_tokenizer(settings.tokenizer, texts(), template_tokens(settings.chat_template)).save_pretrained(temporary)
         temporary.rename(folder)
+
+    if not from_first(lambda: (folder / 'tokenizer.json').exists()):
+        on_first(train, 'tokenizer')
     return read_tokenizer(folder)
 
 
@@ -176,4 +180,4 @@ def checkpoint_params(path: str):
 
 def announce_model(run: Run, config, codec: Codec) -> None:
     """Writes all of model/ but weights, so that the run's checkpoints can be read before it has ended."""
-    save_config(run.folder / 'model', config, codec.tokenizer)
+    on_first(lambda: save_config(run.folder / 'model', config, codec.tokenizer), 'model folder')

@@ -16,7 +16,8 @@ from rlax_ft.harness.run import Run
 from rlax_ft.harness.settings import Settings
 from rlax_ft.models.lora import adapter_objective
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
-from rlax_ft.parallel.mesh import make_mesh, shard_batch, shard_state
+from rlax_ft.parallel.mesh import make_mesh
+from rlax_ft.parallel.placement import shard_state, split_rows
 from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.step import make_train_step
 
@@ -42,7 +43,9 @@ def with_steps(settings: Settings, rows: int) -> Settings:
     return dataclasses.replace(settings, max_steps=steps, epochs=type(settings).epochs)
 
 
-def compile_training(settings: Settings, objective, base=None, *, max_updates: int | None = None, eps: float = 1e-8):
+def compile_training(
+    settings: Settings, objective, base=None, *, max_updates: int | None = None, eps: float = 1e-8, mesh=None
+):
     """(optimizer, compiled step) for an objective, as the flags say.
 
     Args:
@@ -51,6 +54,7 @@ def compile_training(settings: Settings, objective, base=None, *, max_updates: i
       base: what adapters in `params` share and no step changes; the objective then takes what `lora.attach` gives.
       max_updates: length of the learning rate's schedule; --max_steps when absent.
       eps: Adam's epsilon.
+      mesh: in place of the one that --mesh names, over the devices that are there.
     """
     kind = settings.optimizer
     optimizer = make_optimizer(
@@ -73,9 +77,22 @@ def compile_training(settings: Settings, objective, base=None, *, max_updates: i
         axis_name=PMAP_AXIS if pmap else None,
         skip_bad=settings.skip_bad_steps > 0,
     )
-    mesh = None if pmap else make_mesh(settings.mesh)
+    mesh = None if pmap else mesh or make_mesh(settings.mesh)
     compiled = compile_step(step, mesh=mesh, backend=settings.backend)
-    return optimizer, compiled if base is None else lambda state, batch: compiled(state, batch, base)
+    return optimizer, compiled if base is None else _WithBase(compiled, base)
+
+
+class _WithBase:
+    """A compiled step of adapters, which gets their base with each call: no parameter becomes part of the program."""
+
+    def __init__(self, step, base):
+        self._step, self._base = step, base
+
+    def __call__(self, state, batch):
+        return self._step(state, batch, self._base)
+
+    def lower(self, state, batch):
+        return self._step.lower(state, batch, self._base)
 
 
 def place_state(settings: Settings, state):
@@ -91,7 +108,8 @@ def resume(settings: Settings, run: Run, state):
     Raises:
       InputError: the run has taken more steps than it now may, or none of its checkpoints can be read.
     """
-    state, start = run.checkpoints.newest(state)
+    # Placed first: each process then reads what its own devices hold.
+    state, start = run.checkpoints.newest(place_state(settings, state))
     run.check_length(settings, start)
     return place_state(settings, state), start
 
@@ -109,8 +127,8 @@ def _schedule_updates(settings, updates):
 
 
 def placement(settings: Settings):
-    """How a batch that is sampled or scored goes to the devices: split over the mesh, under jit."""
-    return partial(shard_batch, mesh=make_mesh(settings.mesh)) if settings.backend == 'jit' else lambda batch: batch
+    """How a batch that every process has whole goes to the devices: its rows split over the mesh, under jit."""
+    return partial(split_rows, mesh=make_mesh(settings.mesh)) if settings.backend == 'jit' else lambda batch: batch
 
 
 def within_mesh(settings: Settings, function):

@@ -3,8 +3,13 @@
 A second signal, or one outside a loop, interrupts at once: KeyboardInterrupt with the signal's number.
 """
 
+import os
 import signal
 import threading
+
+import jax
+
+from rlax_ft.parallel.hosts import stop_asked
 
 _asked = {'signal': 0, 'looping': False}
 
@@ -19,10 +24,17 @@ class Stopped(Exception):
 
 
 def listen() -> None:
-    """Listens for both signals from now on; only a program's main thread can."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _hear)
+    """Listens for both signals from now on; only a program's main thread can.
+
+    In a run of several processes jax listens for SIGTERM, so that all stop after the same step; SIGINT becomes that.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if jax.process_count() > 1:
+        signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _hear)
 
 
 def looping(now: bool) -> None:
@@ -38,7 +50,9 @@ def looping(now: bool) -> None:
 
 
 def asked() -> int:
-    """The signal that has asked to stop; 0 where none has."""
+    """The signal that has asked to stop, on this host or another; 0 where none has. To be called once a step."""
+    if stop_asked():
+        _asked['signal'] = signal.SIGTERM
     return _asked['signal']
 
 

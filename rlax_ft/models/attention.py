@@ -4,11 +4,16 @@ A key is visible to a query of the same segment at the same or a later position.
 positions: transformer.py hands in finished queries, keys and values.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from rlax_ft.models.blockwise import blockwise_attention
+from rlax_ft.models.kernels import cudnn_attention, splash_attention
+from rlax_ft.parallel.constrain import active_mesh, constrain, over_devices
+from rlax_ft.parallel.mesh import platform
 
 # What --attention takes; `auto` is cudnn on NVIDIA GPUs, splash on TPUs, where they can do what is asked, or blockwise.
 KERNELS = ('auto', 'blockwise', 'dense', 'cudnn', 'splash')
@@ -97,6 +102,7 @@ def attend(
     scale: float | None = None,
     soft_cap: float | None = None,
     window: jax.Array | int | None = None,
+    local_window: int | None = None,
     kernel: str = 'auto',
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """softmax(cap(scale q k^T) + mask) v, grouped-query (arXiv 2305.13245), after what the cache holds if there is one.
@@ -110,6 +116,7 @@ def attend(
       scale: of the scores; 1 / sqrt(H) when absent.
       soft_cap: scores become soft_cap tanh(scores / soft_cap) (arXiv 2408.00118).
       window: positions that a query sees, its own included; an int32[] that may be traced; None sees all.
+      local_window: what a traced window is where it leaves something out, for kernels that must know it.
       kernel: one of `KERNELS`.
 
     Returns:
@@ -120,7 +127,7 @@ def attend(
         cache = _write(*cache, key, value, reading.index)
         if not reading.prefill:
             return _attend_cache(query, *cache, reading, **how), cache
-    how['kernel'] = kernel
+    how |= dict(kernel=kernel, local_window=local_window)
     if reading.prompt is None:
         places = (reading.segment_ids, reading.positions)
         return _attend_keys(query, key, value, *places, *places, **how), cache
@@ -139,34 +146,59 @@ def _attend_branches(query, key, value, reading, **how):
     return jnp.concatenate([in_prompt, in_response.reshape(query.shape[0], -1, *query.shape[2:])], axis=1)
 
 
-def _attend_keys(query, key, value, segments, positions, key_segments, key_positions, *, kernel, **how):
-    """Without a cache: the queries are the last of the keys."""
-    places = (segments, positions, key_segments, key_positions)
-    kernel = choose_kernel(kernel, query, key, **how)
-    if kernel == 'blockwise':
-        return blockwise_attention(query, key, value, *places, **how)
-    if kernel == 'splash':
-        return _splash(query, key, value, *places, **how)
-    mask = visible(*places, how['window'])
-    if kernel == 'cudnn':
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=mask[:, None], scale=how['scale'], implementation='cudnn'
-        )
-    key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
-    out = _softmax_product(query, key, value, mask, how['scale'], how['soft_cap'])
-    return out.astype(value.dtype)
+def _attend_keys(query, key, value, *places, kernel, window, local_window, **how):
+    """Without a cache: the queries are the last of the keys. On a mesh each device has its own rows and heads."""
+    kernel = choose_kernel(kernel, query, key, window=window, local_window=local_window, **how)
+    key, value = (_heads_for_all(x, query) for x in (key, value))
+    traced = (window,) if isinstance(window, jax.Array) else ()
+
+    def run(query, key, value, *rest, kernel=kernel):
+        places, seen = rest[:4], rest[4] if traced else window
+        if kernel in ('splash', 'cudnn'):
+            compute = splash_attention if kernel == 'splash' else cudnn_attention
+            return _by_window(lambda w: compute(query, key, value, *places, window=w, **how), seen, local_window)
+        if kernel == 'blockwise':
+            return blockwise_attention(query, key, value, *places, window=seen, **how)
+        mask = visible(*places, seen)
+        keys, values = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
+        return _softmax_product(query, keys, values, mask, how['scale'], how['soft_cap']).astype(value.dtype)
+
+    arguments = (query, key, value, *places, *traced)
+    kinds = ('heads',) * 3 + ('rows',) * 4 + (None,) * len(traced)
+    mapped = over_devices(run, kinds, 'heads', arguments)
+    if mapped is None:
+        # Rows or heads do not divide: the compiler splits what is no kernel of a vendor's.
+        return run(*arguments, kernel='blockwise' if kernel in ('splash', 'cudnn') else kernel)
+    return mapped(*arguments)
 
 
-def choose_kernel(kernel: str, query, key, *, scale, soft_cap, window) -> str:
+def _heads_for_all(x, query):
+    """Key or value heads, repeated where `tensor` has more devices than there are, so that each device has its own."""
+    mesh = active_mesh(x)
+    ways = 1 if mesh is None else mesh.shape.get('tensor', 1)
+    times = ways // math.gcd(x.shape[2], ways)
+    return x if times == 1 or query.shape[2] % (x.shape[2] * times) else jnp.repeat(x, times, axis=2)
+
+
+def _by_window(compute, window, local_window):
+    """`compute(window)` with a window that is no array: a layer that sees all takes the other of two branches."""
+    if not isinstance(window, jax.Array):
+        return compute(window)
+    return jax.lax.cond(window <= local_window, lambda: compute(local_window), lambda: compute(None))
+
+
+def choose_kernel(kernel: str, query, key, *, scale, soft_cap, window, local_window=None) -> str:
     """The kernel that computes this attention: the one asked for, or under `auto` the platform's if it can."""
+    whole_rows = key.shape[1] == query.shape[1]
     if kernel != 'auto':
-        return kernel
-    platform = jax.default_backend()
+        # Responses behind a shared prompt have more keys than queries: no vendor's kernel takes their mask.
+        return kernel if whole_rows or kernel not in ('cudnn', 'splash') else 'blockwise'
+    device, width = platform(), query.shape[-1]
+    whole_rows &= not isinstance(window, jax.Array) or local_window is not None
     halves = query.dtype in (jnp.bfloat16, jnp.float16)
-    if platform == 'gpu' and halves and soft_cap is None and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128:
+    if device in ('gpu', 'cuda') and halves and soft_cap is None and width % 8 == 0 and width <= 128 and whole_rows:
         return 'cudnn'
-    aligned = query.shape[1] % 128 == 0 and key.shape[1] == query.shape[1] and query.shape[-1] % 128 == 0
-    if platform == 'tpu' and aligned and not isinstance(window, jax.Array):
+    if device == 'tpu' and whole_rows and query.shape[1] % 128 == 0 and width % 64 == 0:
         return 'splash'
     # Of rows that fit into a block, one block is all.
     return 'dense' if max(query.shape[1], key.shape[1]) <= _SHORT else 'blockwise'
@@ -194,7 +226,8 @@ def _write(keys, values, key, value, index):
     """Puts keys and values [B, T, kv_heads, H] at the slots index.. of a layer's, in place inside a loop."""
     key, value = key.transpose(0, 2, 3, 1).astype(keys.dtype), value.transpose(0, 2, 1, 3).astype(values.dtype)
     keys = jax.lax.dynamic_update_slice_in_dim(keys, key, index, axis=3)
-    return keys, jax.lax.dynamic_update_slice_in_dim(values, value, index, axis=2)
+    values = jax.lax.dynamic_update_slice_in_dim(values, value, index, axis=2)
+    return constrain(keys, 'cache'), constrain(values, 'cache')
 
 
 def _attend_cache(query, keys, values, reading, *, scale, soft_cap, window):
@@ -250,25 +283,3 @@ def _weighted(weights, value):
 def _softmax_product(query, key, value, mask, scale, soft_cap):
     weights = jax.nn.softmax(_scores(query, key, mask, scale, soft_cap), axis=-1)
     return _weighted(weights, value).transpose(0, 3, 1, 2, 4).reshape(query.shape)
-
-
-def _splash(query, key, value, segments, positions, key_segments, key_positions, *, scale, soft_cap, window):
-    """The TPU's Pallas kernel; it knows causality by place, so it takes whole rows only (interpreted off the TPU)."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    length, heads = query.shape[1], query.shape[2]
-    shape = (length, length)
-    seen = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
-    kernel = splash.make_splash_mha(
-        masks.MultiHeadMask([seen] * heads),
-        head_shards=1,
-        q_seq_shards=1,
-        attn_logits_soft_cap=soft_cap,
-        interpret=jax.default_backend() != 'tpu',
-    )
-    groups = heads // key.shape[2]
-    rows = [x.transpose(0, 2, 1, 3) for x in (query * scale, key, value)]
-    rows = [rows[0], *(jnp.repeat(x, groups, axis=1) for x in rows[1:])]
-    ids = splash.SegmentIds(segments, key_segments)
-    return jax.vmap(kernel)(*rows, segment_ids=ids).transpose(0, 2, 1, 3).astype(value.dtype)

@@ -3,11 +3,14 @@
 Leaves out load-balancing losses and capacity limits.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from rlax_ft.models.config import ModelConfig
+from rlax_ft.parallel.constrain import active_mesh, over_devices
 
 ACTIVATIONS = {
     'silu': nn.silu,
@@ -30,27 +33,38 @@ class MixtureOfExperts(nn.Module):
     def __call__(self, x):
         """[B, T, D] -> [B, T, D]."""
         c = self.config
+        wide, narrow = (c.experts, c.width, c.mlp_width), (c.experts, c.mlp_width, c.width)
+        router = _Kernel((c.width, c.experts), name='router')()
+        kernels = [_Kernel(wide, name=name)().astype(c.dtype) for name in ('gate', 'up')]
+        kernels.append(_Kernel(narrow, 0.5 / c.layers, name='down')().astype(c.dtype))
+        arguments = (x, router, *kernels)
+        kinds = ('residual', None, 'expert_in', 'expert_in', 'expert_out')
+        # Tokens are sorted among those of their device, which gathers the experts that it does not have.
+        mesh = active_mesh(*arguments)
+        split = mesh is not None and mesh.shape.get('tensor', 1) > 1
+        local = partial(self._apply_experts, axis='tensor' if split else None)
+        mapped = over_devices(local, kinds, 'residual', arguments)
+        return self._apply_experts(*arguments) if mapped is None else mapped(*arguments)
+
+    def _apply_experts(self, x, router, gate, up, down, *, axis=None):
+        """[B, T, D] -> [B, T, D]; `axis` is the mapped one over which the experts' hidden width is split."""
+        c = self.config
         tokens = x.reshape(-1, c.width)
-        weights, chosen = self._route(tokens)
+        weights, chosen = self._route(tokens, router)
         order = jnp.argsort(chosen.reshape(-1), stable=True)
         sizes = jnp.bincount(chosen.reshape(-1), length=c.experts)
         source = order // c.experts_per_token
-
-        def each(rows, name, shape, scale=1.0):
-            kernel = _Kernel((c.experts, *shape), scale, name=name)()
-            return jax.lax.ragged_dot(rows, kernel.astype(c.dtype), sizes)
-
         rows = tokens[source].astype(c.dtype)
-        gate = ACTIVATIONS[c.activation](each(rows, 'gate', (c.width, c.mlp_width)))
-        hidden = gate * each(rows, 'up', (c.width, c.mlp_width))
-        out = each(hidden, 'down', (c.mlp_width, c.width), 0.5 / c.layers)
+        hidden = ACTIVATIONS[c.activation](jax.lax.ragged_dot(rows, gate, sizes))
+        hidden = hidden * jax.lax.ragged_dot(rows, up, sizes)
+        out = jax.lax.ragged_dot(hidden, down, sizes)
         out = out * weights.reshape(-1)[order][:, None].astype(out.dtype)
-        return jnp.zeros_like(tokens, out.dtype).at[source].add(out).reshape(x.shape)
+        out = jnp.zeros_like(tokens, out.dtype).at[source].add(out).reshape(x.shape)
+        return out if axis is None else jax.lax.psum(out, axis)
 
-    def _route(self, tokens):
+    def _route(self, tokens, router):
         """[N, D] -> (float32[N, k], int32[N, k]): the weights of each token's experts, and which they are."""
         c = self.config
-        router = _Kernel((c.width, c.experts), name='router')()
         logits = jnp.matmul(tokens, router.astype(tokens.dtype), preferred_element_type=jnp.float32)
         weights, chosen = jax.lax.top_k(jax.nn.softmax(logits), c.experts_per_token)
         if c.normalized_experts:

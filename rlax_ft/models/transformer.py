@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
 from rlax_ft.models.attention import Reading, attend, empty_cache
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.experts import ACTIVATIONS, MixtureOfExperts
 from rlax_ft.models.linear import Linear
 from rlax_ft.models.rotary import apply_rotary, rotary_kinds, rotary_tables
+from rlax_ft.parallel.constrain import constrain, gathered, unconstrained
 
 _REMAT_POLICIES = {'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}
 
@@ -133,7 +135,7 @@ class Attention(nn.Module):
             y = projected[name]
             if name != 'value' and c.qk_norm == 'full':
                 y = Norm(c, name=f'{name}_norm')(y)
-            y = y.reshape(*x.shape[:2], count, c.head_dim)
+            y = constrain(y.reshape(*x.shape[:2], count, c.head_dim), 'heads')
             return Norm(c, name=f'{name}_norm')(y) if name != 'value' and c.qk_norm == 'head' else y
 
         query, key, value = heads(c.heads, 'query'), heads(c.kv_heads, 'key'), heads(c.kv_heads, 'value')
@@ -151,8 +153,10 @@ class Attention(nn.Module):
             scale=c.attention_scale,
             soft_cap=c.attention_soft_cap,
             window=window,
+            local_window=c.window,
             kernel=c.kernel,
         )
+        out = constrain(out, 'heads')
         # What writes to the residual stream starts smaller, so that the variance does not grow with depth.
         out = Linear(c.width, c.dtype, c.out_bias, 0.5 / c.layers, c.lora, name='out')(out.reshape(*x.shape[:2], -1))
         return out, cache
@@ -173,7 +177,7 @@ class MLP(nn.Module):
         hidden = _recomputed(lambda up, gate=None: activation(up) if gate is None else activation(gate) * up)(
             **projected
         )
-        return Linear(c.width, c.dtype, c.mlp_bias, 0.5 / c.layers, c.lora, name='down')(hidden)
+        return Linear(c.width, c.dtype, c.mlp_bias, 0.5 / c.layers, c.lora, name='down')(constrain(hidden, 'mlp'))
 
 
 class Block(nn.Module):
@@ -193,11 +197,11 @@ class Block(nn.Module):
             return Norm(c, name=f'{name}_post_norm')(x) if c.post_norm else x
 
         attended, cache = Attention(c, name='attention')(before(x, 'attention'), rotary, kinds, reading, cache)
-        attended = after(attended, 'attention')
+        attended = after(constrain(attended, 'residual'), 'attention')
         residual = x + attended
         mlp = (MixtureOfExperts if c.experts else MLP)(c, name='mlp')
         out = after(mlp(before(x if c.parallel else residual, 'mlp')), 'mlp')
-        return residual + out, cache
+        return constrain(residual + out, 'residual'), cache
 
 
 class Transformer(nn.Module):
@@ -279,8 +283,10 @@ class Transformer(nn.Module):
         return self.final_norm(hidden), cache
 
     def unembed_matrix(self):
-        """The LM head, [D, V]."""
-        return self.embed.embedding.T if self.config.tied else self.head
+        """The LM head, [D, V], in the dtype of activations; on a mesh whole along D, split over the vocabulary."""
+        if self.config.tied:
+            return self._table().T
+        return gathered(self.head.astype(self.config.dtype), P('fsdp', 'tensor'))
 
     def unembed_soft_cap(self):
         """What logits are soft-capped at, a float; None where they are not."""
@@ -289,14 +295,19 @@ class Transformer(nn.Module):
     def unembed(self, hidden):
         """Logits, float32[..., V], of hidden states [..., D]."""
         logits = jnp.matmul(hidden, self.unembed_matrix().astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = constrain(logits, 'logits')
         cap = self.unembed_soft_cap()
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def _embed(self, tokens, positions):
-        x = self.embed(tokens)
+        x = constrain(jnp.take(self._table(), tokens, axis=0), 'residual')
         if self.config.scaled_embedding:
             x = x * jnp.asarray(self.config.width**0.5, x.dtype)
         return x + self.position_embed(positions) if self.config.learned_positions else x
+
+    def _table(self):
+        """The embedding [V, D]; lookup and head read it whole along D, split over the vocabulary."""
+        return gathered(self.embed.embedding.astype(self.config.dtype), P('tensor', 'fsdp'))
 
     def init_cache(self, batch_size, length):
         """An empty cache with `length` slots for `batch_size` rows."""
@@ -306,4 +317,5 @@ class Transformer(nn.Module):
 
 def init_params(config: ModelConfig, key: jax.Array):
     """Fresh parameters of `Transformer(config)`, a nested dict of float32 arrays."""
-    return Transformer(config).init(key, jnp.zeros((1, 2), jnp.int32))['params']
+    with unconstrained():
+        return Transformer(config).init(key, jnp.zeros((1, 2), jnp.int32))['params']

@@ -4,11 +4,13 @@ Leaves out masks on the result and shifts: hidden state t is scored against targ
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from rlax_ft.ops.arrays import as_float, as_ids, as_mask, keep
 
@@ -18,6 +20,8 @@ SMALL = 2**22
 SHARE, SHARE_WITH_ENTROPY = 16, 32
 # From this many logits on, a mask is worth chunks of their own accord: those that are wholly masked are then skipped.
 WORTH_SKIPPING = 2**18
+# Axes of a mesh that spread rows over devices, where it has them.
+ROW_AXES = ('data', 'fsdp', 'expert')
 
 
 def token_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -277,11 +281,37 @@ def _scan_rows_backward(settings: Any, arguments: Any, cotangents: Any):
         (d_logits,) = pull(_logits_gradient(logits, part_targets, part_cotangents, settings))
         d_part = jnp.einsum('rcv,dv->rcd', d_logits, head, preferred_element_type=d_logits.dtype)
         d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_part.astype(hidden.dtype), i * chunk, axis=1)
-        return d_hidden, d_head + jnp.einsum('rcd,rcv->dv', part_hidden, d_logits, preferred_element_type=d_head.dtype)
+        return d_hidden, add_to_head(d_head, part_hidden, d_logits)
 
-    start = jnp.zeros_like(moved[0]), jnp.zeros(head.shape, cotangents[0].dtype)
-    d_hidden, d_head = jax.lax.fori_loop(0, pieces, step, start)
-    return _to_place(d_hidden, order, length), None, d_head.astype(head.dtype), jnp.zeros_like(temperature), None
+    add_to_head, zeros, total = _head_sums(targets.shape[0], head.shape, cotangents[0].dtype)
+    d_hidden, d_head = jax.lax.fori_loop(0, pieces, step, (jnp.zeros_like(moved[0]), zeros))
+    d_head = total(d_head).astype(head.dtype)
+    return _to_place(d_hidden, order, length), None, d_head, jnp.zeros_like(temperature), None
+
+
+def _head_sums(rows: int, shape: tuple[int, ...], dtype: Any):
+    """(add, zeros, total) of the head's gradient: one sum, or on a mesh one for each device's rows.
+
+    Devices add theirs up once, after the last chunk, and not after every one.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty or mesh.manual_axes else tuple(a for a in ROW_AXES if mesh.shape.get(a, 1) > 1)
+    groups = math.prod(mesh.shape[axis] for axis in axes)
+    if groups == 1 or rows % groups:
+
+        def add(total: jax.Array, hidden: jax.Array, gradient: jax.Array):
+            return total + jnp.einsum('rcd,rcv->dv', hidden, gradient, preferred_element_type=dtype)
+
+        return add, jnp.zeros(shape, dtype), lambda total: total
+    split = P(axes, None, P.UNCONSTRAINED)
+
+    def add_by_group(total: jax.Array, hidden: jax.Array, gradient: jax.Array):
+        parts = (x.reshape(groups, -1, *x.shape[1:]) for x in (hidden, gradient))
+        total = total + jnp.einsum('grcd,grcv->gdv', *parts, preferred_element_type=dtype)
+        return jax.lax.with_sharding_constraint(total, split)
+
+    zeros = jax.lax.with_sharding_constraint(jnp.zeros((groups, *shape), dtype), split)
+    return add_by_group, zeros, lambda total: jnp.sum(total, axis=0)
 
 
 _scan_rows.defvjp(_scan_rows_forward, _scan_rows_backward)

@@ -1,9 +1,13 @@
-"""The device mesh and where arrays live on it: axes `data`, `fsdp`, `tensor`, and path rules for parameters.
+"""The device mesh and where parameters live on it: axes `data`, `fsdp`, `expert`, `tensor`, and path rules.
 
-Leaves out compilation (compile.py). Multi-host runs use jax.distributed: call `start_distributed` first.
+Activations are constrain.py's, moving arrays between hosts and devices is placement.py's.
 """
 
-import os
+import collections
+import contextlib
+import contextvars
+import logging
+import math
 import re
 
 import jax
@@ -13,106 +17,191 @@ from jax.sharding import PartitionSpec as P
 
 from rlax_ft.errors import InputError
 
-AXES = ('data', 'fsdp', 'tensor')
+AXES = ('data', 'fsdp', 'expert', 'tensor')
+
+# The axes that the rows of a batch are split over.
+ROWS = ('data', 'fsdp', 'expert')
 
 # A rule names the axes of a parameter's last dimensions; a leading layer axis is never split. The same rules reach the
-# optimiser's moments, because their paths end in the parameter's own.
+# optimiser's moments, because their paths end in the parameter's own. Experts come first: their kernels have one
+# dimension more than those of a dense MLP, whose rules they would otherwise take.
 RULES: tuple[tuple[str, P], ...] = (
-    (r'embed/embedding$', P('tensor', 'fsdp')),
-    (r'attention/(query|key|value)/kernel$', P('fsdp', 'tensor')),
+    (r'(^|/)v_(row|col)/', P()),  # Adafactor's: a row or column of each matrix.
+    (r'layers/mlp/(gate|up)/kernel$', P(None, 'expert', 'fsdp', 'tensor')),
+    (r'layers/mlp/down/kernel$', P(None, 'expert', 'tensor', 'fsdp')),
+    (r'layers_\d+/mlp/(gate|up)/kernel$', P('expert', 'fsdp', 'tensor')),
+    (r'layers_\d+/mlp/down/kernel$', P('expert', 'tensor', 'fsdp')),
+    (r'mlp/router/kernel$', P('fsdp', None)),
+    (r'(^|/)embed/embedding$', P('tensor', 'fsdp')),
+    (r'position_embed/embedding$', P(None, 'fsdp')),
+    (r'attention/(query|key|value|qkv)/kernel$', P('fsdp', 'tensor')),
     (r'attention/out/kernel$', P('tensor', 'fsdp')),
-    (r'mlp/(gate|up)/kernel$', P('fsdp', 'tensor')),
+    (r'mlp/(gate|up|gate_up)/kernel$', P('fsdp', 'tensor')),
     (r'mlp/down/kernel$', P('tensor', 'fsdp')),
+    (r'(out|down)/A$', P('tensor', 'fsdp')),
+    (r'(out|down)/B$', P(None, 'fsdp')),
+    (r'/A$', P('fsdp', None)),
+    (r'/B$', P('fsdp', 'tensor')),
     (r'(^|/)head$', P('fsdp', 'tensor')),
+    (r'(^|/)head/kernel$', P('fsdp', None)),
+    (r'(^|/)(bias|scale)$', P()),
 )
 
+# Numbers from which a parameter that stays whole on every device is worth a warning.
+LARGE = 2**16
 
-def make_mesh(spec: str = '') -> Mesh:
+
+_target = contextvars.ContextVar('target', default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(devices):
+    """Meshes are made of these devices, which need not be here: what is lowered on them can be compiled and not run."""
+    token = _target.set(tuple(devices))
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def make_mesh(spec: str = '', devices=None) -> Mesh:
     """A mesh over all devices, from text such as `data=4,fsdp=2`.
 
     Args:
-      spec: sizes by axis name; an axis left out has size 1, but `data` takes the devices that are left.
+      spec: sizes by axis name; an axis left out has size 1. One size may be -1: what is left; where none is, `data`
+        takes that.
+      devices: to use in place of `jax.devices()`, or of those of `compiling_for`. Devices of several slices are laid out so that only `data`, or the
+        outermost axis that can, crosses from one to another.
 
     Raises:
-      InputError: an unknown axis, or sizes that do not multiply to the number of devices.
+      InputError: an unknown axis, one named twice, or sizes that do not multiply to the number of devices.
     """
-    count = jax.device_count()
-    sizes = {}
+    devices = list(devices or _target.get() or jax.devices())
+    count, sizes = len(devices), {}
     for part in filter(None, spec.split(',')):
         name, _, size = part.partition('=')
-        if name not in AXES or not size.isdigit() or int(size) < 1:
+        if name not in AXES or not re.fullmatch(r'-1|[1-9]\d*', size):
             raise InputError(f'--mesh={spec}: {part!r} is not AXIS=SIZE with an axis of {", ".join(AXES)}')
+        if name in sizes:
+            raise InputError(f'--mesh={spec}: {name} stands there twice; give it one size')
         sizes[name] = int(size)
-    others = sizes.get('fsdp', 1) * sizes.get('tensor', 1)
-    sizes.setdefault('data', max(count // others, 1))
-    if sizes['data'] * others != count:
-        raise InputError(
-            f'--mesh={spec}: the sizes multiply to {sizes["data"] * others}, but there are {count} devices'
-        )
+    filled = [name for name, size in sizes.items() if size == -1] or ([] if 'data' in sizes else ['data'])
+    if len(filled) > 1:
+        raise InputError(f'--mesh={spec}: -1 stands at {" and ".join(filled)}; only one axis can take what is left')
+    given = math.prod(size for size in sizes.values() if size > 0)
+    for name in filled:
+        sizes[name] = max(count // given, 1)
+    if math.prod(sizes.values()) != count:
+        total = math.prod(sizes.values())
+        raise InputError(f'--mesh={spec}: the sizes multiply to {total}, but there are {count} devices')
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    kinds = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if slices > 1:
+        return Mesh(_over_slices(shape, slices, devices, spec), AXES, axis_types=kinds)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def _over_slices(shape, slices, devices, spec):
+    """Devices [shape] such that one axis crosses the slower network between slices, and the others stay within one."""
+    from jax.experimental.mesh_utils import create_hybrid_device_mesh
+
+    for axis, size in enumerate(shape):
+        if size % slices == 0:
+            across = tuple(slices if i == axis else 1 for i in range(len(shape)))
+            within = tuple(size // slices if i == axis else size for i, size in enumerate(shape))
+            return create_hybrid_device_mesh(within, across, devices)
+    raise InputError(f'--mesh={spec}: no axis is a multiple of the {slices} slices; let data be one')
+
+
+def platform() -> str:
+    """What the program that is being traced will run on: the platform of the mesh within `jax.set_mesh`, or jax's."""
+    device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+    return jax.default_backend() if device is None else device.platform
+
+
+def fit(spec: P, shape: tuple[int, ...], mesh, otherwise=None) -> P:
+    """The spec without axes that the mesh does not have, and with `otherwise` where an axis does not divide.
+
+    Args:
+      spec: of the dimensions of `shape`.
+      shape: of the array.
+      mesh: concrete or abstract.
+      otherwise: what stands in place of axes that do not divide a dimension.
+    """
+    fitted = []
+    for dim, axes in zip(shape, spec):
+        names = tuple(a for a in (axes if isinstance(axes, tuple) else (axes,)) if a and mesh.shape.get(a, 1) > 1)
+        ways = math.prod(mesh.shape[a] for a in names)
+        fitted.append(otherwise if dim % ways else names if len(names) > 1 else names[0] if names else None)
+    return P(*fitted)
 
 
 def batch_sharding(mesh: Mesh, leaf) -> NamedSharding:
-    """The leading axis over `data` and `fsdp`; scalars everywhere."""
-    return NamedSharding(mesh, P(('data', 'fsdp')) if np.ndim(leaf) else P())
+    """The leading axis over the axes of rows; scalars everywhere."""
+    rows = tuple(axis for axis in ROWS if axis in mesh.shape)
+    return NamedSharding(mesh, P(rows) if np.ndim(leaf) else P())
 
 
 def batch_devices(mesh: Mesh) -> int:
     """How many ways a batch is split."""
-    return mesh.shape['data'] * mesh.shape['fsdp']
+    return math.prod(mesh.shape.get(axis, 1) for axis in ROWS)
 
 
-def shard_batch(batch, mesh: Mesh):
-    """Places a host batch on the mesh; in a multi-host run each process gives its own rows.
-
-    Raises:
-      InputError: the leading axis does not divide over the devices.
-    """
-    ways = batch_devices(mesh) // jax.process_count()
-
-    def place(leaf):
-        if np.ndim(leaf) and leaf.shape[0] % ways:
-            raise InputError(
-                f'a batch of {leaf.shape[0]} rows does not divide over {ways} devices; change --batch_size'
-            )
-        sharding = batch_sharding(mesh, leaf)
-        if getattr(leaf, 'sharding', None) == sharding:
-            return leaf  # It was placed ahead of its step.
-        if jax.process_count() == 1:
-            return jax.device_put(leaf, sharding)
-        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
-
-    return jax.tree.map(place, batch)
+def rule_of(name: str, shape: tuple[int, ...], rules=RULES) -> P | None:
+    """What the first rule that fits a path and its number of dimensions says of all of them; None where none fits."""
+    for pattern, spec in rules:
+        if re.search(pattern, name) and len(shape) >= len(spec):
+            return P(*[None] * (len(shape) - len(spec)), *spec)
+    return None
 
 
 def tree_shardings(tree, mesh: Mesh, rules=RULES):
     """A NamedSharding for each leaf of a state: by the first rule whose pattern its path matches, else replicated.
 
-    A dimension that its axis does not divide stays whole.
+    A dimension that its axis does not divide stays whole; `check_rules` says which.
     """
 
     def assign(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        for pattern, spec in rules:
-            if re.search(pattern, name) and np.ndim(leaf) >= len(spec):
-                dims = np.shape(leaf)[np.ndim(leaf) - len(spec) :]
-                fitted = [axis if dim % mesh.shape[axis] == 0 else None for dim, axis in zip(dims, spec)]
-                return NamedSharding(mesh, P(*[None] * (np.ndim(leaf) - len(spec)), *fitted))
-        return NamedSharding(mesh, P())
+        spec = rule_of(path_name(path), np.shape(leaf), rules)
+        return NamedSharding(mesh, P() if spec is None else fit(spec, np.shape(leaf), mesh))
 
     return jax.tree_util.tree_map_with_path(assign, tree)
 
 
-def shard_state(state, mesh: Mesh, rules=RULES):
-    """Places a state on the mesh by its path rules."""
-    return jax.device_put(state, tree_shardings(state, mesh, rules))
+def check_rules(tree, mesh: Mesh, rules=RULES) -> list[str]:
+    """Warns, in one line, of large arrays that stay whole on every device of a mesh that is there to split them.
 
+    Args:
+      tree: parameters, or a state with them.
+      mesh: its axes but `data` split parameters.
+      rules: as in `tree_shardings`.
 
-def start_distributed() -> None:
-    """Joins a multi-host run where the launcher's variables say that there is one; does nothing otherwise.
-
-    jax.distributed finds coordinator, process count and id itself on TPU pods, SLURM and Open MPI.
+    Returns:
+      What it says of each such array.
     """
-    if os.environ.get('JAX_COORDINATOR_ADDRESS') or int(os.environ.get('SLURM_NTASKS', '1')) > 1:
-        jax.distributed.initialize()
+    splitting = {axis: mesh.shape[axis] for axis in ('fsdp', 'expert', 'tensor') if mesh.shape.get(axis, 1) > 1}
+    found = collections.OrderedDict()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0] if splitting else ():
+        shape, name = np.shape(leaf), path_name(path)
+        if math.prod(shape) < LARGE:
+            continue
+        spec = rule_of(name, shape, rules)
+        sizes = ', '.join(f'{axis}={size}' for axis, size in splitting.items())
+        if spec is None:
+            found[name] = f'{name} {list(shape)}: no rule names it, so it stays whole on every device of {sizes}'
+            continue
+        for dim, axis in zip(shape, spec):
+            if axis in splitting and dim % splitting[axis]:
+                found[name] = f'{name} {list(shape)}: {axis}={splitting[axis]} does not divide {dim}, which stays whole'
+    # An optimiser's moments say nothing that their parameter has not said.
+    lines = [line for name, line in found.items() if not any(name.endswith('/' + other) for other in found)]
+    if lines:
+        more = f' (and {len(lines) - 1} more like it)' if len(lines) > 1 else ''
+        logging.warning('--mesh: %s%s', lines[0], more)
+    return lines
+
+
+def path_name(path) -> str:
+    """`params/layers/mlp/up/kernel` of a path in a tree."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')

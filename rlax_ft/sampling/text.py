@@ -14,6 +14,7 @@ from rlax_ft.data.codec import Codec
 from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.models.lora import Adapted
 from rlax_ft.models.transformer import for_decoding, layers_apart
+from rlax_ft.parallel.placement import fetch, spread
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.types import ApplyFn, Rollout
@@ -47,7 +48,8 @@ def make_sampler(
             **truncation,
         )
 
-    return jax.jit(sample)
+    compiled = jax.jit(sample)
+    return lambda params, *rows: compiled(params, *spread(rows))
 
 
 def _laid_out(params):
@@ -85,11 +87,9 @@ def sample_prompts(
 def trim_prompts(tokens: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left-padded prompts without the columns that all of them pad, down to a power of two, so that few widths compile.
 
-    On several hosts nothing is cut: each sees its own rows only, and all must compile the same.
+    On several hosts each gives the whole batch, so that all compile the same.
     """
-    width = mask.shape[1]
-    if jax.process_count() == 1:
-        width = min(width, max(8, 1 << (int(mask.sum(axis=1).max()) - 1).bit_length()))
+    width = min(mask.shape[1], max(8, 1 << (int(mask.sum(axis=1).max()) - 1).bit_length()))
     return tokens[:, -width:], mask[:, -width:]
 
 
@@ -98,6 +98,7 @@ def map_rows(function: Callable, rows, *, batch_size: int):
 
     Args:
       function: a compiled function of a struct [batch_size, ...]; every leaf of its result has that leading axis.
+        Within `jax.set_mesh` it gets rows that are split over the mesh.
       rows: a pytree of arrays [N, ...].
       batch_size: rows at once; the last batch is filled up and cut.
     """
@@ -105,15 +106,15 @@ def map_rows(function: Callable, rows, *, batch_size: int):
     parts = []
     for start in range(0, size, batch_size):
         index = np.arange(start, start + batch_size) % size
-        parts.append(function(jax.tree.map(lambda leaf, index=index: leaf[index], rows)))
+        parts.append(function(spread(jax.tree.map(lambda leaf, index=index: leaf[index], rows))))
         # The device is one batch ahead, no more: hundreds in flight starve each other on virtual devices.
-        parts[-2:-1] = jax.device_get(parts[-2:-1])
+        parts[-2:-1] = fetch(parts[-2:-1])
     return _join(parts, size)
 
 
 def _join(parts, size):
     # The device runs ahead while the first batches are fetched.
-    return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[:size], *parts)
+    return jax.tree.map(lambda *leaves: np.concatenate([fetch(leaf) for leaf in leaves])[:size], *parts)
 
 
 def rollout_logps(rollout: Rollout) -> jax.Array:

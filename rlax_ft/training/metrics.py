@@ -7,6 +7,7 @@ loss or gradient that is not finite stops the run. Leaves out what the numbers m
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import jax
 from tqdm import tqdm
 
 from rlax_ft.errors import InputError
+from rlax_ft.parallel.hosts import is_first
+from rlax_ft.parallel.placement import fetch
 from rlax_ft.training.performance import Performance, batch_tokens
 from rlax_ft.training.reporters import make_reporters
 
@@ -56,13 +59,19 @@ class MetricsWriter:
           may_skip: how many steps may have been skipped (metric `skipped`) over a number that is not finite.
         """
         self._path = Path(folder) / 'metrics.jsonl'
+        # Of several processes one writes; all look at the numbers, so that all stop at what is not finite.
+        if not is_first():
+            self._path, report_to, profile = Path(os.devnull), '', None
         self._may_skip, self._skipped = may_skip, skipped_steps(drop_records_after(self._path, start))
         self._file = open(self._path, 'a')
         self._reporters = make_reporters(report_to, Path(folder), start)
         self._on_loop, self._still = on_loop, 0
         # A log file gets a line now and then, a terminal a bar that moves.
         pace = 0.5 if sys.stderr.isatty() else 15.0
-        self._bar = tqdm(total=total, initial=start, desc=title, mininterval=pace, dynamic_ncols=True)
+        hidden = not is_first()
+        self._bar = tqdm(
+            total=total, initial=start, desc=title, mininterval=pace, dynamic_ncols=True, disable=hidden
+        )
         self._show = show
         self._pending = None
         self._performance = performance
@@ -88,7 +97,7 @@ class MetricsWriter:
             return
         step, metrics, size = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = {name: float(value) for name, value in fetch(metrics).items()}
         if not self._path.exists():
             raise InputError(f'{self._path.parent}: the run folder was removed while the run went on; it has stopped')
         if self._performance is not None and size is not None:
@@ -168,7 +177,7 @@ def read_records(path: str | Path) -> list[dict]:
 def drop_records_after(path: Path, step: int) -> list[dict]:
     """Rewrites a metrics.jsonl without the records later than `step`; returns the others."""
     records = [record for record in read_records(path) if _step_of(record) <= step]
-    if path.exists():
+    if path.is_file():
         temporary = path.with_suffix('.tmp')
         temporary.write_text(''.join(json.dumps(record) + '\n' for record in records))
         temporary.replace(path)

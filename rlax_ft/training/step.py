@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlax_ft.parallel.constrain import constrain, constrain_like_params
 from rlax_ft.types import Params, TrainState
 
 
@@ -42,7 +43,11 @@ def make_train_step(
     Raises:
       ValueError: at trace time, if a leading axis does not divide into `micro_batches`.
     """
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def value_and_grad(*arguments):
+        value, grads = differentiate(*arguments)
+        return value, constrain_like_params(grads)
 
     def shares(params, batch, key, frozen):
         if micro_batches == 1:
@@ -52,13 +57,14 @@ def make_train_step(
         def accumulate(total, part):
             leaves, part_key = part
             value = value_and_grad(params, whole(leaves), part_key, *frozen)
-            return jax.tree.map(jnp.add, total, value), None
+            value, grads = jax.tree.map(jnp.add, total, value)
+            return (value, constrain_like_params(grads)), None
 
         keys = jax.random.split(key, micro_batches)
         first = whole([leaf[0] for leaf in batched])
         shapes = jax.eval_shape(value_and_grad, params, first, key, *frozen)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(accumulate, zeros, (batched, keys))[0]
+        value, grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(accumulate, (value, constrain_like_params(grads)), (batched, keys))[0]
 
     def step(state: TrainState, batch, *frozen):
         step_key = jax.random.fold_in(state.key, state.step)
@@ -91,7 +97,9 @@ def _partition(batch, parts):
     leaves, structure = jax.tree.flatten(batch)
     is_batched = [jnp.ndim(leaf) > 0 for leaf in leaves]
     batched = [
-        leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:]) for leaf, split in zip(leaves, is_batched) if split
+        constrain(leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:]), 'parts')
+        for leaf, split in zip(leaves, is_batched)
+        if split
     ]
 
     def whole(part):

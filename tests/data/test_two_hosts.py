@@ -20,17 +20,18 @@ jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from rlax_ft.data.loader import local_rows, prefetch, whole_batch
 from rlax_ft.data.stream import stream_batches
-from rlax_ft.parallel.mesh import make_mesh, shard_batch
+from rlax_ft.parallel.mesh import make_mesh
+from rlax_ft.parallel.placement import from_local_rows, split_rows
 mesh = make_mesh()
 
 def make(i):
     whole = whole_batch({'x': np.arange(64)}, i, batch_size=8, seed=0)
-    return shard_batch((local_rows(whole), np.float32(whole['x'].sum())), mesh)
+    return from_local_rows((local_rows(whole), np.float32(whole['x'].sum())), mesh)
 
 share = jax.jit(lambda batch: batch[0]['x'].sum() / batch[1])
 memory, shares = [], []
 for batch in prefetch(map(make, range(3))):
-    batch = shard_batch(batch, mesh)  # as the compiled step does once more
+    batch = split_rows(batch, mesh)  # as the compiled step does once more
     memory.append(np.concatenate([s.data for s in batch[0]['x'].addressable_shards]).tolist())
     shares.append(float(share(batch).addressable_shards[0].data))
 encode = lambda raw: {'n': np.asarray([record['n'] for record, _ in raw])}

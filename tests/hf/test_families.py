@@ -14,7 +14,8 @@ from rlax_ft.models.config import embedded_config
 from rlax_ft.models.rotary import scaled_frequencies
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.models.transformer import Transformer, init_params
-from rlax_ft.parallel.mesh import make_mesh, shard_batch, shard_state
+from rlax_ft.parallel.mesh import make_mesh
+from rlax_ft.parallel.placement import from_local_rows, shard_state
 from rlax_ft.types import TokenBatch
 
 PLAIN = embedded_config('tiny', vocab_size=23, max_length=32)
@@ -130,7 +131,7 @@ def test_a_mesh_changes_no_gradient(name):
     wanted = jax.jit(jax.grad(loss))(params, tokens)
     mesh = make_mesh('data=2,fsdp=2,tensor=2')
     with jax.set_mesh(mesh):
-        ours = jax.jit(jax.grad(loss))(shard_state(params, mesh), shard_batch(tokens, mesh))
+        ours = jax.jit(jax.grad(loss))(shard_state(params, mesh), from_local_rows(tokens, mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, wanted)
 
 

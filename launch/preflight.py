@@ -1,0 +1,356 @@
+"""Compiles the step of a script for chips that are not here, from shapes alone, and says what it needs and what it costs.
+
+    python launch/preflight.py --script=sft --topology=v5p:4x4x4 --mesh=fsdp=64 --model=llama3-8b --batch_size=64 \\
+        --length=4096 --dtype=bfloat16 --remat=full
+    python launch/preflight.py --script=dpo --devices=8 --chip=h100 --mesh=fsdp=8 --model=FOLDER/config.json --length=2048
+
+    --script=NAME      sft, reward, dpo or ppo; all other flags are that script's own
+    --topology=CHIP:SHAPE  a TPU slice, such as v5e:4x4, v5p:4x4x4 or v6e:16x16, compiled by the TPU's compiler (pip
+                       install 'rlax_ft[preflight]', best into an environment of its own); or
+    --devices=N        N virtual devices, compiled by the CPU's, with the memory and the rates of --chip
+    --chip=NAME        v4, v5e, v5p, v6e, a100, h100, h200; the topology's when left out
+    --model=NAME       llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, qwen3-0.6b, qwen3-8b, qwen3-30b-a3b, mixtral-8x7b, a
+                       folder or a config.json
+    --layers=N         of them, to compile sooner; memory and times are then of such a model
+    --length=N         tokens of a row; of pairs and rollouts half of it is the prompt
+    --efficiency=X     share of the peak rate that large matrix products reach, for the roofline (0.7)
+    --search=FILE      tries meshes, micro-batches and remat, ranks them, and writes the flags of the best to FILE
+    --json             one JSON object in place of the table
+
+Exit code 1: it does not fit. Memory and collectives are the compiler's, FLOPs are counted from shapes, times are a
+roofline with the assumptions that it prints.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+OWN = {'script': '', 'topology': '', 'devices': '0', 'chip': '', 'model': '', 'layers': '0', 'length': '0'}
+OWN |= {'efficiency': '0.7', 'search': '', 'json': 'false'}
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def own_flags(arguments) -> tuple[dict, list[str]]:
+    """(this program's flags, the script's)."""
+    given, rest = dict(OWN), []
+    for argument in arguments:
+        name, equals, value = argument.lstrip('-').partition('=')
+        if argument.startswith('--') and name in OWN:
+            given[name] = value if equals else 'true'
+        else:
+            rest.append(argument)
+    return given, rest
+
+
+def main() -> int:
+    """Runs; returns the exit code."""
+    arguments = sys.argv[1:]
+    if not arguments or {'--help', '-h'} & set(arguments):
+        print(__doc__.strip())
+        return 0
+    given, rest = own_flags(arguments)
+    # Before jax is imported: no chip is looked for, and virtual devices are made.
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    if given['devices'].isdigit() and int(given['devices']):
+        count = f'--xla_force_host_platform_device_count={given["devices"]}'
+        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {count}'
+    sys.path.insert(0, str(ROOT))
+    from rlax_ft.errors import InputError
+
+    try:
+        return preflight(given, rest)
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+
+def preflight(given, rest) -> int:
+    """Compiles one step, or those of a search."""
+    from rlax_ft.errors import InputError
+    from rlax_ft.parallel.mesh import compiling_for
+
+    if bool(given['topology']) == (given['devices'] == '0'):
+        raise InputError('give --topology=CHIP:SHAPE or --devices=N, one of them')
+    devices, chip = target(given)
+    with compiling_for(devices):
+        if given['search']:
+            return search(given, rest, chip, len(devices))
+        report = compile_one(given, rest, chip)
+    print(json.dumps(report, indent=2) if given['json'] != 'false' else table(report))
+    return 0 if report['fits'] else 1
+
+
+def target(given):
+    """(devices to compile for, their chip)."""
+    import jax
+
+    from rlax_ft.errors import InputError
+    from rlax_ft.parallel.roofline import find_chip
+
+    if not given['topology']:
+        return jax.devices(), find_chip(given['chip'] or 'h100')
+    chip = find_chip(given['chip'] or given['topology'].partition(':')[0])
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform='tpu', topology_name=given['topology']).devices, chip
+    except Exception as error:  # The plug-in raises what it likes.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"--topology={given['topology']}: no such slice, or no TPU compiler here ({reason}); pip install libtpu"
+        ) from error
+
+
+def shape_of(given, settings):
+    """The configuration to compile, with the script's flags."""
+    from rlax_ft.errors import InputError
+    from rlax_ft.harness.learner import lora_config
+    from rlax_ft.hf.folder import read_config
+    from rlax_ft.models.shapes import named_config
+
+    path, how = Path(given['model']), dict(dtype=settings.dtype, kernel=settings.attention, remat=settings.remat)
+    if path.name == 'config.json' or (path / 'config.json').is_file():
+        config = read_config(path.parent if path.name == 'config.json' else path)
+    else:
+        config = named_config(given['model'])
+    if given['layers'] != '0':
+        layers = int(given['layers'])
+        cut = {name: getattr(config, name)[:layers] for name in ('local_layers', 'nope_layers')}
+        config = dataclasses.replace(config, layers=layers, **cut)
+    length = int(given['length']) if given['length'].isdigit() else 0
+    if not 0 < length <= config.max_length:
+        raise InputError(f'--length={given["length"]}: give the tokens of a row, up to {config.max_length}')
+    return dataclasses.replace(config, lora=lora_config(settings), **how), length
+
+
+def settings_of(given, rest):
+    """The script's settings."""
+    from rlax_ft.errors import InputError
+    from rlax_ft.harness.command_line import parse
+    from rlax_ft.harness.loading import load_script
+    from rlax_ft.harness.preflight import FILES
+
+    if given['script'] not in FILES:
+        raise InputError(f'--script={given["script"]}: use one of {", ".join(FILES)}')
+    file, name = FILES[given['script']]
+    return parse(getattr(load_script(ROOT / f'experiments/{file}.py'), name), rest)
+
+
+def compile_one(given, rest, chip) -> dict:
+    """The report on one step."""
+    import jax
+
+    from rlax_ft.harness.preflight import plan
+    from rlax_ft.parallel.hlo import collectives, unbounded_loops
+    from rlax_ft.parallel.mesh import make_mesh, tree_shardings
+    from rlax_ft.parallel.roofline import estimate
+    from rlax_ft.training.performance import forward_flops
+
+    settings = settings_of(given, rest)
+    config, length = shape_of(given, settings)
+    planned, mesh = plan(given['script'], settings, config, length), make_mesh(settings.mesh)
+    share = lambda tree: shard_bytes(tree, tree_shardings(tree, mesh))  # noqa: E731
+    params, moments = share(planned.state.params), share(planned.state.opt_state)
+    others = {name: share(tree) for name, tree in planned.resident.items()}
+    forward = planned.models * forward_flops(config, planned.tokens, length) / mesh.size
+    passes = {'none': 3, 'dots': 3, 'full': 4}[settings.remat]
+    report = {
+        'script': given['script'],
+        'model': given['model'],
+        'layers': config.layers,
+        'target': given['topology'] or f'{given["devices"]} x {given["chip"] or "h100"}',
+        'mesh': {axis: size for axis, size in mesh.shape.items() if size > 1},
+        'batch': [settings.batch_size, length],
+        'model_flops': 3 * forward,
+        'done_flops': passes * forward,
+        'capacity': chip.memory,
+        'state': {'parameters': params, 'optimiser': moments, **others},
+    }
+    with open(Path(tempfile.gettempdir()) / 'rlax_ft_preflight.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # One compilation at a time: each takes gigabytes.
+        try:
+            compiled = planned.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            needs = re.search(r'[Uu]sed ([\d.]+)([GM]) of', str(error))
+            if 'RESOURCE_EXHAUSTED' not in str(error) or needs is None:
+                raise
+            peak = float(needs.group(1)) * {'G': 2**30, 'M': 2**20}[needs.group(2)] + sum(others.values())
+            report |= {'peak': peak, 'fits': False, 'collectives': [], 'unbounded_loops': []}
+            return report | {'advice': advice(settings, report)}
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak += memory.temp_size_in_bytes
+    found = collectives(text, mesh)
+    weights = param_bytes(planned.state.params if planned.frozen is None else planned.frozen, settings.dtype)
+    # Weights are written where they are gathered, and read; the state is read and written.
+    traffic = 2.0 * passes * planned.models * weights / max(mesh.shape['tensor'], 1) + 2.0 * (params + moments)
+    moved = sum(c.moved for c in found)
+    report |= {
+        'temporaries': memory.temp_size_in_bytes,
+        'peak': peak + sum(others.values()),
+        'fits': peak + sum(others.values()) <= chip.memory,
+        'collectives': grouped(found),
+        'moved': moved,
+        'traffic': traffic,
+        'unbounded_loops': unbounded_loops(text),
+        'roofline': dataclasses.asdict(
+            estimate(
+                chip,
+                model_flops=report['model_flops'],
+                done_flops=report['done_flops'],
+                traffic=traffic,
+                moved=moved,
+                efficiency=float(given['efficiency']),
+            )
+        ),
+        'chip_source': chip.source,
+    }
+    return report | {'advice': [] if report['fits'] else advice(settings, report)}
+
+
+def shard_bytes(tree, shardings) -> int:
+    """Bytes of a tree on one device."""
+    import jax
+    import numpy as np
+
+    is_number = lambda leaf: not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return sum(
+        int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings))
+        if is_number(leaf)
+    )
+
+
+def param_bytes(tree, dtype) -> int:
+    """Bytes of the weights as they are used."""
+    import jax
+    import numpy as np
+
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree)) * (2 if dtype == 'bfloat16' else 4)
+
+
+def grouped(found) -> list[dict]:
+    """Collectives by kind and mesh axes, the most bytes first."""
+    groups = {}
+    for collective in found:
+        group = groups.setdefault((collective.kind, collective.axes), [0, 0.0])
+        group[0] += collective.times
+        group[1] += collective.moved
+    rows = [
+        {'kind': kind, 'axes': list(axes), 'times': times, 'moved': moved}
+        for (kind, axes), (times, moved) in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row['moved'])
+
+
+def advice(settings, report) -> list[str]:
+    """What would make it fit, the cheapest first."""
+    lines = []
+    if settings.remat != 'full':
+        lines.append('--remat=full: activations of one layer at a time, for a third more arithmetic')
+    if settings.dtype != 'bfloat16':
+        lines.append('--dtype=bfloat16: activations and gathered weights of half the size')
+    rows = settings.batch_size // max(settings.micro_batches, 1)
+    ways = 1
+    for axis in ('data', 'fsdp', 'expert'):
+        ways *= report['mesh'].get(axis, 1)
+    if rows > ways:
+        lines.append(f'--micro_batches={settings.micro_batches * (rows // ways)}: one row a chip at a time')
+    if report['mesh'].get('data', 1) > 1:
+        lines.append('--mesh=fsdp=-1: parameters and optimiser split over all chips')
+    if not settings.lora_rank:
+        lines.append('--lora_rank=16: no optimiser state for the base')
+        if settings.optimizer == 'adamw':
+            lines.append('--optimizer=lion or adafactor: one moment, or none of full size, in place of two')
+    state = sum(report['state'].values())
+    if state > report['capacity']:
+        lines.append(f'more chips: the state alone is {state / report["capacity"]:.1f} times what a chip holds')
+    return lines
+
+
+def search(given, rest, chip, count) -> int:
+    """Compiles the combinations of meshes, micro-batches and remat, and ranks them."""
+    from rlax_ft.errors import InputError
+
+    taken = {argument.lstrip('-').partition('=')[0] for argument in rest}
+    tensors = [1] if 'mesh' in taken else [t for t in (1, 2, 4, 8) if count % t == 0 and t <= count]
+    ranked = []
+    for tensor in tensors:
+        for micro_batches in [None] if 'micro_batches' in taken else (1, 2, 4):
+            for remat in [None] if 'remat' in taken else ('none', 'full'):
+                chosen = {'mesh': None if 'mesh' in taken else f'fsdp={count // tensor},tensor={tensor}'}
+                chosen |= {'micro_batches': micro_batches, 'remat': remat}
+                flags = [f'--{name}={value}' for name, value in chosen.items() if value is not None]
+                try:
+                    report = compile_one(given, [*rest, *flags], chip)
+                except InputError as error:
+                    print(f'{" ".join(flags)}: {error}')
+                    continue
+                step = report.get('roofline', {}).get('step', float('inf'))
+                ranked.append((not report['fits'], step, report['peak'], flags, report))
+                print(f'{" ".join(flags)}: {line(report)}', flush=True)
+    ranked.sort(key=lambda entry: entry[:3])
+    if not ranked or ranked[0][0]:
+        print('none fits')
+        return 1
+    flags = ranked[0][3]
+    Path(given['search']).write_text('\n'.join([*rest, *flags]) + '\n')
+    print(f'\nbest: {" ".join(flags)} ({given["search"]})\n')
+    print(table(ranked[0][4]))
+    return 0
+
+
+def line(report) -> str:
+    """A report in one line."""
+    fits = 'fits' if report['fits'] else 'does not fit'
+    text = f'{fits}, {gib(report["peak"])} of {gib(report["capacity"])} GiB'
+    if 'roofline' in report:
+        roof = report['roofline']
+        text += f', {report["moved"] / 1e9:.1f} GB moved, step {roof["step"]:.3f} s, MFU {roof["mfu"]:.0%}'
+    return text
+
+
+def gib(count) -> str:
+    """Bytes as GiB."""
+    return f'{count / 2**30:.2f}'
+
+
+def table(report) -> str:
+    """A report for people."""
+    mesh = ','.join(f'{axis}={size}' for axis, size in report['mesh'].items()) or 'one chip'
+    rows, length = report['batch']
+    lines = [f'{report["script"]} of {report["model"]} ({report["layers"]} layers) on {report["target"]}, {mesh}']
+    lines += [f'{rows} x {length:,} tokens a step', '', 'a chip, GiB']
+    lines += [f'  {name:<28}{gib(size):>10}' for name, size in report['state'].items()]
+    if 'temporaries' in report:
+        lines.append(f'  {"temporaries":<28}{gib(report["temporaries"]):>10}')
+    verdict = 'fits' if report['fits'] else 'DOES NOT FIT'
+    lines.append(f'  {"peak":<28}{gib(report["peak"]):>10} of {gib(report["capacity"])}: {verdict}')
+    if report['collectives']:
+        lines += ['', f'{"collectives":<20}{"axes":<16}{"times":>8}{"GB sent a chip":>18}']
+        lines += [
+            f'  {row["kind"]:<18}{"+".join(row["axes"]):<16}{row["times"]:>8}{row["moved"] / 1e9:>18.3f}'
+            for row in report['collectives']
+        ]
+    for name in report['unbounded_loops']:
+        lines.append(f'  loop {name} is counted once: its length depends on the data')
+    if 'roofline' in report:
+        roof = report['roofline']
+        lines += ['', f'{report["model_flops"] / 1e12:.1f} model TFLOPs a chip, {report["done_flops"] / 1e12:.1f} done']
+        lines += [f'  {name:<10}{roof[name]:>9.4f} s' for name in ('compute', 'memory', 'network')]
+        lines.append(f'  step      {roof["step"]:>9.4f} s, MFU {roof["mfu"]:.1%}; bound by {roof["bound"]}')
+        lines.append(f'  serial    {roof["serial"]:>9.4f} s, MFU {roof["mfu_serial"]:.1%}')
+        lines += ['', f'rates: {report["chip_source"]}', *(f'assumed: {text}' for text in roof['assumptions'])]
+    if report['advice']:
+        lines += ['', 'what would make it fit:', *(f'  {text}' for text in report['advice'])]
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Which collectives an optimised HLO program has: kind, bytes, times in loops, and the mesh axes that they run over.
+
+Reads the text that `compiled.as_text()` gives. A loop's body counts as often as the loop turns; where that depends on
+the data, it counts once and the loop is named. Leaves out what a collective costs in time (roofline.py).
+"""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'ragged-all-to-all', 'collective-permute')
+
+_BYTES = {'pred': 1, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8, 'c64': 8, 'c128': 16, 's4': 0.5, 'u4': 0.5}
+_HEAD = re.compile(r'^(ENTRY )?%?([^\s(]+) \(.*\{\s*$')
+_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([^\s=]+) = (.*)$')
+_SHAPE = re.compile(r'([a-z]\w*)\[([\d,]*)\]')
+_CALLED = re.compile(r'(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)')
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program.
+
+    Attributes:
+      kind: one of KINDS.
+      shapes: (dtype, dims) of its result, one for each array.
+      payload: bytes of the whole array: what is gathered to, or reduced from, on each device.
+      ways: devices in a group.
+      axes: mesh axes that a group spans; empty where no mesh was given.
+      times: how often it runs in a call of the program.
+      source: the operation that it came from, as jax names it.
+    """
+
+    kind: str
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    payload: float
+    ways: int
+    axes: tuple[str, ...]
+    times: int
+    source: str
+
+    @property
+    def moved(self) -> float:
+        """Bytes that a device sends in a call, by the ring's count: (n - 1) / n of the payload, twice for all-reduce."""
+        share = (self.ways - 1) / self.ways if self.kind != 'collective-permute' else 1.0
+        return self.times * share * self.payload * (2.0 if self.kind == 'all-reduce' else 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of a computation."""
+
+    name: str
+    type: str
+    opcode: str
+    rest: str
+
+
+def collectives(text: str, mesh=None) -> list[Collective]:
+    """Every collective between several devices in an optimised program.
+
+    Args:
+      text: of `compiled.as_text()`.
+      mesh: whose axes replica groups are named by.
+    """
+    computations, entry = parse(text)
+    found = []
+    for name, times in multiplicities(computations, entry).items():
+        for instruction in computations[name]:
+            kind = _kind(instruction, name)
+            if kind is None:
+                continue
+            ways, axes = _group(instruction.rest, mesh)
+            if ways > 1:
+                shapes = _shapes(instruction.type)
+                shapes = shapes[len(shapes) // 2 :] if instruction.opcode == 'all-gather-start' else shapes
+                shapes = shapes[1:2] if instruction.opcode == 'collective-permute-start' else shapes
+                size = sum(array_bytes(*shape) for shape in shapes)
+                scattered = kind == 'reduce-scatter' and instruction.opcode.startswith('reduce-scatter')
+                source = re.search(r'op_name="([^"]*)"', instruction.rest)
+                found.append(
+                    Collective(
+                        kind,
+                        tuple(shapes),
+                        size * ways if scattered else size,
+                        ways,
+                        axes,
+                        times,
+                        source.group(1) if source else '',
+                    )
+                )
+    return found
+
+
+def unbounded_loops(text: str) -> list[str]:
+    """Names of loops that hold a collective and whose number of turns the program does not say."""
+    computations, entry = parse(text)
+    reached = multiplicities(computations, entry)
+    return [
+        instruction.name
+        for name in reached
+        for instruction in computations[name]
+        if instruction.opcode == 'while'
+        and _trips(instruction, computations) is None
+        and any(_kind(inner, body) for body in _below(computations, instruction) for inner in computations[body])
+    ]
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """(instructions by computation, name of the entry)."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = '', None
+    for line in text.splitlines():
+        if current is None:
+            head = _HEAD.match(line)
+            if head and not line.startswith('HloModule'):
+                current = computations.setdefault(head.group(2), [])
+                entry = head.group(2) if head.group(1) else entry
+        elif line.startswith('}'):
+            current = None
+        elif match := _INSTRUCTION.match(line):
+            kind, rest = _split_type(match.group(2))
+            opcode = re.match(r'([\w\-]+)\(', rest)
+            if opcode:
+                current.append(Instruction(match.group(1), kind, opcode.group(1), rest))
+    return computations, entry
+
+
+def multiplicities(computations: dict[str, list[Instruction]], entry: str) -> dict[str, int]:
+    """How often each computation runs in one call; a loop of unknown length turns once, both branches are taken."""
+    times: dict[str, int] = {}
+
+    def visit(name, count):
+        if name not in computations:
+            return
+        times[name] = times.get(name, 0) + count
+        for instruction in computations[name]:
+            inner = count
+            if instruction.opcode == 'while':
+                inner = count * (_trips(instruction, computations) or 1)
+            for other in _called(instruction):
+                visit(other, inner)
+
+    visit(entry, 1)
+    return times
+
+
+def array_bytes(dtype: str, dims: tuple[int, ...]) -> float:
+    """Bytes of an array of HLO's dtype and dimensions."""
+    width = _BYTES.get(dtype)
+    if width is None:
+        digits = re.match(r'[a-z]+(\d+)', dtype)
+        width = int(digits.group(1)) / 8 if digits else 0
+    return width * math.prod(dims)
+
+
+def _split_type(text):
+    """('(f32[2], s32[])', 'while(...)...') of what stands after the equals sign."""
+    if not text.startswith('('):
+        kind, _, rest = text.partition(' ')
+        return kind, rest
+    depth = 0
+    for place, character in enumerate(text):
+        depth += (character == '(') - (character == ')')
+        if not depth:
+            return text[: place + 1], text[place + 1 :].strip()
+    return text, ''
+
+
+def _shapes(kind):
+    return [(dtype, tuple(int(d) for d in dims.split(',') if d)) for dtype, dims in _SHAPE.findall(kind)]
+
+
+def _kind(instruction, computation):
+    kind = instruction.opcode.removesuffix('-start')
+    if kind not in KINDS or instruction.opcode.endswith('-done'):
+        return None
+    # The TPU compiler writes a reduce-scatter as a fusion of this name around an all-reduce and a slice.
+    return 'reduce-scatter' if kind == 'all-reduce' and 'all-reduce-scatter' in computation else kind
+
+
+def _called(instruction):
+    names = _CALLED.findall(instruction.rest)
+    for group in _BRANCHES.findall(instruction.rest):
+        names += [name.strip().lstrip('%') for name in group.split(',')]
+    return names + [name for name in re.findall(r'body=%?([\w.\-]+)', instruction.rest)]
+
+
+def _below(computations, instruction):
+    seen, todo = set(), _called(instruction)
+    while todo:
+        name = todo.pop()
+        if name in computations and name not in seen:
+            seen.add(name)
+            todo += [other for inner in computations[name] for other in _called(inner)]
+    return seen
+
+
+def _trips(instruction, computations):
+    """How often a loop turns: as the compiler has noted, or as the one number that its condition compares with."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest)
+    if known:
+        return int(known.group(1))
+    condition = re.search(r'condition=%?([\w.\-]+)', instruction.rest)
+    lines = computations.get(condition.group(1), []) if condition else []
+    numbers = [
+        int(value.group(1))
+        for line in lines
+        if line.opcode == 'constant' and (value := re.match(r'constant\((\d+)\)', line.rest))
+    ]
+    return max(numbers) if numbers else None
+
+
+def _group(rest, mesh):
+    """(devices in a group, mesh axes that it spans)."""
+    iota = re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest)
+    listed = re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}', rest)
+    if iota:
+        dims = [int(d) for d in iota.group(3).split(',')]
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        ids = ids.transpose([int(d) for d in iota.group(4).split(',')]) if iota.group(4) else ids
+        group = ids.reshape(int(iota.group(1)), int(iota.group(2)))[0]
+    elif listed:
+        group = np.asarray([int(i) for i in listed.group(1).split(',') if i], int)
+    else:
+        group = np.arange(mesh.size if mesh is not None else 0)
+    if mesh is None or not len(group):
+        return len(group), ()
+    places = np.unravel_index(group, tuple(mesh.shape.values()))
+    return len(group), tuple(axis for axis, where in zip(mesh.shape, places) if len(set(where.tolist())) > 1)
