@@ -24,7 +24,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
-from rlax_ft.harness.loading import check_token_loss, load_loss
+from rlax_ft.harness.loading import aggregation, check_token_loss, load_loss
 from rlax_ft.harness.rollouts import RolloutSettings, check_groups, make_collector
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
@@ -79,11 +79,14 @@ def train(settings: PPOSettings) -> dict:
     evaluator = make_evaluator(settings, run, codec, learner, task, held_out, measures)
     how = dict(temperature=settings.temperature, gamma=settings.gamma, lam=settings.lam)
     estimator = within_mesh(settings, jax.jit(partial(estimate, apply, value_apply, **how)))
-    pick = jax.jit(partial(minibatch, count=settings.minibatches))
+    loss = load_loss(settings, settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args)
+    check_token_loss(loss, settings.loss)
+    mode = aggregation(settings, loss)
+    pick = jax.jit(partial(minibatch, count=settings.minibatches, mode=mode, max_len=codec.max_new_tokens))
     adapt = jax.jit(
         partial(adaptive_coef, target=settings.target_kl, horizon=settings.kl_horizon, n_steps=settings.batch_size)
     )
-    optimizer, step = make_update(settings, learner)
+    optimizer, step = make_update(settings, learner, loss, mode)
     params = {'policy': learner.start(), 'value': learner.start_value()}
     state = init_state(params, optimizer, jax.random.key(settings.seed))
     kl_coef = jnp.asarray(settings.beta, jnp.float32)
@@ -144,14 +147,13 @@ def prompts(settings: PPOSettings, task) -> tuple[list[dict], list[dict]]:
     return split_rows(records, seed=settings.seed)
 
 
-def make_update(settings: PPOSettings, learner):
+def make_update(settings: PPOSettings, learner, loss, mode: str):
     """(optimiser, compiled step on a minibatch)."""
-    loss = load_loss(settings, settings.loss, 'rlax_ft.losses.policy_gradient', settings.loss_args)
-    check_token_loss(loss, settings.loss)
     objective = ppo_objective(
         learner.apply,
         learner.scalar_apply,
         loss=loss,
+        mode=mode,
         value_clip=settings.value_clip or None,
         value_coef=settings.value_coef,
         entropy_coef=settings.entropy_coef,

@@ -95,8 +95,9 @@ class Evaluator:
         samples = self.rollout(params, self._records, self._key)[0]
         if self._samples is not None:
             before = read_records(self._samples)
-            # A run that resumes replaces what it had written after the step that it resumes from.
-            kept = [record for record in before if record.get('step', 0) < step]
+            # A run that resumes replaces what it had written after the step that it resumes from; the rollouts of this
+            # step, which have advantages, are not the evaluator's.
+            kept = [r for r in before if r.get('step', 0) < step or (r.get('step') == step and 'advantages' in r)]
             shown = kept + samples.to_records(step)[:SHOWN]
             on_first(lambda: write_records(self._samples, shown), 'samples')
         return samples

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.errors import InputError
+from rlax_ft.ops.reduce import MODES
 from rlax_ft.parallel.compile import PMAP_AXIS
 from rlax_ft.types import PairLogps
 
@@ -61,6 +62,18 @@ def load_loss(settings, name: str, module: str, arguments: str = '', **given) ->
             )
         bound[key] = _parse_value(value, takes[key].default, f'--loss_args={arguments}: {key}')
     return partial(loss, **bound)
+
+
+def aggregation(settings, loss: Callable) -> str:
+    """The mode of `ops.reduce.aggregate` for a loss that `load_loss` gave: --aggregate, or what the loss itself says.
+
+    Raises:
+      InputError: a loss says a mode that there is not.
+    """
+    mode = settings.aggregate or getattr(getattr(loss, 'func', loss), 'aggregate', 'token_mean')
+    if mode not in MODES:
+        raise InputError(f'--loss={settings.loss}: says aggregate {mode!r}; use one of {", ".join(MODES)}')
+    return mode
 
 
 def reads_whole_batch(loss: Callable) -> bool:

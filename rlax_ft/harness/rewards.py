@@ -27,7 +27,8 @@ Score = Callable[..., jax.Array]
 def make_reward(text: str, task: Task | None, codec: Codec) -> Callable:
     """`score(tokens, records, texts) -> (float[B], {name: float[B]})`: the weighted sum, and its parts.
 
-    `texts()` gives the completions: where only models score, nothing is decoded, and the device runs ahead.
+    `texts()` gives the completions: where only models score, nothing is decoded, and the device runs ahead. The
+    attribute `weights` has the weights by name.
 
     Args:
       text: of --reward: NAME or NAME*WEIGHT, several with commas between. A NAME is `gold`, a reward model's run
@@ -55,6 +56,7 @@ def make_reward(text: str, task: Task | None, codec: Codec) -> Callable:
         values = {name: function(tokens, records, texts) for name, (function, _) in parts.items()}
         return sum(weight * values[name] for name, (_, weight) in parts.items()), values
 
+    score.weights = {name: weight for name, (_, weight) in parts.items()}
     return score
 
 

@@ -19,6 +19,7 @@ from rlax_ft.harness.settings import flag
 from rlax_ft.harness.step import placement
 from rlax_ft.models.scoring import rollout_branches
 from rlax_ft.objectives.ppo import end_scores, ended
+from rlax_ft.ops.reduce import MODES
 from rlax_ft.parallel.placement import fetch
 from rlax_ft.sampling.text import make_sampler, trim_prompts
 from rlax_ft.tasks.task import Task
@@ -42,6 +43,12 @@ class RolloutSettings:
     )
     temperature: float = flag(
         1.0, 'Of sampling; policy, reference and update divide their logits by it alike.', above=0
+    )
+    aggregate: str = flag(
+        '',
+        "How the policy loss's tokens become one number: mean over all, mean or sum by completion, or over a constant "
+        "length (--max_new_tokens); empty: as the loss's paper has it.",
+        ('', *MODES),
     )
     missing_eos_penalty: float = flag(0.0, 'Subtracted from the score of a completion that did not end.', at_least=0)
     prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1)

@@ -1,7 +1,10 @@
 """What every policy-gradient loss does with its arrays before its formula: check, promote, empty masked positions.
 
-Leaves out the formulas, which are in `policy_gradient` and `covariance`.
+And how a loss says which aggregation its paper takes. Leaves out the formulas, which are in `policy_gradient`,
+`covariance` and `divergence`.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,3 +26,17 @@ def row_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean over each row's unmasked tokens; [B, T] -> [B, 1], 0 for a row without any."""
     count = jnp.sum(mask, axis=1, keepdims=True)
     return jnp.sum(keep(mask, x), axis=1, keepdims=True) / jnp.maximum(count, 1)
+
+
+def aggregated(mode: str) -> Callable[[Callable], Callable]:
+    """Says how a loss's paper makes one number of its tokens: the loss gets an attribute `aggregate`.
+
+    Args:
+      mode: one of `ops.reduce.MODES`; a loss that says nothing is taken by `token_mean`.
+    """
+
+    def mark(loss: Callable) -> Callable:
+        loss.aggregate = mode
+        return loss
+
+    return mark

@@ -8,11 +8,12 @@ batch, not on micro-batches. Leaves out aggregation, as `policy_gradient` does, 
 import jax
 import jax.numpy as jnp
 
-from rlax_ft.losses._tokens import prepare
+from rlax_ft.losses._tokens import aggregated, prepare
 from rlax_ft.ops.arrays import as_float, keep, safe_exp
 from rlax_ft.ops.reduce import gather_rows, masked_mean, own_rows
 
 
+@aggregated('token_mean')
 def clip_cov_loss(
     logps: jax.Array,
     old_logps: jax.Array,
@@ -54,6 +55,7 @@ def clip_cov_loss(
     return keep(mask & ~dropped, jnp.maximum(plain, clipped))
 
 
+@aggregated('token_mean')
 def kl_cov_loss(
     logps: jax.Array,
     old_logps: jax.Array,

@@ -10,25 +10,30 @@ gradient. Every loss takes
   mask: [B, T], True on sampled tokens;
 
 is 0 with gradient 0 where masked, and raises AssertionError where a rank, shape or dtype is wrong. Losses of whole
-sequences read a row as one sequence, so their rows must not be packed. Leaves out KL and entropy terms, which are added
-outside, and `importance_weights`, which are multiplied outside.
+sequences read a row as one sequence, so their rows must not be packed. The attribute `aggregate` of a loss is the mode
+of `ops.reduce.aggregate` that its paper takes. Leaves out KL and entropy terms, which are added outside, and
+`importance_weights`, which are multiplied outside.
 """
 
 import jax
 import jax.numpy as jnp
 
-from rlax_ft.losses._tokens import prepare, row_mean
+from rlax_ft.losses._tokens import aggregated, prepare, row_mean
 from rlax_ft.losses.covariance import clip_cov_loss, kl_cov_loss
+from rlax_ft.losses.divergence import dppo_loss
 from rlax_ft.ops.arrays import as_logps, as_mask, keep, safe_exp
 
 __all__ = [
+    'aggregated',
     'cispo_loss',
     'clip_cov_loss',
+    'dppo_loss',
     'gmpo_loss',
     'gspo_loss',
     'gspo_token_loss',
     'importance_weights',
     'kl_cov_loss',
+    'luspo_loss',
     'off_policy_mask',
     'ppo_clip_loss',
     'reinforce_loss',
@@ -37,16 +42,18 @@ __all__ = [
 ]
 
 
+@aggregated('seq_mean_token_sum')
 def reinforce_loss(logps: jax.Array, old_logps: jax.Array, advantages: jax.Array, mask: jax.Array) -> jax.Array:
     """REINFORCE, -A_t log pi(y_t) (Williams, 1992); `old_logps` is not read.
 
     Returns:
-      float32[B, T].
+      float32[B, T]; the gradient of the expected reward is that of `seq_mean_token_sum`.
     """
     logps, _, advantages, mask = prepare(logps, logps if old_logps is None else old_logps, advantages, mask)
     return keep(mask, -advantages * logps)
 
 
+@aggregated('token_mean')
 def ppo_clip_loss(
     logps: jax.Array,
     old_logps: jax.Array,
@@ -78,6 +85,7 @@ def ppo_clip_loss(
     return keep(mask, _clipped(safe_exp(logps - old_logps), advantages, clip_low, clip_high, dual_clip))
 
 
+@aggregated('seq_mean_token_mean')
 def gspo_loss(
     logps: jax.Array,
     old_logps: jax.Array,
@@ -104,6 +112,7 @@ def gspo_loss(
     return keep(mask, _clipped(ratio, advantages, clip_low, clip_high, dual_clip))
 
 
+@aggregated('seq_mean_token_mean')
 def gspo_token_loss(
     logps: jax.Array,
     old_logps: jax.Array,
@@ -130,6 +139,32 @@ def gspo_token_loss(
     return keep(mask, _clipped(ratio, advantages, clip_low, clip_high, dual_clip))
 
 
+@aggregated('seq_mean_token_sum')
+def luspo_loss(
+    logps: jax.Array,
+    old_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    dual_clip: float | None = None,
+) -> jax.Array:
+    """LUSPO, GSPO with each sequence weighed by its length, -|y| min(s A, clip(s) A) (arXiv 2602.05261; TRL's luspo).
+
+    The tokens carry GSPO's value; the length comes in as their sum, so that long answers are not made light of.
+
+    Args:
+      logps, old_logps, advantages, mask, clip_low, clip_high, dual_clip: as `gspo_loss`.
+
+    Returns:
+      float32[B, T]; aggregate with `seq_mean_token_sum`, by which alone it differs from GSPO.
+    """
+    how = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+    return gspo_loss(logps, old_logps, advantages, mask, **how)
+
+
+@aggregated('token_mean')
 def cispo_loss(
     logps: jax.Array,
     old_logps: jax.Array,
@@ -157,6 +192,7 @@ def cispo_loss(
     return keep(mask, -jax.lax.stop_gradient(ratio) * advantages * logps)
 
 
+@aggregated('seq_mean_token_mean')
 def gmpo_loss(
     logps: jax.Array,
     old_logps: jax.Array,
@@ -186,6 +222,7 @@ def gmpo_loss(
     return keep(mask, jnp.broadcast_to(value, logps.shape))
 
 
+@aggregated('seq_mean_token_mean')
 def sapo_loss(
     logps: jax.Array,
     old_logps: jax.Array,
@@ -211,6 +248,7 @@ def sapo_loss(
     return keep(mask, -advantages * gate)
 
 
+@aggregated('token_mean')
 def vespo_loss(
     logps: jax.Array,
     old_logps: jax.Array,

@@ -21,7 +21,7 @@ from rlax_ft.losses.clipping import outside_bounds
 from rlax_ft.losses.policy_gradient import ppo_clip_loss
 from rlax_ft.losses.value import clipped_value_loss
 from rlax_ft.models.scoring import before_each_token, read, token_logps
-from rlax_ft.ops.reduce import aggregate, masked_var, masked_whiten
+from rlax_ft.ops.reduce import aggregate, denominator, masked_var, masked_whiten
 from rlax_ft.ops.returns import token_gae, token_rewards
 from rlax_ft.types import ApplyFn, BranchBatch, LossFn, Params, Rollout, TokenBatch
 
@@ -125,19 +125,29 @@ def estimate(
 
 
 def minibatch(
-    batch: PPOBatch, key: jax.Array, epoch: jax.Array, index: jax.Array, *, count: int
-) -> tuple[PPOBatch, jax.Array]:
-    """Minibatch `index` of `count` in an epoch, with its denominator.
+    batch: PPOBatch,
+    key: jax.Array,
+    epoch: jax.Array,
+    index: jax.Array,
+    *,
+    count: int,
+    mode: str = 'token_mean',
+    max_len: int | None = None,
+) -> tuple:
+    """Minibatch `index` of `count` in an epoch, with its denominators.
 
     Args:
-      batch: PPOBatch of B rows.
+      batch: PPOBatch of B rows, or any struct with `tokens`.
       key: of this update: each update has another, and each epoch its own permutation.
       epoch: int32[].
       index: int32[].
       count: number of minibatches; it divides B, and responses to one prompt stay together.
+      mode: how the policy loss is aggregated, of `ops.reduce.MODES`.
+      max_len: tokens per row in the mode `constant`.
 
     Returns:
-      (PPOBatch of B / count rows, number of its response tokens).
+      (batch of B / count rows, number of its response tokens), and, where that is not what `mode` divides by, the
+      policy loss's denominator as a third.
     """
     prompts = jax.tree.leaves(batch.tokens)[0].shape[0]
     rows = jax.random.permutation(jax.random.fold_in(key, epoch), prompts).reshape(count, -1)[index]
@@ -147,7 +157,10 @@ def minibatch(
         return by_prompt.reshape(-1, *leaf.shape[1:])
 
     part = jax.tree.map(pick, batch)
-    return part, jnp.sum(part.tokens.mask)
+    tokens = jnp.sum(part.tokens.mask)
+    return (
+        (part, tokens) if mode == 'token_mean' else (part, tokens, denominator(part.tokens.mask, mode, max_len=max_len))
+    )
 
 
 def ppo_objective(
@@ -155,34 +168,38 @@ def ppo_objective(
     value_apply: ApplyFn,
     *,
     loss: Callable = ppo_clip_loss,
+    mode: str = 'token_mean',
     value_clip: float | None = 0.2,
     value_coef: float = 0.1,
     entropy_coef: float = 0.0,
     temperature: float = 1.0,
 ) -> LossFn:
-    """policy loss + value_coef * value loss - entropy_coef * entropy, each a mean over the response tokens.
+    """policy loss + value_coef * value loss - entropy_coef * entropy, the latter two means over the response tokens.
 
     Args:
       policy_apply: of the policy.
       value_apply: of the critic.
       loss: `f(logps, old_logps, advantages, mask) -> float[B, T]`.
+      mode: how the policy loss is aggregated, of `ops.reduce.MODES`.
       value_clip: how far a value may move from its old one; None does not clip.
       value_coef: weight of the value loss.
       entropy_coef: weight of the entropy bonus, estimated by -log pi of the sampled tokens, importance-weighted.
       temperature: of the sampling.
 
     Returns:
-      loss_fn for params {'policy', 'value'}; its batch is (PPOBatch, number of response tokens in the whole batch).
+      loss_fn for params {'policy', 'value'}; its batch is what `minibatch` gives: (PPOBatch, number of response tokens
+      in the whole batch), with the denominator of `mode` as a third where that is another one.
       `policy/clipfrac_avg` is the share of tokens outside the loss's own bounds; a loss without any has no such metric.
     """
 
-    def loss_fn(params: Params, batch: tuple[PPOBatch, jax.Array], key: jax.Array):
-        data, total = batch
+    def loss_fn(params: Params, batch: tuple, key: jax.Array):
+        data, total = batch[:2]
         mask = data.tokens.mask
         mean = lambda x: aggregate(x, mask, 'token_mean', denominator=total)  # noqa: E731
         logps = token_logps(policy_apply, {'params': params['policy']}, data.tokens, temperature=temperature)
         values = token_values(value_apply, params['value'], data.tokens)
-        policy_loss = mean(loss(logps, data.logps, data.advantages, mask))
+        losses = loss(logps, data.logps, data.advantages, mask)
+        policy_loss = aggregate(losses, mask, mode, denominator=batch[-1])
         value_loss = mean(clipped_value_loss(values, data.values, data.returns, clip=value_clip))
         log_ratio = (logps - data.logps) * mask
         ratio = jnp.exp(jnp.clip(log_ratio, -20.0, 20.0))

@@ -152,12 +152,14 @@ def group_advantages(
     eps: float = 1e-4,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """(r - baseline) / (std + eps) within groups of completions of one prompt.
+    """(r - baseline) / (scale + eps) within groups of completions of one prompt.
 
     - GRPO (arXiv 2402.03300): baseline mean, scale group; eps 1e-4 in TRL, 1e-6 in verl; the std is unbiased in both.
     - Dr. GRPO (arXiv 2503.20783): baseline mean, scale none.
     - RLOO (arXiv 2402.14740): baseline leave_one_out, the mean of the others; scale none.
     - scale batch: std of the rewards of the whole batch (TRL's `scale_rewards='batch'`, arXiv 2508.08221).
+    - MaxRL (arXiv 2602.02710): baseline mean, scale mean, which divides by the group's mean reward + eps in place of
+      its std: for rewards of 0 and 1, whose likelihood it maximises. A group without success gives 0.
 
     A group of one has no spread (std 0) and no others (leave-one-out baseline 0): mean gives 0 as TRL does, while
     verl leaves the reward as it is, which here is baseline none, scale none.
@@ -166,8 +168,8 @@ def group_advantages(
       rewards: float[B]; rows of one prompt adjacent, B a multiple of group_size. Integers are taken as floats.
       group_size: G, completions per prompt.
       baseline: mean, leave_one_out or none.
-      scale: group, batch or none.
-      eps: added to the standard deviation, in reward units.
+      scale: group, batch, mean or none.
+      eps: added to the standard deviation (or mean), in reward units.
       axis_name: mapped axis over which the batch is split by whole groups; read by scale batch alone.
 
     Returns:
@@ -194,8 +196,10 @@ def group_advantages(
         advantages /= jnp.sqrt(jnp.sum(jnp.square(groups - mean), axis=1, keepdims=True) / others) + eps
     elif scale == 'batch':
         advantages /= jnp.sqrt(masked_var(rewards, jnp.ones_like(rewards), axis_name=axis_name)) + eps
+    elif scale == 'mean':
+        advantages /= mean + eps
     elif scale != 'none':
-        raise ValueError(f'unknown scale {scale!r}: one of group, batch, none')
+        raise ValueError(f'unknown scale {scale!r}: one of group, batch, mean, none')
     return advantages.reshape(-1)
 
 

@@ -17,7 +17,8 @@ LENGTH = 4
 _rng = np.random.default_rng(20)
 _BY_PLACE = _rng.normal(size=(len(PROMPTS), LENGTH, len(LETTERS))) * 0.5
 _BY_NEIGHBOURS = _rng.normal(size=(len(LETTERS), len(LETTERS))) * 0.3
-_HABIT = _rng.dirichlet(np.full(len(LETTERS), 2.0), size=(len(PROMPTS), len(LETTERS)))
+# How authors go on from a letter, by prompt and letter before; before the first stands letter 0.
+HABIT = _rng.dirichlet(np.full(len(LETTERS), 2.0), size=(len(PROMPTS), len(LETTERS)))
 
 
 def reward(prompt: str, completion: str) -> float:
@@ -47,7 +48,7 @@ def _prompts(rng, count):
 def _demonstrate(rng, prompt):
     letters, state = [], 0
     for _ in range(LENGTH):
-        state = rng.choice(len(LETTERS), p=_HABIT[PROMPTS.index(prompt), state])
+        state = rng.choice(len(LETTERS), p=HABIT[PROMPTS.index(prompt), state])
         letters.append(LETTERS[state])
     return ' '.join(letters)
 

@@ -19,6 +19,7 @@ SCRIPTS = {
     'reward_model': 'RewardModelSettings',
     'dpo': 'DPOSettings',
     'ppo': 'PPOSettings',
+    'grpo': 'GRPOSettings',
     'rlhf': 'RLHFSettings',
     'ppo_env': 'EnvSettings',
     'inspect_data': 'InspectSettings',
@@ -122,6 +123,7 @@ def test_every_recipe_is_taken_by_its_script_from_anywhere(path, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     last = path.stem.split('_', 1)[1]
     script = 'ppo_env' if path.stem.startswith('ppo_') else last if last in SCRIPTS else 'dpo'
+    script = 'grpo' if path.stem.startswith('grpo_') else script
     settings = parse(settings_of(script), [f'--flagfile={path}'])
     for name in ('data', 'reward'):
         value = getattr(settings, name, '').partition(':')[0]

@@ -165,7 +165,7 @@ PREFERENCE = [
     _pair('f_dpo_loss', divergence='alpha', alpha=0.5),
     _pair('odpo_loss', offset=0.3),
 ]
-STOPPING = ('cispo_loss', 'gspo_token_loss', 'vespo_loss')
+STOPPING = ('cispo_loss', 'dppo_loss', 'gspo_token_loss', 'vespo_loss')
 TOKENS = [
     *(
         _tokens(name, stops=name in STOPPING, whole_batch=name.endswith('cov_loss'))
@@ -174,6 +174,7 @@ TOKENS = [
     ),
     _tokens('ppo_clip_loss', clip_low=0.1, clip_high=0.3, dual_clip=1.2),
     _tokens('gspo_loss', clip_low=0.1, clip_high=0.2),
+    _tokens('dppo_loss', stops=True, divergence='kl', clip_low=0.01, clip_high=0.01),
 ]
 ALL = PREFERENCE + TOKENS + _rest()
 

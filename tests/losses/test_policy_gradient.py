@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rlax_ft.losses import policy_gradient as pg
+from rlax_ft.ops import reduce
 
 RATIOS = np.array([[0.5, 1.1, 2.0], [0.9, 1.5, 1.0]])
 OLD = np.log([[0.3, 0.2, 0.1], [0.5, 0.2, 0.7]])
@@ -23,7 +24,7 @@ def grad(loss, advantages, **settings):
 
 def test_every_loss_has_the_shape_of_the_contract():
     names = [name for name in pg.__all__ if name.endswith('_loss')]
-    assert len(names) == 10
+    assert len(names) == 12
     for name in names:
         parameters = inspect.signature(getattr(pg, name)).parameters.values()
         assert [p.name for p in parameters][:4] == ['logps', 'old_logps', 'advantages', 'mask']
@@ -164,3 +165,49 @@ def test_a_dual_clip_that_is_no_clip_and_token_ids_for_logps_are_refused():
         pg.ppo_clip_loss(LOGPS, OLD, PLUS[:, :1], MASK)
     with pytest.raises(AssertionError, match='mask'):
         pg.ppo_clip_loss(LOGPS, OLD, PLUS, MASK[:, :1])
+
+
+def test_luspo_is_gspo_times_the_length(x64):
+    room = dict(clip_low=0.2, clip_high=0.1)
+    s = [(0.5 * 1.1 * 2.0) ** (1 / 3), 1.1]  # the second is clipped
+    loss = reduce.aggregate(pg.luspo_loss(LOGPS, OLD, PLUS, MASK, **room), MASK, pg.luspo_loss.aggregate)
+    np.testing.assert_allclose(loss, -(3 * 2 * s[0] + 2 * 2 * s[1]) / 2, rtol=1e-12)
+    gspo = reduce.aggregate(pg.gspo_loss(LOGPS, OLD, PLUS, MASK, **room), MASK, pg.gspo_loss.aggregate)
+    np.testing.assert_allclose(gspo, -(2 * s[0] + 2 * s[1]) / 2, rtol=1e-12)
+
+
+def test_dppo_holds_tokens_by_their_change_in_probability(x64):
+    # p - q is -0.15, 0.02, 0.1 and -0.05, 0.1 (ratios 0.5, 1.1, 2.0 and 0.9, 1.5).
+    up = grad(pg.dppo_loss, PLUS, clip_low=0.08, clip_high=0.08)
+    np.testing.assert_allclose(up, [[-1.0, -2.2, 0.0], [-1.8, 0.0, 0.0]], rtol=1e-12)
+    down = grad(pg.dppo_loss, MINUS, clip_low=0.08, clip_high=0.08)
+    np.testing.assert_allclose(down, [[0.0, 2.2, 4.0], [1.8, 3.0, 0.0]], rtol=1e-12)
+    # A rare token may double where PPO's clip would hold it.
+    np.testing.assert_allclose(grad(pg.dppo_loss, PLUS)[0, 2], -4.0, rtol=1e-12)
+    assert float(grad(pg.ppo_clip_loss, PLUS)[0, 2]) == 0.0
+    value = pg.dppo_loss(LOGPS, OLD, PLUS, MASK, cap=1.5)
+    np.testing.assert_allclose(value, -2 * np.minimum(RATIOS, 1.5) * LOGPS * MASK, rtol=1e-12)
+
+
+def test_dppo_by_kl(x64):
+    def kl(q, ratio):
+        return q * math.log(1 / ratio) + (1 - q) * math.log((1 - q) / (1 - q * ratio))
+
+    assert kl(0.2, 1.5) < 0.03 < kl(0.1, 2.0)
+    up = grad(pg.dppo_loss, PLUS, divergence='kl', clip_low=0.03, clip_high=0.03)
+    np.testing.assert_allclose(up, [[-1.0, -2.2, 0.0], [-1.8, -3.0, 0.0]], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"tv or kl, got 'js'"):
+        pg.dppo_loss(LOGPS, OLD, PLUS, MASK, divergence='js')
+
+
+def test_each_loss_says_how_its_paper_aggregates():
+    modes = {name: getattr(pg, name).aggregate for name in pg.__all__ if name.endswith('_loss')}
+    assert set(modes.values()) <= set(reduce.MODES)
+    by_sequence = {'gspo_loss', 'gspo_token_loss', 'gmpo_loss', 'sapo_loss'}
+    assert {name for name, mode in modes.items() if mode == 'seq_mean_token_mean'} == by_sequence
+    assert {name for name, mode in modes.items() if mode == 'seq_mean_token_sum'} == {'luspo_loss', 'reinforce_loss'}
+    # A long bad answer and a short good one: the mean over tokens is the long one's, the mean over answers is not.
+    mask = np.array([[1, 1, 1, 1], [1, 0, 0, 0]])
+    losses = pg.gspo_loss(np.zeros((2, 4)), np.zeros((2, 4)), np.array([[-1.0] * 4, [1.5] * 4]), mask)
+    np.testing.assert_allclose(reduce.aggregate(losses, mask, 'token_mean'), (4 * 1.0 - 1.5) / 5, rtol=1e-6)
+    np.testing.assert_allclose(reduce.aggregate(losses, mask, pg.gspo_loss.aggregate), (1.0 - 1.5) / 2, rtol=1e-6)

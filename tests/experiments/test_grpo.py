@@ -1,0 +1,150 @@
+"""grpo.py end to end on a tiny model: what it leaves, that it resumes bit for bit, and flags that do not fit."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rlax_ft.errors import InputError
+from rlax_ft.evaluate.samples import read_samples
+from rlax_ft.harness.loading import load_script
+from rlax_ft.hf.folder import load_pretrained
+from rlax_ft.training.metrics import MetricsWriter, read_records
+
+grpo = load_script(Path(__file__).parents[2] / 'experiments/grpo.py')
+RULES = """
+def starts_with_a(prompt, completion):
+    return float(completion.startswith('a'))
+
+def letters_of_b(records, completions):
+    return [completion.count('b') for completion in completions]
+"""
+
+
+def settings(folder, name, **given):
+    (folder / 'rules.py').write_text(RULES)
+    rules = folder / 'rules.py'
+    usual = dict(
+        out=str(folder / name),
+        task='exact',
+        model='tiny',
+        reward=f'{rules}:starts_with_a,{rules}:letters_of_b*0.01',
+        prompts=64,
+        batch_size=32,
+        group_size=2,
+        max_steps=4,
+        save_every=2,
+        learning_rate=1e-3,
+        update_epochs=2,
+        minibatches=2,
+        sample_every=2,
+        report_to='',
+    )
+    return grpo.GRPOSettings(**{**usual, **given})
+
+
+# Everything that a run keeps from one step to the next.
+MUCH = dict(dynamic_sampling=True, max_refills=2, curriculum=True, ahead=1, correction='token', beta=0.1, save_every=1)
+
+
+def numbers(folder):
+    """A run's metrics but its speed, which is never the same twice."""
+    records = read_records(folder / 'metrics.jsonl')
+    return [{k: v for k, v in record.items() if not k.startswith(('perf/', 'time/'))} for record in records]
+
+
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    whole = grpo.train(settings(tmp_path, 'whole', **MUCH))
+    write = MetricsWriter.write
+
+    def cut(self, step, metrics, batch=None):
+        if step == 3:
+            raise KeyboardInterrupt
+        write(self, step, metrics, batch)
+
+    monkeypatch.setattr(MetricsWriter, 'write', cut)
+    with pytest.raises(KeyboardInterrupt):
+        grpo.train(settings(tmp_path, 'cut', **MUCH))
+    monkeypatch.setattr(MetricsWriter, 'write', write)
+    assert grpo.train(settings(tmp_path, 'cut', **MUCH)) == whole
+    params = [load_pretrained(tmp_path / name / 'model')[1] for name in ('whole', 'cut')]
+    jax.tree.map(np.testing.assert_array_equal, *params)
+    assert numbers(tmp_path / 'cut') == numbers(tmp_path / 'whole')
+    assert read_samples(tmp_path / 'cut') == read_samples(tmp_path / 'whole')
+    check_what_it_tells(tmp_path / 'whole')
+
+
+def check_what_it_tells(folder):
+    records = read_records(folder / 'metrics.jsonl')
+    names = {
+        'reward',
+        'reward_std',
+        'frac_reward_zero_std',
+        'kl',
+        'entropy',
+        'completions/mean_length',
+        'pass@1',
+        'pass@2',
+    }
+    names |= {'time/sampling', 'time/scoring', 'time/update', 'groups/refills', 'groups/dropped', 'groups/waiting'}
+    names |= {
+        'sampling/sampling_logp_difference/mean',
+        'sampling/sampling_logp_difference/max',
+        'sampling/staleness/mean',
+    }
+    assert all(names <= record.keys() for record in records)
+    assert sum(record['groups/refills'] for record in records) > 0
+    assert [record['sampling/staleness/max'] >= 1 for record in records] == [False, True, True, True]
+    # The first batch is of the policy as it is: the sampler's numbers are the trainer's.
+    assert (
+        records[0]['sampling/sampling_logp_difference/max'] < 1e-4 < records[1]['sampling/sampling_logp_difference/max']
+    )
+    assert all(record['pass@1'] <= record['pass@2'] for record in records)
+    samples, _ = read_samples(folder)
+    rollouts = [sample for sample in samples if 'advantages' in sample]
+    assert {sample['step'] for sample in rollouts} == {2, 4}
+    first = rollouts[0]
+    assert len(first['tokens']) == len(first['logps']) == len(first['ref_logps']) == len(first['advantages'])
+    assert len(first['rewards']) == 2 and 'step' in samples[-1]
+
+
+@pytest.mark.parametrize(
+    'how',
+    [
+        {'loss': 'gspo', 'aggregate': 'constant', 'reward_normalization': 'normalize_then_sum', 'lora_rank': 2},
+        {'baseline': 'greedy', 'scale': 'none', 'credit': 'token', 'beta': 0.1, 'kl_in': 'reward', 'backend': 'pmap'},
+        {'baseline': 'token', 'scale': 'none', 'whiten': 'biased', 'overlong_tokens': 2, 'mask_truncated': True},
+    ],
+    ids=['gdpo', 'remax', 'otb'],
+)
+def test_algorithms_run(tmp_path, how):
+    devices = {'minibatches': 1} if how.get('backend') == 'pmap' else {}
+    grpo.train(settings(tmp_path, 'run', max_steps=2, update_epochs=1, task='sort', **how, **devices))
+    records = read_records(tmp_path / 'run/metrics.jsonl')
+    assert [record['step'] for record in records] == [1, 2]
+    assert any(record['grad_norm'] > 0 for record in records)
+    summary = json.loads((tmp_path / 'run/summary.json').read_text())
+    assert {'steps', 'kl', 'gold', 'length'} <= summary.keys()
+    load_pretrained(tmp_path / 'run/model')
+
+
+@pytest.mark.parametrize(
+    ('how', 'message'),
+    [
+        ({'group_size': 1}, r'--group_size=1: --baseline=mean needs others to compare with'),
+        ({'baseline': 'none'}, r'--scale=group: with --baseline=none a group of equal rewards'),
+        ({'beta': 0.1, 'kl_in': 'none'}, r'--beta=0.1: has no effect with --kl_in=none'),
+        ({'kl_in': 'reward'}, r'--kl_in=reward: has no effect without --beta'),
+        ({'gamma': 0.9}, r'--gamma=0.9: has no effect without --credit=token'),
+        ({'max_refills': 3}, r'--max_refills=3: has no effect without --dynamic_sampling'),
+        ({'ahead': 1, 'baseline': 'greedy', 'scale': 'none'}, r'--ahead=1: the likeliest completion'),
+        ({'group_size': 3}, r'--group_size=3: does not divide --batch_size=32'),
+        ({'scale': 'mean', 'baseline': 'leave_one_out'}, r'--scale=mean: is for --baseline=mean'),
+    ],
+)
+def test_flags_that_do_not_fit_are_one_line(tmp_path, how, message):
+    with pytest.raises(InputError, match=message) as caught:
+        grpo.train(settings(tmp_path, 'run', **how))
+    assert '\n' not in str(caught.value) and not (tmp_path / 'run').exists()
