@@ -70,7 +70,7 @@ def compile_training(settings: Settings, objective, base=None, *, max_updates: i
     )
     mesh = None if pmap else make_mesh(settings.mesh)
     compiled = compile_step(step, mesh=mesh, backend=settings.backend)
-    return optimizer, compiled if base is None else lambda state, batch: compiled(state, batch, base)
+    return optimizer, compiled if base is None else lambda state, batch, *frozen: compiled(state, batch, base, *frozen)
 
 
 def place_state(settings: Settings, state):

@@ -19,6 +19,8 @@ SCRIPTS = {
     'reward_model': 'RewardModelSettings',
     'dpo': 'DPOSettings',
     'ppo': 'PPOSettings',
+    'distill': 'DistillSettings',
+    'converse': 'ConverseSettings',
     'rlhf': 'RLHFSettings',
     'ppo_env': 'EnvSettings',
     'inspect_data': 'InspectSettings',
