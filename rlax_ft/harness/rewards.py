@@ -1,4 +1,4 @@
-"""The reward that --reward names: the task's, reward models, functions of the user's, or a weighted sum of several.
+"""The reward that --reward names: rules, the task's own, models, functions of the user's, or a weighted sum.
 
 Leaves out what a reward computes (rewards/).
 """
@@ -16,41 +16,54 @@ from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.starting_model import model_folder
 from rlax_ft.parallel.hosts import share_rows
 from rlax_ft.parallel.placement import spread
+from rlax_ft.rewards.failures import guarded_scores
 from rlax_ft.rewards.learned import load_reward_model
-from rlax_ft.rewards.rules import as_reward, reward_scores
+from rlax_ft.rewards.named import NAMED, named_reward, parse_call, split_parts, with_options
+from rlax_ft.rewards.rules import as_reward
 from rlax_ft.tasks.task import Task
 
 # (tokens, records, texts) -> float[B]: a model reads the tokens, a function the rest.
 Score = Callable[..., jax.Array]
 
 
-def make_reward(text: str, task: Task | None, codec: Codec) -> Callable:
+def make_reward(
+    text: str,
+    task: Task | None,
+    codec: Codec,
+    *,
+    group_size: int = 1,
+    reward_failures: float = 0.0,
+    reward_seconds: float = 0.0,
+) -> Callable:
     """`score(tokens, records, texts) -> (float[B], {name: float[B]})`: the weighted sum, and its parts.
 
-    `texts()` gives the completions: where only models score, nothing is decoded, and the device runs ahead. The
-    attribute `weights` has the weights by name.
+    `texts()` gives the completions: where only models score, nothing is decoded, and the device runs ahead. The scores
+    of a group whose reward failed are NaN. The attribute `weights` has the weights by name.
 
     Args:
-      text: of --reward: NAME or NAME*WEIGHT, several with commas between. A NAME is `gold`, a reward model's run
-        folder, or MODULE:FUNCTION.
+      text: of --reward: NAME or NAME*WEIGHT, several with commas between. A NAME is a rule of rewards/named.py or
+        MODULE:FUNCTION, both with options in brackets if need be, `gold`, or a reward model's run folder.
       task: whose reward `gold` is, or None.
       codec: of the policy.
+      group_size: completions of one prompt, adjacent in a batch.
+      reward_failures: the share of a batch's groups whose reward may fail.
+      reward_seconds: after which a reward has failed; 0 sets no limit.
 
     Raises:
       InputError: a part that is none of these, a weight that is no number, or a reward model of another vocabulary.
     """
     parts: dict[str, tuple[Score, float]] = {}
-    for part in filter(None, (part.strip() for part in text.split(','))):
-        name, star, weight = part.rpartition('*')
+    guard = dict(group_size=group_size, share=reward_failures, seconds=reward_seconds)
+    for name, weight in split_parts(text):
         try:
-            name, number = (name, float(weight)) if star else (part, 1.0)
+            number = float(weight or 1.0)
         except ValueError as error:
             raise InputError(f'--reward={text}: {weight!r} is no weight; give NAME*NUMBER') from error
         if name in parts:
             raise InputError(f'--reward={text}: {name} stands there twice; give it one weight')
-        parts[name] = _score(name, task, codec), number
+        parts[name] = _score(name, task, codec, guard), number
     if not parts:
-        raise InputError("--reward: give gold, a reward model's run folder, or MODULE:FUNCTION")
+        raise InputError("--reward: give a rule such as maths, gold, a reward model's run folder, or MODULE:FUNCTION")
 
     def score(tokens, records, texts):
         values = {name: function(tokens, records, texts) for name, (function, _) in parts.items()}
@@ -75,15 +88,33 @@ def check_vocabulary(flag: str, tokenizer, codec: Codec) -> None:
         )
 
 
-def _score(name, task, codec) -> Score:
+def _score(name, task, codec, guard) -> Score:
     if name == 'gold' and task is None:
         raise InputError('--reward=gold: only an embedded --task has one; give a reward model or MODULE:FUNCTION')
-    if name == 'gold' or (':' in name and not Path(name).exists()):
-        reward = as_reward(task.reward if name == 'gold' else find_function(name, 'reward'))
-        function = partial(reward_scores, reward, name=f'--reward={name}')
+    function = task.reward if name == 'gold' else _function(name)
+    if function is not None:
+        scores = partial(guarded_scores, as_reward(function), name=f'--reward={name}', **guard)
         # Each host asks for its own rows.
-        return lambda tokens, records, texts: share_rows(lambda own: function(records[own], texts()[own]), len(records))
+        return lambda tokens, records, texts: share_rows(lambda own: scores(records[own], texts()[own]), len(records))
     model, tokenizer = load_reward_model(model_folder(name, 'reward'))
     check_vocabulary(f'--reward={name}', tokenizer, codec)
     compiled = jax.jit(lambda model, tokens: model(tokens))
     return lambda tokens, records, texts: jnp.asarray(compiled(model, spread(tokens)))
+
+
+def _function(name):
+    """The function that a name stands for, options bound; None for a folder."""
+    if Path(name).exists():
+        return NAMED.get(name)
+    rule = named_reward(name)
+    if rule is not None:
+        return rule
+    called, options = parse_call(name)
+    if ':' in called:
+        return with_options(find_function(called, 'reward'), options, name)
+    if '/' not in name and not options:
+        raise InputError(
+            f"--reward={name}: no such rule or folder; rules are {', '.join(NAMED)}; else give gold, a reward model's "
+            'run folder, or MODULE:FUNCTION'
+        )
+    return None

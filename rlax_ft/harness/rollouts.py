@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.data.codec import Codec
@@ -34,9 +35,18 @@ class RolloutSettings:
 
     reward: str = flag(
         'gold',
-        "gold (the task's), a reward model's run folder, MODULE:FUNCTION or FILE.py:FUNCTION of (records, completions) "
-        'or (prompt, completion); several with commas and weights: a.py:f*0.5,runs/rm.',
+        "gold (the task's), a rule such as maths or length(at_most=200), a reward model's run folder, "
+        'MODULE:FUNCTION or FILE.py:FUNCTION of (records, completions) or (prompt, completion); several with commas '
+        'and weights: maths,a.py:f*0.5,runs/rm.',
     )
+    reward_failures: float = flag(
+        0.0,
+        "Share of a batch's groups whose reward may fail (raise, take too long, give NaN): they teach nothing and are "
+        'counted; 0 stops at the first.',
+        at_least=0,
+        at_most=1,
+    )
+    reward_seconds: float = flag(0.0, 'A reward that takes longer for a batch has failed; 0: no limit.', at_least=0)
     group_size: int = flag(1, 'Completions of each prompt in a batch; they share one reading of it.', at_least=1)
     engine_rows: int = flag(
         0, 'Completions under way at a time, refilled as they end; 0: the whole batch at once.', at_least=0
@@ -65,6 +75,7 @@ class Collected:
       scores: float32[B], with the penalty of those that did not end.
       parts: the rewards by name, before weights and penalty.
       ended: bool[B].
+      failed: how many groups have no reward; their tokens are masked and their scores 0.
     """
 
     rollout: Rollout
@@ -73,12 +84,14 @@ class Collected:
     scores: jax.Array
     parts: dict[str, jax.Array]
     ended: jax.Array
+    failed: int | None = None
 
     def metrics(self) -> dict[str, jax.Array]:
-        """How many ended, and the mean of each reward where there are several."""
+        """How many ended, the mean of each reward where there are several, and the groups without one if any may be."""
         several = self.parts if len(self.parts) > 1 else {}
-        return {'val/num_eos_tokens': self.ended.sum()} | {
-            f'rewards/{name}/mean': values.mean() for name, values in several.items()
+        failed = {} if self.failed is None else {'rewards/failed_groups': self.failed}
+        return {'val/num_eos_tokens': self.ended.sum(), **failed} | {
+            f'rewards/{name}/mean': jnp.nanmean(values) for name, values in several.items()
         }
 
 
@@ -106,7 +119,8 @@ def make_collector(settings, task: Task | None, codec: Codec, learner: Learner) 
     Each prompt is answered `group_size` times.
     """
     group, place = settings.group_size, placement(settings)
-    score = make_reward(settings.reward, task, codec)
+    may_fail = dict(reward_failures=settings.reward_failures, reward_seconds=settings.reward_seconds)
+    score = make_reward(settings.reward, task, codec, group_size=group, **may_fail)
     sample = make_sampler(learner.apply, codec, rows=settings.engine_rows or None, temperature=settings.temperature)
 
     def collect(params, tokens, mask, records, key):
@@ -117,6 +131,24 @@ def make_collector(settings, task: Task | None, codec: Codec, learner: Learner) 
         texts = functools.cache(lambda: codec.decode(fetch(rollout))[0])
         scores, parts = score(batch, [record for record in records for _ in range(group)], texts)
         scores = end_scores(place(scores), finished, settings.missing_eos_penalty)
-        return Collected(rollout, batch, texts, scores, parts, finished)
+        if not settings.reward_failures:
+            return Collected(rollout, batch, texts, scores, parts, finished)
+        rollout, scores, failed = without_failed(rollout, scores, group)
+        return Collected(rollout, rollout_branches(rollout, group), texts, scores, parts, finished, failed)
 
     return collect, score
+
+
+def without_failed(rollout: Rollout, scores: jax.Array, group_size: int) -> tuple[Rollout, jax.Array, int]:
+    """(rollout, scores, groups without a reward): their tokens count in no loss and no mean, their scores are 0.
+
+    Args:
+      rollout: of B completions.
+      scores: float32[B], NaN where a reward failed.
+      group_size: completions of one prompt; the whole group is left out.
+    """
+    failed = np.isnan(fetch(scores)).reshape(-1, group_size).any(axis=1)
+    rows = np.repeat(failed, group_size)
+    mask = jnp.where(rows[:, None], False, rollout.mask)
+    kept = rollout.replace(mask=mask, logps=jnp.where(mask, rollout.logps, 0.0))
+    return kept, jnp.where(rows, 0.0, scores), int(failed.sum())

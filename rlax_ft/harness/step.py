@@ -88,11 +88,11 @@ class _WithBase:
     def __init__(self, step, base):
         self._step, self._base = step, base
 
-    def __call__(self, state, batch):
-        return self._step(state, batch, self._base)
+    def __call__(self, state, batch, *frozen):
+        return self._step(state, batch, self._base, *frozen)
 
-    def lower(self, state, batch):
-        return self._step.lower(state, batch, self._base)
+    def lower(self, state, batch, *frozen):
+        return self._step.lower(state, batch, self._base, *frozen)
 
 
 def place_state(settings: Settings, state):

@@ -1,12 +1,14 @@
 """Losses between the whole distributions of a student and a teacher.
 
-Leaves out who generated the text (on-policy distillation is the same loss on the student's samples) and aggregation.
+Leaves out who generated the text (on-policy distillation is the same loss on the student's samples), aggregation, and
+vocabularies too large to be held (ops/divergence.py has the same numbers in chunks).
 """
 
 import jax
 import jax.numpy as jnp
 
 from rlax_ft.ops.arrays import as_float, as_mask, keep
+from rlax_ft.ops.divergence import jsd_of_logits
 
 
 def generalized_jsd_loss(
@@ -38,17 +40,4 @@ def generalized_jsd_loss(
     student, teacher = as_float(3, student_logits=student_logits, teacher_logits=teacher_logits)
     mask = jnp.ones(student.shape[:2], bool) if mask is None else as_mask(student.shape[:2], mask=mask)
     student, teacher = keep(mask[..., None], student, teacher)
-    # A floor far below any log-probability keeps 0 log 0 = 0 where a token cannot be (logit -inf).
-    log_s, log_t = (jnp.maximum(jax.nn.log_softmax(x / temperature), -1e30) for x in (student, teacher))
-    if beta == 0:
-        loss = _kl(log_t, log_s)
-    elif beta == 1:
-        loss = _kl(log_s, log_t)
-    else:
-        log_m = jnp.logaddexp(log_s + jnp.log1p(-beta), log_t + jnp.log(beta))
-        loss = beta * _kl(log_t, log_m) + (1.0 - beta) * _kl(log_s, log_m)
-    return keep(mask, loss)
-
-
-def _kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    return keep(mask, jsd_of_logits(student / temperature, teacher / temperature, beta))

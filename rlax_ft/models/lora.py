@@ -146,10 +146,10 @@ def adapter_objective(objective: Callable, *, dropout: bool = False) -> Callable
       dropout: each call gives its key to the adapters' dropout.
 
     Returns:
-      `loss_fn(params, batch, key, base)`.
+      `loss_fn(params, batch, key, base, *frozen)`; `frozen` is what the objective itself reads and does not train.
     """
 
-    def loss_fn(params, batch, key, base):
-        return objective(attach(params, base, key if dropout else None), batch, key)
+    def loss_fn(params, batch, key, base, *frozen):
+        return objective(attach(params, base, key if dropout else None), batch, key, *frozen)
 
     return loss_fn

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rlax_ft.models.config import ModelConfig
-from rlax_ft.types import BranchBatch, TokenBatch
+from rlax_ft.types import BranchBatch, Rollout, TokenBatch
 
 # Dense bfloat16 FLOP/s of one chip, from the vendors' data sheets; matched by the start of the device's kind.
 _PEAK = {
@@ -58,12 +58,15 @@ def forward_flops(config: ModelConfig, tokens: int, length: int) -> float:
 
 def batch_tokens(batch) -> tuple[int, int]:
     """(positions, length of the longest row) of all token rows in a batch, padding included."""
-    is_rows = lambda x: isinstance(x, TokenBatch | BranchBatch)  # noqa: E731
+    is_rows = lambda x: isinstance(x, TokenBatch | BranchBatch | Rollout)  # noqa: E731
     count, length = 0, 0
     for rows in filter(is_rows, jax.tree.leaves(batch, is_leaf=is_rows)):
-        parts = (rows.prompt, rows.responses) if isinstance(rows, BranchBatch) else (rows,)
-        count += sum(int(np.prod(part.tokens.shape)) for part in parts)
-        length = max(length, sum(part.tokens.shape[-1] for part in parts))
+        if isinstance(rows, Rollout):
+            parts = rows.prompts, rows.tokens
+        else:
+            parts = (rows.prompt.tokens, rows.responses.tokens) if isinstance(rows, BranchBatch) else (rows.tokens,)
+        count += sum(int(np.prod(part.shape)) for part in parts)
+        length = max(length, sum(part.shape[-1] for part in parts))
     return count, length
 
 

@@ -20,6 +20,8 @@ SCRIPTS = {
     'dpo': 'DPOSettings',
     'ppo': 'PPOSettings',
     'grpo': 'GRPOSettings',
+    'distill': 'DistillSettings',
+    'converse': 'ConverseSettings',
     'rlhf': 'RLHFSettings',
     'ppo_env': 'EnvSettings',
     'inspect_data': 'InspectSettings',
