@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +36,9 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
         return
     _log_in_lines()
     warnings.filterwarnings('ignore', category=DeprecationWarning)
+    # A cache that cannot be written, or was not written whole, costs time only.
+    warnings.filterwarnings('ignore', message='Error (reading|writing) persistent compilation cache')
+    sys.excepthook = _main_thread_only(sys.excepthook)
     try:
         settings = parse(settings_class, sys.argv[1:])
         _keep_freed_memory()
@@ -156,9 +160,21 @@ def _log_in_lines():
 
     handler = logging.StreamHandler()
     handler.setFormatter(Line())
-    # We log on the root logger; libraries have loggers of their own.
+    # We log on the root logger; libraries have loggers of their own. What orbax could not write it also raises.
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name == 'root')
+    handler.addFilter(lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _main_thread_only(hook):
+    """Of threads that write, another language's included, the main one raises what they met; theirs are echoes."""
+
+    def called(kind, value, trace):
+        # The second is of orbax's writers, which may report to the main thread after it has given them up.
+        if threading.current_thread() is threading.main_thread() and str(value) != 'Event loop is closed':
+            hook(kind, value, trace)
+
+    return called
 
 
 def _cache_compilations():
