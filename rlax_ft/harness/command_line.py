@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
     warnings.filterwarnings('ignore', category=DeprecationWarning)
     # A cache that cannot be written, or was not written whole, costs time only.
     warnings.filterwarnings('ignore', message='Error (reading|writing) persistent compilation cache')
-    sys.excepthook = _main_thread_only(sys.excepthook)
+    sys.unraisablehook = _without_echoes(sys.unraisablehook)
     try:
         settings = parse(settings_class, sys.argv[1:])
         _keep_freed_memory()
@@ -166,13 +165,12 @@ def _log_in_lines():
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
-def _main_thread_only(hook):
-    """Of threads that write, another language's included, the main one raises what they met; theirs are echoes."""
+def _without_echoes(hook):
+    """A hook for unraisable errors that leaves out those of writers whose save has failed: the save itself raises."""
 
-    def called(kind, value, trace):
-        # The second is of orbax's writers, which may report to the main thread after it has given them up.
-        if threading.current_thread() is threading.main_thread() and str(value) != 'Event loop is closed':
-            hook(kind, value, trace)
+    def called(unraisable):
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            hook(unraisable)
 
     return called
 
