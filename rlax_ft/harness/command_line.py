@@ -40,6 +40,9 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
         return
     _log_in_lines()
     warnings.filterwarnings('ignore', category=DeprecationWarning)
+    # A cache that cannot be written, or was not written whole, costs time only.
+    warnings.filterwarnings('ignore', message='Error (reading|writing) persistent compilation cache')
+    sys.unraisablehook = _without_echoes(sys.unraisablehook)
     try:
         settings = parse(settings_class, sys.argv[1:])
         _keep_freed_memory()
@@ -61,7 +64,7 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
         reason = storage_failure(error)
         if reason is None:
             raise
-        print(f'error: {reason}; the same command resumes from what has been saved', file=sys.stderr)
+        print(f'error: {reason}; with that mended the same command resumes from what has been saved', file=sys.stderr)
         sys.exit(2)
 
 
@@ -151,27 +154,29 @@ def _help_line(field):
     return f'  --{field.name}={default}\n      {field.metadata["help"]}{extra}{needs}'
 
 
-def _expanded(arguments):
-    """The arguments with the lines of every --flagfile in its place."""
+def _expanded(arguments, within=()):
+    """The arguments with the lines of every --flagfile in its place; `within` are the files that these stand in."""
     for argument in arguments:
         match = re.fullmatch(r'--?flagfile=(.*)', argument)
         if match is None:
             yield argument
             continue
         path = Path(match.group(1))
+        if path in within:
+            raise InputError(f'{argument}: stands in itself; leave that line out')
         try:
             lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f'{argument}: cannot be read ({error}); give a file of --name=value lines') from error
         lines = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith(('#', '//'))]
-        yield from _expanded([_beside(line, path.parent) for line in lines])
+        yield from _expanded([_beside(line, path.parent) for line in lines], (*within, path))
 
 
 def _beside(line, folder):
     """A flag whose value is a path (before a colon) that exists beside the flag file, and not from here."""
     name, equals, value = line.partition('=')
     path = value.partition(':')[0]
-    if equals and path and not Path(path).exists() and (folder / path).is_file():
+    if equals and path and not os.path.exists(path) and os.path.isfile(folder / path):
         return f'{name}={folder / value}'
     return line
 
@@ -186,9 +191,20 @@ def _log_in_lines():
 
     handler = logging.StreamHandler()
     handler.setFormatter(Line())
-    # We log on the root logger; libraries have loggers of their own.
+    # We log on the root logger; libraries have loggers of their own. What orbax could not write it also raises.
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name == 'root')
+    handler.addFilter(lambda record: f'{os.sep}orbax{os.sep}' not in record.pathname)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def _without_echoes(hook):
+    """A hook for unraisable errors that leaves out those of writers whose save has failed: the save itself raises."""
+
+    def called(unraisable):
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            hook(unraisable)
+
+    return called
 
 
 def _cache_compilations():

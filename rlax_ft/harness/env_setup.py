@@ -30,7 +30,7 @@ class EnvSettings(LoopSettings, DeviceSettings, RunSettings):
         'which the module registers with Gymnasium, or MODULE:FUNCTION, which returns a gymnasium.Env or an '
         'rlax_ft.envs Environment. Modules are found from the working directory, too.',
     )
-    total_steps: int = flag(500_000, 'Environment steps of each seed.', at_least=1, may_change=True)
+    total_steps: int = flag(500_000, 'Environment steps of each seed.', at_least=1, at_most=2**53, may_change=True)
     num_envs: int = flag(4, 'Environments of each seed, side by side.', at_least=1)
     num_steps: int = flag(128, 'Steps of each environment between updates.', at_least=1)
     num_seeds: int = flag(1, 'Seeds trained together: --seed, --seed + 1, ...', at_least=1)

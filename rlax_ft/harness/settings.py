@@ -39,6 +39,7 @@ def flag(
     return dataclasses.field(default=default, metadata={**metadata, 'bounds': (at_least, above, at_most)})
 
 
+_MOST = 2**31 - 1  # Of an integer that has no other bound: what jax counts with.
 _DTYPES = ('float32', 'bfloat16')
 
 
@@ -308,13 +309,15 @@ def _check_value(settings, field):
         raise InputError(f'{name}: must be one of {", ".join(filter(None, field.metadata["choices"]))}')
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f'{name}: must be a finite number')
+    if isinstance(value, int) and at_most is None:
+        at_most = _MOST
     for bound, words, good in (
         (at_least, 'at least', lambda b: value >= b),
         (above, 'above', lambda b: value > b),
         (at_most, 'at most', lambda b: value <= b),
     ):
         if bound is not None and not good(bound):
-            raise InputError(f'{name}: must be {words} {bound:g}')
+            raise InputError(f'{name}: must be {words} {bound:.10g}')
     needs = field.metadata['needs']
     if needs and value != field.default and not getattr(settings, needs):
         raise InputError(f'{name}: has no effect without --{needs}; give that, or leave it out')

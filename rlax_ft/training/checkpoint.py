@@ -32,7 +32,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_handlers={'state': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=tidy),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, cleanup_tmp_directories=tidy, lightweight_initialize=True
+            ),
         )
 
     def latest_step(self) -> int | None:

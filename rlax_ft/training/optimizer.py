@@ -11,6 +11,7 @@ import optax
 
 from rlax_ft.errors import InputError
 
+_MOST_UPDATES = 2**31 - 1
 SCHEDULES = ('linear', 'cosine', 'constant')
 
 
@@ -38,8 +39,10 @@ def make_optimizer(
       weight_decay: decoupled decay of everything but norms and biases.
 
     Raises:
-      InputError: an unknown schedule or kind.
+      InputError: an unknown schedule or kind, or more updates than an int32 counts.
     """
+    if max(max_steps, warmup_steps) > _MOST_UPDATES:
+        raise InputError(f'{max(max_steps, warmup_steps):.3g} updates: more than {_MOST_UPDATES:,}; give fewer steps')
     steps = max(max_steps - warmup_steps, 1)
     schedules = {
         'linear': optax.linear_schedule(learning_rate, 0.0, steps),

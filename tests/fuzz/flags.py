@@ -12,6 +12,7 @@ import dataclasses
 import random
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import jax
@@ -165,7 +166,9 @@ def main() -> None:
                 outcome = mutation(rng, Path(folder))
             except Exception as error:
                 outcome = 'fault'
-                print(f'{given.seed} {number}: {type(error).__name__}: {str(error)[:300]}')
+                last = traceback.extract_tb(error.__traceback__)[-3:]
+                places = ', '.join(f'{Path(frame.filename).name}:{frame.lineno}' for frame in last)
+                print(f'{given.seed} {number}: {type(error).__name__}: {str(error)[:200]} ({places})')
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
     print(outcomes)
     sys.exit('fault' in outcomes)

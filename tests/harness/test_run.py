@@ -77,9 +77,9 @@ def test_schedule_steps_is_the_schedule_of_the_longer_run(tmp_path):
         optimizer, _ = compile_training(
             settings(tmp_path, learning_rate=1.0, **given), lambda *_: (0.0, {}), max_updates=updates
         )
-        state, seen = optimizer.init(np.ones(2)), []
+        state, seen = optimizer.init(np.ones(2, np.float32)), []
         for _ in range(4):
-            _, state = optimizer.update(np.ones(2), state, np.ones(2))
+            _, state = optimizer.update(np.ones(2, np.float32), state, np.ones(2, np.float32))
             seen.append(float(state[1].hyperparams['learning_rate']))
         return seen
 
