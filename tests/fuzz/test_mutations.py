@@ -29,7 +29,7 @@ def test_the_watch_sees_what_goes_wrong(tmp_path):
     module = mutate()
     mutations = {
         'raises': 'raise KeyError("a\\nb")',
-        'two_lines': 'from rlax_ft.errors import InputError; raise InputError("a\\nb")',
+        'two_lines': 'import rlax_ft.errors as e; raise type("", (e.InputError,), {"__str__": lambda _: "a\\nb"})',
         'writes': '(workdir.parent / "outside" / "x").write_text("x")',
         'grows': 'x = bytearray(1100 * 2**20); x[::4096] = b"x" * len(x[::4096])',
         'says': 'return "wrong: five"',
