@@ -7,3 +7,7 @@ print that line and exit with code 2; a library user catches it as a ValueError.
 
 class InputError(ValueError):
     """A mistake in what the user gave: data, flags, or a checkpoint that does not fit."""
+
+    def __init__(self, message: str = ''):
+        """Takes the message; names in it may have line breaks, and it is one line all the same."""
+        super().__init__(' '.join(str(message).splitlines()))

@@ -60,7 +60,7 @@ def demonstration(record: dict, where: str) -> dict | None:
         return _other(ranking) | {'prompt': ranking['prompt'], 'completion': ranking['completions'][best]}
     if 'completion' in record:
         # A class beside plain text is no judgement.
-        judged = 'label' in record and (record['prompt'] != '' or isinstance(record['label'], bool))
+        judged = 'label' in record and (record.get('prompt') != '' or isinstance(record['label'], bool))
         if judged and not _judged(record, where)['label']:
             return None
         return _answers(record, ('completion',), where)

@@ -74,12 +74,16 @@ def make_reward(
 
 
 def check_vocabulary(flag: str, tokenizer, codec: Codec) -> None:
-    """Refuses a model whose tokens mean other words than the policy's.
+    """Refuses a model whose tokens mean other words than the policy's; a PAD that it has besides is no word.
 
     Raises:
       InputError: naming the first token that differs.
     """
     ours, theirs = codec.tokenizer.get_vocab(), tokenizer.get_vocab()
+    if tokenizer.pad_token not in ours:
+        theirs.pop(tokenizer.pad_token, None)
+    if codec.tokenizer.pad_token not in theirs:
+        ours.pop(codec.tokenizer.pad_token, None)
     if ours != theirs:
         differs = min((ours.items() ^ theirs.items()), key=lambda item: item[1])[0]
         raise InputError(

@@ -73,8 +73,9 @@ def _pattern(template):
 def _equal(weights, first, second):
     if weights.shapes[first] != weights.shapes[second]:
         return False
-    for start in range(0, weights.shapes[first][0], _ROWS):
-        index = slice(start, start + _ROWS), slice(None)
+    rows = weights.shapes[first][0]
+    for start in range(0, rows, _ROWS):
+        index = slice(start, min(start + _ROWS, rows)), slice(None)
         if not np.array_equal(weights.read(first, index), weights.read(second, index)):
             return False
     return True

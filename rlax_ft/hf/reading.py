@@ -64,15 +64,13 @@ def file_inside(folder: Path, name: str, named_by: str) -> Path:
     """
     relative, path = PurePosixPath(name), folder / name
     if relative.is_absolute() or '..' in relative.parts or '\\' in name or not name:
-        raise InputError(
-            f'{folder}/{name[:80]}: is not in the folder, though {named_by}; only files inside the folder are read'
-        )
+        raise InputError(f'{name[:200]}: is not in {folder}, though {named_by}; only files inside the folder are read')
     try:
         found = path.is_file()
     except (OSError, ValueError):  # A name that no file can have.
         found = False
     if not found:
-        raise InputError(f'{folder}/{name[:80]}: no such file, though {named_by}')
+        raise InputError(f'{folder}/{name[:200]}: no such file, though {named_by}')
     _check_target(folder, path)
     return path
 

@@ -1,6 +1,7 @@
 """Mutated model folders: configuration, index, weights, links and names that lead outside. A model, or one line."""
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -59,17 +60,21 @@ def lead_outside(rng, folder, outside):
         said = json.loads(index.read_text())
         name = rng.choice(list(said['weight_map']))
         file = said['weight_map'][name]
-        if not (outside / file).exists():
-            shutil.copy(folder / file, outside / file)
+        plant(folder / file, outside / file)
         said['weight_map'][name] = rng.choice((f'../../outside/{file}', str(outside / file), f'./../../outside/{file}'))
         index.write_text(json.dumps(said))
         return said['weight_map'][name]
     file = rng.choice([path for path in sorted(folder.iterdir()) if path.is_file()])
-    if not (outside / file.name).exists():
-        shutil.copy(file, outside / file.name)
+    plant(file, outside / file.name)
     file.unlink()
     file.symlink_to(rng.choice((Path('../../outside') / file.name, outside / file.name)))
     return f'{file.name} -> outside'
+
+
+def plant(file, place):
+    """Puts a file outside, with the time that mutate.py knows."""
+    shutil.copy(file, place)
+    os.utime(place, (1_000_000, 1_000_000))
 
 
 def mutate_header(rng, path):

@@ -4,7 +4,7 @@
 
 A kind is a file of this folder with a function `mutation(rng, workdir)`: it makes one mutated input in the empty folder
 `workdir`, has the package read it, and raises what the package raises. It may return an outcome of its own, such as
-`wrong`, with a colon and details behind it. `workdir.parent / 'outside'` is what nothing may touch.
+`wrong`, with a colon and details behind it. `workdir.parent / 'outside'` is what nothing may touch (PLANTED).
 
 Each kind runs in a process of its own, which is watched: `hang` is more than 10 seconds, `memory` more than 1 GiB.
 """
@@ -29,6 +29,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SECONDS, BYTES = 10.0, 2**30
 GOOD = ('fine', 'one line')
+PLANTED = 1_000_000.0
 
 
 def kinds() -> list[str]:
@@ -50,7 +51,8 @@ def attempt(kind: str, seed: int, number: int, folder: Path) -> str:
     except InputError as error:
         outcome = 'one line' if '\n' not in str(error) and str(error).strip() else f'several lines: {error!r}'
     except Exception:
-        outcome = 'traceback: ' + ' | '.join(traceback.format_exc().strip().splitlines()[-5:])
+        lines = [line.strip() for line in traceback.format_exc().splitlines() if line.strip(' ^~')]
+        outcome = 'traceback: ' + ' | '.join(lines[-5:])
     if _peak() - before > BYTES:
         return f'memory: {outcome}'
     return outcome if _times(outside) == written else f'outside: {outcome}'
@@ -110,8 +112,9 @@ def _peak():
 
 
 def _times(folder):
-    """What would change by writing there."""
-    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob('*'))}
+    """What would change by writing there; a mutation marks what it puts there by `PLANTED` as its time."""
+    times = {str(path): path.stat().st_mtime for path in sorted(folder.rglob('*'))}
+    return {path: time for path, time in times.items() if time != PLANTED}
 
 
 def main() -> int:

@@ -114,7 +114,7 @@ def write(rng, folder, records):
             return path
         except Exception:  # Columns of mixed kinds, which no Parquet file has.
             path, inner = folder / 'x.jsonl', 'jsonl'
-    if inner in ('csv', 'tsv'):
+    if inner in ('csv', 'tsv') and all(isinstance(record, dict) for record in records):
         file = io.StringIO()
         table = csv.writer(file, delimiter=',' if inner == 'csv' else '\t')
         names = list(dict.fromkeys(name for record in records for name in record))
