@@ -1,11 +1,11 @@
 """A run on TPU slices in GKE: a JobSet, applied by kubectl.
 
-    python launch/gke.py --name=sft --image=IMAGE --topology=v5p:4x4x4 -- experiments/sft.py --mesh=fsdp=64 --out=/runs/sft
+    python launch/gke.py --name=sft --image=IMAGE --topology=v5p:4x4x4 -- experiments/sft.py --out=/runs/sft ...
     python launch/gke.py --name=sft --image=IMAGE --topology=v6e:16x16 --slices=2 --dry_run -- experiments/sft.py ...
 
-One pod a host; jax finds the others by the variables that GKE sets. When a pod is evicted all save one checkpoint and end
-with exit code 143, and the JobSet starts them again, up to --restarts times: the same command resumes. --out must lie on
-the volume claim that is mounted at --mount. The manifest is JSON, which kubectl reads as it reads YAML.
+One pod a host; jax finds the others by the variables that GKE sets. When a pod is evicted, all save one checkpoint and
+end with exit code 143, and the JobSet starts them again, up to --restarts times: the same command resumes. --out must
+lie on the volume claim that is mounted at --mount. The manifest is JSON, which kubectl reads as it reads YAML.
 """
 
 import argparse

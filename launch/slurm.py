@@ -1,10 +1,10 @@
 """A run on GPU nodes under SLURM: writes a batch script and submits it.
 
-    python launch/slurm.py --nodes=4 --gpus=8 --time=24:00:00 -- experiments/sft.py --mesh=fsdp=32 --out=/shared/runs/sft
+    python launch/slurm.py --nodes=4 --gpus=8 --time=24:00:00 -- experiments/sft.py --mesh=fsdp=32 --out=/shared/sft
     python launch/slurm.py --nodes=2 --gpus=4 --dry_run -- experiments/dpo.py --data=pairs.jsonl --out=/shared/runs/dpo
 
-One task a GPU, as jax pairs them under srun. Two minutes before its time is over the job gets SIGTERM: the run saves one
-checkpoint, ends with exit code 143, and the job goes back into the queue, where the same command resumes.
+One task a GPU, as jax pairs them under srun. Two minutes before its time is over the job gets SIGTERM: the run saves
+one checkpoint, ends with exit code 143, and the job goes back into the queue, where the same command resumes.
 """
 
 import argparse

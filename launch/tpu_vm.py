@@ -2,11 +2,11 @@
 
     python launch/tpu_vm.py --name=sft --zone=us-east5-a --type=v5p-128 --runtime=v2-alpha-tpuv5 --spot \\
         --source=https://github.com/OWNER/rlax_ft -- experiments/sft.py --mesh=fsdp=64 --out=/mnt/runs/sft
-    python launch/tpu_vm.py --name=sft --zone=us-east5-a --type=v5litepod-16 --runtime=v2-alpha-tpuv5-lite --dry_run -- ...
+    python launch/tpu_vm.py --name=sft --zone=ZONE --type=v5litepod-16 --runtime=v2-alpha-tpuv5-lite --dry_run -- ...
 
 Each worker runs the same command; jax finds the others by the slice's metadata, and process 0 alone prints. A run that
-ends with exit code 143 (stopped with a checkpoint), or whose slice was taken away, is started again and resumes. --out must
-be seen by all workers, such as a bucket mounted by --setup.
+ends with exit code 143 (stopped with a checkpoint), or whose slice was taken away, is started again and resumes. --out
+must be seen by all workers, such as a bucket mounted by --setup.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Two real processes run the scripts as one device does: sampling, host rewards, evaluation, export, stop and resume."""
+"""Two real processes run the scripts as one device does: sampling, host rewards, evaluation, export, and a stop."""
 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ for stage in stages:
     script, *flags = stage.split()
     module = load_script(Path(root) / f'experiments/{script}.py')
     sys.argv = [script, *flags]
-    run_script(getattr(module, {'sft': 'SFTSettings', 'dpo': 'DPOSettings', 'ppo': 'PPOSettings'}[script]), module.train)
+    settings = {'sft': 'SFTSettings', 'dpo': 'DPOSettings', 'ppo': 'PPOSettings'}[script]
+    run_script(getattr(module, settings), module.train)
 """
 
 REWARD = """
@@ -95,3 +96,26 @@ def test_two_processes_are_one_device(folder):
     samples = [(folder / out / 'ppo/samples.jsonl').read_text() for out in ('one', 'two')]
     texts = [re.findall(r'"completion": "[^"]*"', text) for text in samples]
     assert texts[0] == texts[1] and len(texts[0]) == 4
+
+
+def test_sigterm_to_one_of_two_saves_one_checkpoint_of_both_and_resumes(folder):
+    """Stopped on the mesh of two processes, and resumed by one process on another mesh, as if never stopped."""
+    out = folder / 'stopped'
+    long = stages(folder, out)[0].replace('--max_steps=2', '--max_steps=12')
+    process = start(folder, [f'{long} --mesh=fsdp=4'], processes=2, devices=2, extra=['--all'])
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if (out / 'sft/metrics.jsonl').exists() and metrics(out / 'sft'):
+            break
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    os.kill(int(children[1]), signal.SIGTERM)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 143, ''.join(lines) + text
+    steps = [int(path.name) for path in (out / 'sft/checkpoints').iterdir() if path.name.isdigit()]
+    assert len(steps) == 1 and 0 < steps[0] < 12
+    assert text.count(f'stopped after step {steps[0]}') == 2
+    again = start(folder, [f'{long} --mesh=data=1,fsdp=2'], processes=1, devices=2)
+    text, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, text
+    assert [record['step'] for record in metrics(out / 'sft')] == list(range(1, 13))
