@@ -3,9 +3,9 @@
     python launch/local.py --processes=2 --devices=4 -- experiments/sft.py --task=reviews --mesh=fsdp=8 --out=runs/sft
     python launch/local.py --processes=2 --dry_run -- experiments/dpo.py --data=pairs.jsonl
 
-What process 0 prints is printed, what the others print only with --all. A signal to this launcher reaches every process;
-one to a single process stops all after the same step, with one checkpoint and exit code 143, and --restarts=N starts such
-a run again. When a process fails, the others are ended.
+What process 0 prints is printed, what the others print only with --all. A signal to this launcher reaches every
+process; one to a single process stops all after the same step, with one checkpoint and exit code 143, and --restarts=N
+starts such a run again. When a process fails, the others are ended.
 """
 
 import argparse

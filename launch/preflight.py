@@ -1,16 +1,16 @@
-"""Compiles the step of a script for chips that are not here, from shapes alone, and says what it needs and what it costs.
+"""Compiles the step of a script for chips that are not here, from shapes alone: what it needs, and what it costs.
 
     python launch/preflight.py --script=sft --topology=v5p:4x4x4 --mesh=fsdp=64 --model=llama3-8b --batch_size=64 \\
         --length=4096 --dtype=bfloat16 --remat=full
-    python launch/preflight.py --script=dpo --devices=8 --chip=h100 --mesh=fsdp=8 --model=FOLDER/config.json --length=2048
+    python launch/preflight.py --script=dpo --devices=8 --chip=h100 --mesh=fsdp=8 --model=FOLDER --length=2048
 
     --script=NAME      sft, reward, dpo or ppo; all other flags are that script's own
     --topology=CHIP:SHAPE  a TPU slice, such as v5e:4x4, v5p:4x4x4 or v6e:16x16, compiled by the TPU's compiler (pip
                        install 'rlax_ft[preflight]', best into an environment of its own); or
     --devices=N        N virtual devices, compiled by the CPU's, with the memory and the rates of --chip
     --chip=NAME        v4, v5e, v5p, v6e, a100, h100, h200; the topology's when left out
-    --model=NAME       llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, qwen3-0.6b, qwen3-8b, qwen3-30b-a3b, mixtral-8x7b, a
-                       folder or a config.json
+    --model=NAME       llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, qwen3-0.6b, qwen3-8b, qwen3-30b-a3b,
+                       mixtral-8x7b, a folder or a config.json
     --layers=N         of them, to compile sooner; memory and times are then of such a model
     --length=N         tokens of a row; of pairs and rollouts half of it is the prompt
     --efficiency=X     share of the peak rate that large matrix products reach, for the roofline (0.7)
@@ -103,7 +103,7 @@ def target(given):
     except Exception as error:  # The plug-in raises what it likes.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"--topology={given['topology']}: no such slice, or no TPU compiler here ({reason}); pip install libtpu"
+            f'--topology={given["topology"]}: no such slice, or no TPU compiler here ({reason}); pip install libtpu'
         ) from error
 
 

@@ -87,7 +87,7 @@ def storage_failure(error: BaseException) -> str | None:
 
 
 def leave(code: int) -> None:
-    """Ends the process; at once where others of the run may wait for it, so that their launcher sees that it is gone."""
+    """Ends the process; at once where others of the run may wait for it, so that the launcher sees that it is gone."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         sys.stderr.flush()
         os._exit(code)

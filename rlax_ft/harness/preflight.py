@@ -1,7 +1,7 @@
 """The step of a script, and its decoding, from shapes alone: what launch/preflight.py compiles for chips elsewhere.
 
-The objective, the optimiser and the compiled step are those of the script; states and batches are shapes. Leaves out the
-compiler's report (launch/preflight.py).
+The objective, the optimiser and the compiled step are those of the script; states and batches are shapes. Leaves out
+the compiler's report (launch/preflight.py).
 """
 
 import dataclasses

@@ -103,7 +103,9 @@ class DeviceSettings:
     )
     backend: str = flag('jit', 'jit over the mesh, or pmap over the local devices.', ('jit', 'pmap'), may_change=True)
     coordinator: str = flag(
-        '', 'HOST:PORT of process 0 of a run of several; srun, TPU slices and JAX_* variables need none.', may_change=True
+        '',
+        'HOST:PORT of process 0 of a run of several; srun, TPU slices and JAX_* variables need none.',
+        may_change=True,
     )
     num_processes: int = flag(0, 'How many processes the run has.', at_least=0, may_change=True, needs='coordinator')
     process_id: int = flag(

@@ -74,6 +74,7 @@ def make_codec(settings, run: Run, texts) -> Codec:
 
 def _trained_tokenizer(settings, folder, texts):
     """The tokenizer in the run's folder, trained now where there is none; written whole or not at all."""
+
     def train():
         temporary = folder.with_name(folder.name + '.tmp')
         for old in (temporary, folder):

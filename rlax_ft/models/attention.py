@@ -146,7 +146,7 @@ def _attend_branches(query, key, value, reading, **how):
     return jnp.concatenate([in_prompt, in_response.reshape(query.shape[0], -1, *query.shape[2:])], axis=1)
 
 
-def _attend_keys(query, key, value, *places, kernel, window, local_window, **how):
+def _attend_keys(query, key, value, *places, kernel, window, local_window=None, **how):
     """Without a cache: the queries are the last of the keys. On a mesh each device has its own rows and heads."""
     kernel = choose_kernel(kernel, query, key, window=window, local_window=local_window, **how)
     key, value = (_heads_for_all(x, query) for x in (key, value))

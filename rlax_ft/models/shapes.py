@@ -16,8 +16,24 @@ _QWEN3 = dict(
 SHAPES = {
     'llama3-8b': dict(_LLAMA3, width=4096, layers=32, heads=32, head_dim=128, mlp_width=14_336),
     'llama3-70b': dict(_LLAMA3, width=8192, layers=80, heads=64, head_dim=128, mlp_width=28_672),
-    'llama3.2-1b': {**_LLAMA3, 'width': 2048, 'layers': 16, 'heads': 32, 'head_dim': 64, 'mlp_width': 8192, 'tied': True},
-    'llama3.2-3b': {**_LLAMA3, 'width': 3072, 'layers': 28, 'heads': 24, 'head_dim': 128, 'mlp_width': 8192, 'tied': True},
+    'llama3.2-1b': {
+        **_LLAMA3,
+        'width': 2048,
+        'layers': 16,
+        'heads': 32,
+        'head_dim': 64,
+        'mlp_width': 8192,
+        'tied': True,
+    },
+    'llama3.2-3b': {
+        **_LLAMA3,
+        'width': 3072,
+        'layers': 28,
+        'heads': 24,
+        'head_dim': 128,
+        'mlp_width': 8192,
+        'tied': True,
+    },
     'qwen3-0.6b': dict(_QWEN3, width=1024, layers=28, heads=16, kv_heads=8, mlp_width=3072, family='qwen3'),
     'qwen3-8b': dict(_QWEN3, width=4096, layers=36, heads=32, kv_heads=8, mlp_width=12_288, family='qwen3', tied=False),
     'qwen3-30b-a3b': dict(

@@ -91,7 +91,7 @@ class MeshStep:
         whole = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == self.mesh.size
         if np.ndim(leaf) and not whole:
             raise ValueError(
-                f'an array {np.shape(leaf)} of one process in a run of several: place it by from_local_rows or split_rows'
+                f'an array {np.shape(leaf)} of one process in a run of several: place it by from_local_rows, split_rows'
             )
 
 

@@ -44,7 +44,7 @@ class Collective:
 
     @property
     def moved(self) -> float:
-        """Bytes that a device sends in a call, by the ring's count: (n - 1) / n of the payload, twice for all-reduce."""
+        """Bytes that a device sends in a call, as a ring does: (n - 1) / n of the payload, twice for all-reduce."""
         share = (self.ways - 1) / self.ways if self.kind != 'collective-permute' else 1.0
         return self.times * share * self.payload * (2.0 if self.kind == 'all-reduce' else 1.0)
 

@@ -80,7 +80,7 @@ def _start(coordinator: str, num_processes: int, process_id: int, variables: Map
         return {}
     hosts = variables.get('TPU_WORKER_HOSTNAMES', '')
     if hosts.count(',') and not variables.get('TPU_WORKER_ID'):
-        raise InputError(f'TPU_WORKER_HOSTNAMES={hosts}, without TPU_WORKER_ID: set it to this host\'s place, from 0')
+        raise InputError(f"TPU_WORKER_HOSTNAMES={hosts}, without TPU_WORKER_ID: set it to this host's place, from 0")
     return {} if hosts.count(',') or _on_tpu_vm(variables) else None
 
 

@@ -70,8 +70,8 @@ def make_mesh(spec: str = '', devices=None) -> Mesh:
     Args:
       spec: sizes by axis name; an axis left out has size 1. One size may be -1: what is left; where none is, `data`
         takes that.
-      devices: to use in place of `jax.devices()`, or of those of `compiling_for`. Devices of several slices are laid out so that only `data`, or the
-        outermost axis that can, crosses from one to another.
+      devices: to use in place of `jax.devices()`, or of those of `compiling_for`. Devices of several slices are laid
+        out so that only `data`, or the outermost axis that can, crosses from one to another.
 
     Raises:
       InputError: an unknown axis, one named twice, or sizes that do not multiply to the number of devices.

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from rlax_ft.errors import InputError
 from rlax_ft.parallel.mesh import RULES, batch_devices, batch_sharding, check_rules, fit, tree_shardings
@@ -30,7 +29,7 @@ def from_local_rows(batch, mesh: Mesh):
 
     def place(leaf):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            raise ValueError(f'an array {leaf.shape} that is spread over the mesh is no process\'s own rows: reshard it')
+            raise ValueError(f"an array {leaf.shape} that is spread over the mesh is no process's own rows: reshard it")
         if np.ndim(leaf) == 0:
             return reshard(leaf, batch_sharding(mesh, leaf))
         _check_rows(leaf.shape[0], ways)
@@ -99,9 +98,10 @@ def spread(batch):
 
     Rows that do not divide stay whole on every device; so do keys without a leading axis.
     """
-    if not jax.core.trace_state_clean():
+    try:
+        mesh = jax.sharding.get_mesh()
+    except ValueError:
         return batch  # Within somebody else's compiled function.
-    mesh = jax.sharding.get_mesh()
     return batch if mesh.empty or mesh.size == 1 else split_rows(batch, mesh, strict=False)
 
 
@@ -125,7 +125,6 @@ def fetch(tree):
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(one, tree)
-
 
 
 def on_host(tree):

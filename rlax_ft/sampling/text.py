@@ -14,6 +14,7 @@ from rlax_ft.data.codec import Codec
 from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.models.lora import Adapted
 from rlax_ft.models.transformer import for_decoding, layers_apart
+from rlax_ft.parallel.constrain import active_mesh
 from rlax_ft.parallel.placement import fetch, spread
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.sampler import generate
@@ -54,7 +55,9 @@ def make_sampler(
 
 def _laid_out(params):
     if not isinstance(params, Adapted):
-        return for_decoding(params)
+        # A joined matrix would be split over `tensor` across its parts.
+        mesh = active_mesh()
+        return for_decoding(params) if mesh is None or mesh.shape.get('tensor', 1) == 1 else layers_apart(params)
     # An adapter beside its base fits no joined matrices.
     return params.replace(base=layers_apart(params.base), lora=params.lora and layers_apart(params.lora))
 

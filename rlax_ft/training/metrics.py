@@ -69,9 +69,7 @@ class MetricsWriter:
         # A log file gets a line now and then, a terminal a bar that moves.
         pace = 0.5 if sys.stderr.isatty() else 15.0
         hidden = not is_first()
-        self._bar = tqdm(
-            total=total, initial=start, desc=title, mininterval=pace, dynamic_ncols=True, disable=hidden
-        )
+        self._bar = tqdm(total=total, initial=start, desc=title, mininterval=pace, dynamic_ncols=True, disable=hidden)
         self._show = show
         self._pending = None
         self._performance = performance

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.models import attention
+from rlax_ft.models import attention, kernels
 from rlax_ft.models.attention import Reading, attend, choose_kernel, visible
 from rlax_ft.models.blockwise import blockwise_attention
+from rlax_ft.parallel.mesh import make_mesh
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 
@@ -153,3 +154,44 @@ def test_the_tpu_kernel_interpreted(window):
     splash, _ = attend(query, key, value, reading, window=window, kernel='splash')
     dense, _ = attend(query, key, value, reading, window=window, kernel='dense')
     np.testing.assert_allclose(splash, dense, atol=2e-5)
+
+
+@pytest.mark.parametrize('window', [None, 5])
+def test_the_gpu_kernel_takes_lengths_and_no_mask(monkeypatch, window):
+    """The same call as on a GPU, computed by XLA: rows padded at either end, and packed ones by blocks."""
+    monkeypatch.setattr(kernels, '_CUDNN', 'xla')
+    query, key, value = (jax.random.normal(jax.random.key(i), (3, 12, heads, 8)) for i, heads in enumerate((4, 2, 2)))
+    padded = jnp.asarray([[0] * 5 + [1] * 7, [2] * 9 + [0] * 3, [1] * 12])
+    packed = jnp.asarray([[1] * 5 + [2] * 7, [2] * 9 + [0] * 3, [1] * 12])
+    for segments in (padded, packed):
+        reading = Reading(segments, jnp.broadcast_to(jnp.arange(12), (3, 12)))
+        ours, _ = attend(query, key, value, reading, window=window, kernel='cudnn')
+        dense, _ = attend(query, key, value, reading, window=window, kernel='dense')
+        real = (segments > 0)[:, :, None, None]
+        np.testing.assert_allclose(jnp.where(real, ours, 0), jnp.where(real, dense, 0), atol=1e-5)
+
+
+def test_a_traced_window_chooses_between_two_kernels():
+    query, key, value = (
+        jax.random.normal(jax.random.key(i), (1, 128, heads, 64)) * 0.3 for i, heads in enumerate((2, 1, 1))
+    )
+    reading = Reading(jnp.ones((1, 128), jnp.int32), jnp.arange(128)[None])
+
+    @jax.jit
+    def splash(window):
+        return attend(query, key, value, reading, window=window, local_window=40, kernel='splash')[0]
+
+    for window, traced in ((40, 40), (None, jnp.iinfo(jnp.int32).max)):
+        dense, _ = attend(query, key, value, reading, window=window, kernel='dense')
+        np.testing.assert_allclose(splash(jnp.int32(traced)), dense, atol=2e-5)
+
+
+def test_a_vendors_kernel_runs_on_each_devices_own_rows_and_heads():
+    query, key, value = (
+        jax.random.normal(jax.random.key(i), (4, 128, heads, 64)) * 0.3 for i, heads in enumerate((4, 2, 2))
+    )
+    reading = Reading(jnp.ones((4, 128), jnp.int32), jnp.broadcast_to(jnp.arange(128), (4, 128)))
+    dense, _ = attend(query, key, value, reading, kernel='dense')
+    with jax.set_mesh(make_mesh('fsdp=2,tensor=4')):  # More devices than key heads.
+        ours = jax.jit(lambda *x: attend(*x, reading, kernel='splash')[0])(query, key, value)
+    np.testing.assert_allclose(ours, dense, atol=2e-5)

@@ -39,11 +39,14 @@ def program(rows, config=CONFIG, mesh='fsdp=8', micro_batches=1):
     step = make_train_step(sft_objective(Transformer(config).apply), optimizer, micro_batches=micro_batches)
     mesh = make_mesh(mesh)
     state = jax.eval_shape(
-        lambda key: init_state(init_params(config, key), optimizer, key), jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+        lambda key: init_state(init_params(config, key), optimizer, key),
+        jax.ShapeDtypeStruct((), jax.random.key(0).dtype),
     )
     shape = lambda dtype: jax.ShapeDtypeStruct((rows, LENGTH), dtype)  # noqa: E731
     batch = TokenBatch(shape(jnp.int32), shape(jnp.float32), shape(jnp.int32), shape(jnp.int32))
-    text = compile_step(step, mesh=mesh).lower(state, (batch, jax.ShapeDtypeStruct((), jnp.float32))).compile().as_text()
+    text = (
+        compile_step(step, mesh=mesh).lower(state, (batch, jax.ShapeDtypeStruct((), jnp.float32))).compile().as_text()
+    )
     return collectives(text, mesh), text
 
 
@@ -60,7 +63,7 @@ def test_no_activation_travels_and_no_stack_of_layers_is_gathered(step):
     found, text = step
     assert not unbounded_loops(text)
     for collective in found:
-        for dtype, dims in collective.shapes:
+        for _, dims in collective.shapes:
             assert LENGTH not in dims or math.prod(dims) <= 8 * LENGTH, f'{collective} moves activations'
             stack = len(dims) == 3 and dims[0] == LAYERS and math.prod(dims) > LAYERS * 64
             assert not (collective.kind == 'all-gather' and stack), f'{collective} gathers all layers at once'

@@ -1,0 +1,125 @@
+"""Two real processes run the scripts as one device does: sampling, host rewards, evaluation, export, and a stop."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[2]
+
+# One process runs all stages, so that jax starts once.
+DRIVER = """
+import sys
+from pathlib import Path
+from rlax_ft.harness.command_line import run_script
+from rlax_ft.harness.loading import load_script
+root, *stages = sys.argv[1:]
+for stage in stages:
+    script, *flags = stage.split()
+    module = load_script(Path(root) / f'experiments/{script}.py')
+    sys.argv = [script, *flags]
+    settings = {'sft': 'SFTSettings', 'dpo': 'DPOSettings', 'ppo': 'PPOSettings'}[script]
+    run_script(getattr(module, settings), module.train)
+"""
+
+REWARD = """
+def short(records, completions, **info):
+    return [1.0 - 0.1 * len(text) for text in completions]
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('two')
+    words = ['red', 'blue', 'green', 'grey']
+    rows = [{'prompt': f'say {w} {i}', 'chosen': w, 'rejected': 'no'} for i, w in enumerate(words * 6)]
+    write = lambda name, records: (folder / name).write_text(''.join(json.dumps(r) + '\n' for r in records))  # noqa: E731
+    write('pairs.jsonl', rows)
+    write('demonstrations.jsonl', [{'prompt': r['prompt'], 'completion': r['chosen']} for r in rows])
+    write('prompts.jsonl', [{'prompt': r['prompt']} for r in rows])
+    (folder / 'reward.py').write_text(REWARD)
+    (folder / 'driver.py').write_text(DRIVER)
+    return folder
+
+
+def stages(folder, out):
+    same = '--report_to= --batch_size=8 --eval_prompts=4 --max_steps=2 --max_new_tokens=8 --max_prompt_tokens=16'
+    return [
+        f'sft {same} --model=tiny --tokenizer=bytes --data={folder}/demonstrations.jsonl --learning_rate=1e-3 '
+        f'--out={out}/sft',
+        f'dpo {same} --init_from={out}/sft --data={folder}/pairs.jsonl --learning_rate=1e-4 --out={out}/dpo',
+        f'ppo {same} --init_from={out}/sft --data={folder}/prompts.jsonl --reward={folder}/reward.py:short '
+        f'--learning_rate=1e-4 --update_epochs=2 --out={out}/ppo',
+    ]
+
+
+def start(folder, commands, *, processes, devices, extra=()):
+    """A run of `processes`, each with `devices` of its own, started as a user would."""
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+    environment.pop('JAX_PLATFORMS', None)
+    launcher = [str(ROOT / 'launch/local.py'), f'--processes={processes}', f'--devices={devices}', *extra, '--']
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(folder / 'driver.py'), str(ROOT), *commands],
+        stdout=open(folder / 'log.txt', 'w'),
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        cwd=folder,
+    )
+
+
+def end(folder, process):
+    """(exit code, what was printed) of a run."""
+    code = process.wait(timeout=600)
+    return code, (folder / 'log.txt').read_text()
+
+
+def metrics(path):
+    return [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_two_processes_are_one_device(folder):
+    for out, processes, devices, mesh in (('one', 1, 1, ''), ('two', 2, 2, ' --mesh=data=2,fsdp=2')):
+        commands = [stage + mesh for stage in stages(folder, folder / out)]
+        process = start(folder, commands, processes=processes, devices=devices)
+        code, text = end(folder, process)
+        assert code == 0, text[-3000:]
+    for name in ('sft', 'dpo', 'ppo'):
+        one, two = (load_file(folder / out / name / 'model/model.safetensors') for out in ('one', 'two'))
+        for key in one:
+            np.testing.assert_allclose(two[key], one[key], atol=1e-5, err_msg=f'{name} {key}')
+        for a, b in zip(metrics(folder / 'one' / name), metrics(folder / 'two' / name), strict=True):
+            np.testing.assert_allclose(b['loss'], a['loss'], rtol=1e-4, atol=1e-6)
+        files = {p.name for p in (folder / 'two' / name).iterdir()}
+        assert {'flags.txt', 'metrics.jsonl', 'summary.json', 'model', 'checkpoints', 'samples.jsonl'} <= files
+    samples = [(folder / out / 'ppo/samples.jsonl').read_text() for out in ('one', 'two')]
+    texts = [re.findall(r'"completion": "[^"]*"', text) for text in samples]
+    assert texts[0] == texts[1] and len(texts[0]) == 2
+
+
+def test_sigterm_to_one_of_two_saves_one_checkpoint_of_both_and_resumes(folder):
+    """Stopped on the mesh of two processes, and resumed by one process on another mesh, as if never stopped."""
+    out = folder / 'stopped'
+    long = stages(folder, out)[0].replace('--max_steps=2', '--max_steps=12')
+    process = start(folder, [f'{long} --mesh=fsdp=4'], processes=2, devices=2, extra=['--all'])
+    while process.poll() is None and not ((out / 'sft/metrics.jsonl').exists() and metrics(out / 'sft')):
+        time.sleep(0.1)
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    os.kill(int(children[1]), signal.SIGTERM)
+    code, text = end(folder, process)
+    assert code == 143, text[-3000:]
+    steps = [int(path.name) for path in (out / 'sft/checkpoints').iterdir() if path.name.isdigit()]
+    assert len(steps) == 1 and 0 < steps[0] < 12
+    assert text.count(f'stopped after step {steps[0]}') == 2
+    again = start(folder, [f'{long} --mesh=data=1,fsdp=2'], processes=1, devices=2)
+    code, text = end(folder, again)
+    assert code == 0, text[-3000:]
+    assert [record['step'] for record in metrics(out / 'sft')] == list(range(1, 13))
