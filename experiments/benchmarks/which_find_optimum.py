@@ -26,7 +26,7 @@ from rlax_ft.objectives.ppo import minibatch
 from rlax_ft.ops.kl import kl_estimate
 
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Runs of each row.')
-_UPDATES = flags.DEFINE_integer('updates', 1500, 'Batches of a run.')
+_UPDATES = flags.DEFINE_integer('updates', 1000, 'Batches of a run.')
 _BATCH = flags.DEFINE_integer('batch', 256, 'Completions in a batch.')
 _GROUP = flags.DEFINE_integer('group_size', 8, 'Completions of a prompt.')
 _RATE = flags.DEFINE_float('learning_rate', 0.02, "Adam's rate, which falls to 0.")
@@ -43,9 +43,9 @@ PLAIN = dict(scale='none')
 ROWS = {
     'REINFORCE': (NOISY, 'reinforce', dict(baseline='none', scale='none'), None, (1, 1)),
     'RLOO': (FIXED, 'reinforce', dict(baseline='leave_one_out', scale='none'), None, (1, 1)),
-    'GRPO, not scaled': (FIXED, 'ppo_clip', PLAIN, None, (1, 1)),
-    'GRPO, scaled by group': (NOISY, 'ppo_clip', {}, None, (1, 1)),
-    'GRPO, scaled by batch': (NOISY, 'ppo_clip', dict(scale='batch'), None, (1, 1)),
+    'GRPO without scale': (FIXED, 'ppo_clip', PLAIN, None, (1, 1)),
+    'GRPO scaled by group': (NOISY, 'ppo_clip', {}, None, (1, 1)),
+    'GRPO scaled by batch': (NOISY, 'ppo_clip', dict(scale='batch'), None, (1, 1)),
     'REINFORCE++ with baseline': (NOISY, 'ppo_clip', dict(scale='none', whiten='unbiased'), None, (1, 1)),
     'optimal token baseline': (FIXED, 'ppo_clip', dict(baseline='token', scale='none'), None, (1, 1)),
     'MaxRL': (
@@ -57,12 +57,12 @@ ROWS = {
     ),
 }
 ROWS |= {
-    f'`{name[:-5]}`, 2 epochs of 4': (FIXED, name[:-5], PLAIN, None, (2, 4))
+    f'`{name[:-5]}` in 2 epochs of 4': (FIXED, name[:-5], PLAIN, None, (2, 4))
     for name in policy_gradient.__all__
     if name.endswith('_loss')
 }
 ROWS |= {
-    f'KL in the loss, {kind}{", weighted" * weighted}': (theory, 'ppo_clip', PLAIN, (kind, weighted), (1, 1))
+    f'KL in the loss by {kind}{" weighted" * weighted}': (theory, 'ppo_clip', PLAIN, (kind, weighted), (1, 1))
     for kind, weighted, theory in (
         ('k1', False, 'no: its gradient is 0 on average'),
         ('k2', False, AHEAD),
@@ -107,12 +107,15 @@ def run(row, key: jax.Array) -> jax.Array:
         advantages = token_advantages(credit, scores, {}, mask, kl, logps=logps, sum_squares=squares)
         tokens = table.Letters(letters, prompt, mask)
         data = PolicyBatch(tokens, logps, logps, advantages, None, ref_logps)
-        for epoch in range(epochs):
-            for part in range(parts):
-                picked, total = minibatch(data, key, epoch, part, count=parts)
-                gradient = jax.grad(objective)(theta, picked, total)
-                change, state = optimizer.update(gradient, state)
-                theta = optax.apply_updates(theta, change)
+
+        def optimizer_step(carry, at):
+            theta, state = carry
+            picked, total = minibatch(data, key, *at, count=parts)
+            change, state = optimizer.update(jax.grad(objective)(theta, picked, total), state)
+            return (optax.apply_updates(theta, change), state), None
+
+        order = jnp.divmod(jnp.arange(epochs * parts), parts)
+        (theta, state), _ = jax.lax.scan(optimizer_step, (theta, state), order)
         return (theta, state), None
 
     start = table.reference()
@@ -132,10 +135,11 @@ def main(_):
     ]
     print(f'KL(pi_ref || pi*) = {far:.3f}')
     start = time.time()
-    for name, row in ROWS.items():
-        if _ONLY.value and name not in _ONLY.value:
-            continue
-        distances = np.asarray(jax.jit(jax.vmap(functools.partial(run, row)))(keys))
+    if unknown := set(_ONLY.value) - ROWS.keys():
+        raise app.UsageError(f'--only={", ".join(unknown)}: no such row; there are {", ".join(ROWS)}')
+    for name in _ONLY.value or ROWS:
+        row = ROWS[name]
+        distances = np.maximum(jax.jit(jax.vmap(functools.partial(run, row)))(keys), 0.0)
         worst, mean = float(np.max(distances)), float(np.mean(distances))
         lines.append(f'| {name} | {worst:.4f} | {mean:.4f} | {"yes" if worst <= NEAR else "no"} | {row[0]} |')
         print(lines[-1], flush=True)

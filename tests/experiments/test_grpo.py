@@ -16,10 +16,10 @@ from rlax_ft.training.metrics import MetricsWriter, read_records
 grpo = load_script(Path(__file__).parents[2] / 'experiments/grpo.py')
 RULES = """
 def starts_with_a(prompt, completion):
-    return float(completion.startswith('a'))
+    return float(completion.startswith(('a', '1', '2')))
 
 def letters_of_b(records, completions):
-    return [completion.count('b') for completion in completions]
+    return [completion.count('b') + completion.count('3') for completion in completions]
 """
 
 
@@ -113,15 +113,15 @@ def check_what_it_tells(folder):
 @pytest.mark.parametrize(
     'how',
     [
-        {'loss': 'gspo', 'aggregate': 'constant', 'reward_normalization': 'normalize_then_sum', 'lora_rank': 2},
-        {'baseline': 'greedy', 'scale': 'none', 'credit': 'token', 'beta': 0.1, 'kl_in': 'reward', 'backend': 'pmap'},
-        {'baseline': 'token', 'scale': 'none', 'whiten': 'biased', 'overlong_tokens': 2, 'mask_truncated': True},
+        {'loss': 'gspo', 'aggregate': 'constant', 'reward_normalization': 'normalize_then_sum', 'lora_rank': 2}
+        | {'overlong_tokens': 2, 'missing_eos_penalty': 0.1},
+        {'baseline': 'greedy', 'scale': 'none', 'credit': 'token', 'beta': 0.1, 'kl_in': 'reward', 'backend': 'pmap'}
+        | {'minibatches': 1, 'mask_truncated': True},
     ],
-    ids=['gdpo', 'remax', 'otb'],
+    ids=['gdpo', 'remax'],
 )
 def test_algorithms_run(tmp_path, how):
-    devices = {'minibatches': 1} if how.get('backend') == 'pmap' else {}
-    grpo.train(settings(tmp_path, 'run', max_steps=2, update_epochs=1, task='sort', **how, **devices))
+    grpo.train(settings(tmp_path, 'run', **{'max_steps': 2, 'update_epochs': 1, 'task': 'sort', **how}))
     records = read_records(tmp_path / 'run/metrics.jsonl')
     assert [record['step'] for record in records] == [1, 2]
     assert any(record['grad_norm'] > 0 for record in records)

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from rlax_ft.losses import policy_gradient as pg
-from rlax_ft.objectives.policy import Credit, PolicyBatch, policy_loss, token_advantages
+from rlax_ft.models.config import embedded_config
+from rlax_ft.models.scoring import rollout_batch, rollout_branches
+from rlax_ft.models.transformer import Transformer, init_params
+from rlax_ft.objectives.policy import Credit, PolicyBatch, estimate, policy_loss, token_advantages
 from rlax_ft.objectives.ppo import minibatch
+from rlax_ft.ops.groups import optimal_token_advantages
 from rlax_ft.ops.reduce import MODES, denominator
+from rlax_ft.sampling.sampler import generate
 from rlax_ft.types import BranchBatch, TokenBatch
 
 MASK = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], np.float32)
@@ -114,3 +119,40 @@ def test_weights_and_kl_enter_as_they_should(x64):
     k3 = (np.exp(-d) - 1 + d) * np.asarray(data.tokens.mask)
     with_kl = policy_loss(logps, data, total, total, kl_coef=0.5)[0]
     np.testing.assert_allclose(with_kl - weighted, 0.5 * k3.sum() / total, rtol=1e-9)
+
+
+def test_estimates_of_a_model_by_its_logits():
+    """KL, importance weights and squared probabilities against softmax over whole logits."""
+    config = embedded_config('tiny', vocab_size=9, max_length=16)
+    apply = Transformer(config).apply
+    ref = init_params(config, jax.random.key(0))
+    policy = jax.tree.map(lambda x: 2 * x, ref)
+    prompts = jnp.asarray([[0, 1, 5], [1, 3, 4]]).repeat(2, axis=0)
+    rollout = generate(
+        apply, {'params': policy}, prompts, prompts > 0, jax.random.key(4), max_new_tokens=4, eos_ids=(2,)
+    )
+    tokens, mask = rollout_branches(rollout, 2), np.asarray(rollout.mask)
+    sampled = rollout.logps - 0.1 * rollout.mask  # a sampler whose numbers are off
+    credit = Credit(2, baseline='token', scale='none', kl_coef=0.3)
+    how = dict(credit=credit, kl_kind='k1', correction=dict(level='token', mode='truncate', cap=3.0))
+    scores = jnp.asarray([1.0, 0.0, 0.5, 2.0])
+    data, metrics = estimate(apply, policy, ref, tokens, sampled, scores, {}, **how)
+
+    rows = rollout_batch(rollout)
+
+    def log_p(params):
+        hidden, _ = apply({'params': params}, rows.tokens, rows.positions, rows.segment_ids)
+        return jax.nn.log_softmax(apply({'params': params}, hidden, method='unembed'))[:, 2:-1]
+
+    of_policy, of_ref = log_p(policy), log_p(ref)
+    chosen = lambda x: np.take_along_axis(np.asarray(x), np.asarray(rollout.tokens)[..., None], 2)[..., 0] * mask  # noqa: E731
+    np.testing.assert_allclose(data.old, chosen(of_policy), atol=1e-4)
+    np.testing.assert_allclose(data.weights, np.exp(0.1) * mask, rtol=1e-3)
+    assert float(metrics['sampling/sampling_logp_difference/max']) == pytest.approx(0.1, abs=1e-4)
+    kl = chosen(of_policy) - chosen(of_ref)
+    np.testing.assert_allclose(metrics['objective/kl'], kl.sum(1).mean(), rtol=1e-3)
+    squares = np.exp(2 * np.asarray(of_policy)).sum(axis=2) * mask
+    last = (np.cumsum(mask, 1) == mask.sum(1, keepdims=True)) * mask
+    rewards = last * np.asarray(scores)[:, None] - 0.3 * kl
+    expected = optimal_token_advantages(rewards, np.asarray(data.old), squares, mask, 2)
+    np.testing.assert_allclose(data.advantages, expected, atol=1e-3)
