@@ -1,6 +1,7 @@
 """Text environments: their rules by hand, their optima by other means, the two halves of the grid world alike."""
 
 import itertools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from rlax_ft.envs.text import TextEnvironment, answer, as_environment, begin
 from rlax_ft.envs.text_calculator import CALCULATOR, calculate
 from rlax_ft.envs.text_grid import ACTIONS, CELLS, GRID_WORDS, PAIRS, distance, grid_world
 from rlax_ft.envs.text_questions import COST, PROPERTIES, THINGS, TWENTY_QUESTIONS, best_value
+from rlax_ft.envs.text_tools import tool_environment
 from rlax_ft.errors import InputError
 
 OURS = (CALCULATOR, TWENTY_QUESTIONS, GRID_WORDS)
@@ -136,3 +138,47 @@ def test_mistakes_of_an_environment_are_one_line(step, message):
     with pytest.raises(InputError, match=message) as caught:
         answer(env, None, 'said')
     assert '\n' not in str(caught.value) and '--env=mine' in str(caught.value)
+
+
+def look_up(word: str, times: int = 1) -> str:
+    """What a word means."""
+    return {'one': '1'}[word] * times
+
+
+def test_tools_are_functions():
+    score = lambda record, text: float(text == record['answer'])  # noqa: E731
+    env = tool_environment('dictionary', [look_up], score, max_turns=4)
+    (schema,) = env.tools
+    assert schema['function'] == {
+        'name': 'look_up',
+        'description': 'What a word means.',
+        'parameters': {
+            'type': 'object',
+            'properties': {'word': {'type': 'string'}, 'times': {'type': 'integer'}},
+            'required': ['word'],
+        },
+    }
+    call = lambda text: f'<tool_call>{text}</tool_call>'  # noqa: E731
+    good = call('{"name": "look_up", "arguments": {"word": "one", "times": 2}}')
+    told, rewards = play(env, {'prompt': 'q', 'answer': '11'}, [f'{good} and {good}', ' 11 '])
+    assert told == [['11', '11'], []] and rewards == [0.0, 1.0]
+    for wrong, about in (
+        ('{', 'JSONDecodeError'),
+        ('[1]', 'TypeError'),
+        ('{"name": "x"}', "no tool 'x'; there are look_up"),
+        ('{"name": "look_up", "arguments": {"words": 1}}', 'TypeError'),
+        ('{"name": "look_up", "arguments": {"word": "two"}}', 'KeyError'),
+    ):
+        (((text,),), _) = play(env, {'prompt': 'q', 'answer': '1'}, [call(wrong)])
+        assert text.startswith('error: ') and about in text
+    with pytest.raises(InputError, match="tool <lambda>: give the argument 'x' a type"):
+        tool_environment('bad', [lambda x: x], score)
+
+
+def test_the_example_of_the_documentation():
+    page = (Path(__file__).parents[2] / 'docs/text_environments.md').read_text()
+    names = {}
+    exec(page.split('```python\n')[1].split('```')[0], names)
+    env = as_environment(names['counts'], 'my_talks:counts')
+    assert play(env, {'number': 2}, ['1', '2'])[1] == [1.0, 1.0]
+    assert play(env, {'number': 2}, ['2'])[1] == [0.0]
