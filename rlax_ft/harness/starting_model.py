@@ -29,8 +29,9 @@ LONGEST = 1024
 
 
 def task_of(settings) -> Task | None:
-    """The embedded task, or None where --data alone says what to learn."""
-    return get_task(settings.task or 'reviews') if settings.task or not settings.data else None
+    """The embedded task, or None where --data or a text environment says what to learn."""
+    other = settings.data or getattr(settings, 'env', '')
+    return get_task(settings.task or 'reviews') if settings.task or not other else None
 
 
 def make_codec(settings, run: Run, texts) -> Codec:
