@@ -3,6 +3,7 @@
     data.jsonl   data.jsonl.gz          one object a line
     data.json    data.json.gz           one array of objects
     data.parquet                        one object a row
+    feedback.sqlite                     one row of human feedback a judgement (feedback.py)
     FOLDER, OWNER/NAME[:[CONFIG:]SPLIT] what `datasets.load_dataset` makes of it; the split is train when left out
 
 Leaves out what the objects mean (forms.py, records.py).
@@ -16,12 +17,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlax_ft.data.feedback import STORE_ENDINGS, is_store, read_store
 from rlax_ft.errors import InputError
 
 _HUB = re.compile(r'(?P<name>[\w.-]+/[\w.-]+)(?::(?:(?P<config>[\w.-]+):)?(?P<split>[^:].*))?')
 # Half of a pair that UTF-16 writes a character with; JSON can name one alone, no encoding can write it.
 LONE_SURROGATES = re.compile('[\ud800-\udfff]')
-_FILE_ENDINGS = ('.jsonl', '.json', '.gz', '.parquet', '.txt', '.csv')
+_FILE_ENDINGS = ('.jsonl', '.json', '.gz', '.parquet', '.txt', '.csv', *STORE_ENDINGS)
 
 
 def read_raw(source: str | Path, *, start: int = 0) -> Iterator[tuple[dict, str]]:
@@ -41,6 +43,9 @@ def read_raw(source: str | Path, *, start: int = 0) -> Iterator[tuple[dict, str]
         return
     if not path.is_file():
         raise InputError(f'{path}: no such file; give a .jsonl, .json (both also .gz) or .parquet file, or OWNER/NAME')
+    if is_store(path):
+        yield from itertools.islice(read_store(path), start, None)
+        return
     if path.suffix == '.parquet':
         yield from itertools.islice(_parquet(path), start, None)
         return

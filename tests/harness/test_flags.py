@@ -22,6 +22,8 @@ SCRIPTS = {
     'rlhf': 'RLHFSettings',
     'ppo_env': 'EnvSettings',
     'inspect_data': 'InspectSettings',
+    'collect_feedback': 'CollectFeedbackSettings',
+    'feedback_report': 'ReportSettings',
 }
 
 
