@@ -175,7 +175,7 @@ setInterval(() => { if (!$('#rest').hidden && !document.hidden) next(); }, 15000
 
 // What is entered.
 function choose(choice) {
-  if (!item || lesson) return;
+  if (!item || lesson || busy) return;
   draft.choice = choice;
   changed();
   if (choice === 'skip') return $('#reason').focus();
@@ -228,13 +228,16 @@ function edit(i) {
       draft.edits[i] = area.value !== textOf(item.responses[i]) && area.value.trim() ? area.value : null;
       changed();
     };
-    area.onblur = null;
   }
   area.hidden = !open;
   node.querySelector('.body').hidden = open;
   node.querySelector('.edit').setAttribute('aria-expanded', String(open));
   node.querySelector('.edit').textContent = open ? 'Show' : 'Edit';
-  if (open) area.focus(); else redraw();
+  if (open) {
+    area.focus();
+    area.setSelectionRange(0, 0);
+    area.scrollTop = 0;
+  } else redraw();
 }
 
 function redraw() {
@@ -287,8 +290,10 @@ async function save() {
     store('pending', null);
     store('draft', null);
     before.set(item.item, draft);
-    progress(answer);
-    if (answer.lesson) return teach(answer.lesson);
+    if (answer.lesson) {
+      progress(answer);
+      return teach(answer.lesson);
+    }
     await next();
     say('Saved', 'good');
   } catch (error) {
@@ -410,6 +415,7 @@ document.addEventListener('keydown', (event) => {
     return;
   }
   if (!item || $('#work').hidden) return;
+  if (busy) return void event.preventDefault(); // It would go to what is already being saved.
   const typing = target.matches?.('textarea, select, input:not([type=radio])');
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) { event.preventDefault(); return void save(); }
   if (typing) {
@@ -424,7 +430,9 @@ document.addEventListener('keydown', (event) => {
   const rating = target.dataset?.criterion;
   const digit = /^[1-9]$/.test(key) ? Number(key) : 0;
   if (digit && rating && digit <= 5) {
-    target.closest('fieldset').querySelectorAll('input')[digit - 1].click();
+    const input = target.closest('fieldset').querySelectorAll('input')[digit - 1];
+    input.click();
+    input.focus();
   } else if (digit && ranking) {
     if (digit <= item.responses.length) ranking.place(digit - 1);
   } else if (digit && digit <= 7 && ['A', 'B'].includes(draft.choice) && me.strength !== 'off') {

@@ -18,9 +18,12 @@ export function drawBody(node, value, raw) {
   for (const message of value) {
     const role = ['user', 'assistant', 'system', 'tool'].includes(message.role) ? message.role : 'other';
     const bubble = make('div', box, undefined, `bubble ${role}`);
-    bubble.dir = 'auto';
     make('span', bubble, message.role, 'role');
-    if (message.content || !message.calls) text(make('div', bubble), message.content, raw);
+    if (message.content || !message.calls) {
+      const said = make('div', bubble);
+      said.dir = 'auto';
+      text(said, message.content, raw);
+    }
     if (message.calls) make('code', make('pre', bubble), message.calls);
   }
 }
@@ -48,6 +51,7 @@ export function drawResponses(responses, criteria, { edit, current }) {
   const box = $('#responses');
   box.replaceChildren();
   box.classList.toggle('many', responses.length > 2);
+  box.dataset.count = responses.length;
   responses.forEach((_, i) => {
     const node = make('section', box, undefined, 'response');
     node.setAttribute('aria-labelledby', `title-${i}`);
