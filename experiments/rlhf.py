@@ -44,6 +44,7 @@ class RLHFSettings(DeviceSettings, RunSettings):
     max_steps: int = flag(0, 'Cap on the steps of every stage, for a quick look; 0: no cap.', at_least=0)
     sft_steps: int = flag(600, 'Steps of supervised fine-tuning.', at_least=1)
     comparisons: int = flag(2048, 'Prompts whose completions are compared.', at_least=2)
+    annotator: str = flag('simulated', 'simulated, human, MODULE:FUNCTION or a reward model; as in collect.py.')
     annotator_noise: float = flag(1.0, 'Temperature of the simulated annotator; 0 never errs.', at_least=0)
     reward_steps: int = flag(200, 'Steps of the reward model.', at_least=1)
     ppo_steps: int = flag(30, 'Updates of PPO.', at_least=1)
@@ -71,17 +72,18 @@ def train(settings: RLHFSettings) -> dict:
         main, settings_class = STAGE_PARTS[script.stem]
         stages[name] = getattr(module, main)(parse(getattr(module, settings_class), arguments))
         seconds[name] = round(time.time() - started, 1)
+        if not stages[name]:
+            return {}  # People are to judge first; collect.py has said what to open.
     started = time.time()
     summary, figures = evaluate(settings, run)
     plot_frontier(run.folder / 'frontier.png', task=settings.task, **figures)
     seconds['evaluation'] = round(time.time() - started, 1)
-    samples = summary.pop('samples')
     summary |= {
         'reward_model_accuracy': stages['reward_model']['eval_accuracy'],
         'seconds': round(time.time() - began, 1),
         'seconds_by_stage': seconds,
     }
-    text = rlhf_report(settings.task, summary, samples, best_of=settings.best_of, pool=settings.pool)
+    text = rlhf_report(settings.task, summary, summary.pop('samples'), best_of=settings.best_of, pool=settings.pool)
     write_text(run.folder / 'report.md', text)
     print(policy_table(summary['policies']))
     print(f'{run.folder}: report.md, frontier.png')
@@ -112,7 +114,7 @@ def stage_list(s: RLHFSettings, folder: Path):
     start, rm = folder / 'sft', folder / 'reward_model'
     judged = dict(init_from=start, data=folder / 'feedback/judgements.jsonl', lora_rank=s.lora_rank)
     on_pairs = dict(beta=s.beta, eval_every=20, **judged, **steps(s.dpo_steps))
-    asked = dict(init_from=start, comparisons=s.comparisons, annotator_noise=s.annotator_noise)
+    asked = dict(init_from=start, comparisons=s.comparisons, annotator_noise=s.annotator_noise, annotator=s.annotator)
     against = dict(init_from=start, reward=rm, beta=s.ppo_beta, lora_rank=s.lora_rank, eval_every=3, save_every=10)
     yield stage('sft', 'sft', 'sft', model=s.model, **steps(s.sft_steps))
     yield stage('feedback', 'collect', **asked)

@@ -94,7 +94,7 @@ def open_read_only(path: str | Path) -> sqlite3.Connection:
 
 def store_fault(error: Exception) -> str:
     """What is wrong with a file, in words."""
-    text = str(error)
+    text = ' '.join(str(error).split())
     if 'not a database' in text:
         return 'is no SQLite file'
     return 'holds no feedback' if 'no such table' in text or 'no such column' in text else f'damaged ({text})'
@@ -142,7 +142,7 @@ def live(rows: Iterable[dict]) -> list[dict]:
 def as_records(
     source: str | Path, raws: Iterable[tuple[dict, str]], view: str, weigh: Callable | None = None
 ) -> Iterator[tuple[dict, str]]:
-    """(record, where) of a file in which rows of feedback may stand: other records as they are, rows as training has it.
+    """(record, where) of a file that may hold rows of feedback: other records as they are, rows as training has them.
 
     Args:
       source: the file, for messages.
@@ -297,7 +297,7 @@ def _vote(rows, i, j, weights):
 
 
 def strength_margin(strength: int) -> float:
-    """The margin of a strength of 1 (hardly better) to 7 (far better): 0 to 3, the span of arXiv 2307.09288, table 27."""
+    """The margin of a strength of 1 (hardly better) to 7 (far better): 0 to 3, the span of arXiv 2307.09288."""
     return (strength - 1) / 2
 
 

@@ -12,7 +12,7 @@ LEVELS = ('nominal', 'ordinal', 'interval')
 
 
 def counts_of(values: np.ndarray) -> np.ndarray:
-    """How often each value was given to each unit, int[N, C], from values float[N, A]; units with fewer than two left out."""
+    """How often each value was given to each unit, int[N, C], from float[N, A]; units with fewer than two left out."""
     values = np.asarray(values, float)
     values = values[(~np.isnan(values)).sum(axis=1) > 1] if values.size else values.reshape(0, 1)
     categories = np.unique(values[~np.isnan(values)])

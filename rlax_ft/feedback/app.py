@@ -84,7 +84,7 @@ class Server:
     """The application's handlers and what they share."""
 
     def __init__(self, collection: Collection, keys: Keys, cookie: str, statistics: Callable[[], dict] | None = None):
-        """Takes what is collected, the keys of sessions, the name of their cookie, and what the statistics page shows."""
+        """Takes what is collected, the keys of sessions, the name of their cookie, and the statistics."""
         self.collection, self.keys, self.cookie, self._make_statistics = collection, keys, cookie, statistics
         self._files = _static_files()
         self._waiting: list[tuple[dict, asyncio.Future]] = []

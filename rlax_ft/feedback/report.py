@@ -13,7 +13,8 @@ from rlax_ft.feedback.bradley_terry import Strengths
 
 _COLOUR, _OTHER = '#0072B2', '#D55E00'  # Of the palette of Okabe and Ito.
 _STYLE = (
-    'body{font:16px/1.55 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1b1f24;background:#fff}'
+    'body{font:16px/1.55 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}'
+    'body{color:#1b1f24;background:#fff}'
     'table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}'
     'th,td{border-bottom:1px solid #d3d8df;padding:.3rem .8rem;text-align:left;white-space:nowrap}'
     'img{max-width:100%}'
@@ -46,8 +47,9 @@ def report_parts(source: str, numbers: dict, figures: list[str]) -> list[tuple]:
         ('title', f'Judgements of {source}'),
         (
             'text',
-            f'{n["judgements"]} judgements of {n["items"]} items by {n["annotators"]} annotators; {n["skipped"]} skipped, '
-            f'{n["both_bad"]} with both bad, {n["undone"]} undone. Intervals are of 95 %, bootstrapped over items.',
+            f'{n["judgements"]} judgements of {n["items"]} items by {n["annotators"]} annotators, '
+            f'{n["skipped"]} skips, {n["both_bad"]} with both bad, {n["undone"]} undone. '
+            'Intervals are of 95 %, bootstrapped over items.',
         ),
         ('heading', 'Agreement'),
     ]
@@ -117,7 +119,7 @@ def _policies(fitted: Strengths | None) -> list[tuple]:
         ('table', ['policy', 'strength', 'interval', 'wins against the average, of the decided'], rows),
         (
             'text',
-            f'Bradley-Terry with ties (Davidson), {fitted.comparisons} comparisons; a difference of 1 is odds of e to 1.',
+            f'Bradley-Terry with ties (Davidson), {fitted.comparisons} comparisons; a difference of 1 is odds of e.',
         ),
     ]
     if len(fitted.names) > 1:
@@ -163,9 +165,7 @@ def page(title: str, parts: list[tuple]) -> str:
                 + '</tbody></table>'
             )
         elif kind == 'figure':
-            body.append(
-                f'<p><img src="{html.escape(rest[0])}" alt="{html.escape(Path(rest[0]).stem)}, numbers in the table above"></p>'
-            )
+            body.append(f'<p><img src="{html.escape(rest[0])}" alt="{html.escape(Path(rest[0]).stem)}"></p>')
         else:
             tag = {'title': 'h1', 'heading': 'h2'}.get(kind, 'p')
             body.append(f'<{tag}>{html.escape(rest[0])}</{tag}>')

@@ -110,7 +110,7 @@ async def _refuse(send, status, line):
 
 
 class Keys:
-    """Signs sessions and what is given out; made from the store's secret and the token, so that a restart changes nothing."""
+    """Signs sessions and tickets; made from the store's secret and the token, so that a restart changes nothing."""
 
     def __init__(self, secret: str, token: str = ''):
         """Takes the store's secret, and the token of the server; another token ends all sessions."""

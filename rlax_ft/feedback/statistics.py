@@ -22,7 +22,7 @@ from rlax_ft.feedback.dawid_skene import annotator_weights
 from rlax_ft.feedback.judgements import judgement
 from rlax_ft.feedback.store import readable_rows
 
-# Nobody reads faster than this: a judgement that took less time than its text needs at 100 characters a second (about
+# Nobody reads faster: a judgement that took less time than its text needs at 100 characters a second (about
 # 1,000 words a minute), or less than a second, is too fast.
 _CHARACTERS_A_SECOND, _LEAST_SECONDS = 100.0, 1.0
 # Shares from which on an annotator is flagged.
@@ -30,7 +30,7 @@ _MANY_TOO_FAST, _LOW_GOLD, _LOW_SELF = 0.2, 0.7, 0.7
 
 
 def read_judgements(path: str | Path) -> tuple[list[dict], str]:
-    """(rows, a warning or '') of a store, a judgements JSONL, or a PandaLM file, whose three annotators are taken apart.
+    """(rows, a warning or '') of a store, a judgements JSONL, or a PandaLM file, whose annotators are taken apart.
 
     Raises:
       InputError: there is not one judgement in it.
@@ -114,7 +114,7 @@ def flat_summary(numbers: dict) -> dict:
 
 
 def pair_values(rows: list[dict]) -> tuple[np.ndarray, list[str], list[str]]:
-    """(float[N, A] of 1, 0.5, 0 for every judged pair of responses, NaN where not judged; annotators; item of each row).
+    """(float[N, A] of 1, 0.5 or 0 for every pair of responses, NaN where not judged; annotators; item of each row).
 
     A ranking of more than two counts as all its pairs.
     """
@@ -186,7 +186,7 @@ def position_of(rows: list[dict]) -> tuple[float, float, float, int]:
 
 
 def by_annotator(rows: list[dict], gold: dict) -> list[dict]:
-    """A record an annotator: counts, times, first-side share, consistency, gold, agreement with others, weight, flags."""
+    """A record an annotator: counts, times, share of the first side, consistency, gold, agreement, weight, flags."""
     weights = annotator_weights([row for row in rows if (row.get('purpose') or 'item') == 'item'])
     own: dict[str, list] = defaultdict(list)
     for row in rows:

@@ -40,7 +40,8 @@ CREATE TABLE IF NOT EXISTS judgements (
   seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, item TEXT NOT NULL REFERENCES items(id),
   annotator TEXT NOT NULL, session TEXT, purpose TEXT NOT NULL, repeat INTEGER NOT NULL, choice TEXT NOT NULL,
   shown TEXT, ranks TEXT, strength INTEGER, ratings TEXT, edits TEXT, note TEXT, reason TEXT,
-  start_ms INTEGER, end_ms INTEGER, active_ms INTEGER, saved_ms INTEGER, supersedes TEXT, guideline TEXT, versions TEXT);
+  start_ms INTEGER, end_ms INTEGER, active_ms INTEGER, saved_ms INTEGER, supersedes TEXT, guideline TEXT,
+  versions TEXT);
 """
 # Nothing that was said is changed or lost through this file's own connections, or those of a careless script.
 _APPEND_ONLY = """
@@ -133,7 +134,7 @@ class Store:
             self._db.execute('INSERT OR IGNORE INTO guidelines VALUES (?, ?)', [digest, text])
 
     def append(self, rows: list[dict]) -> None:
-        """Writes rows in one transaction; they are on the disk when this returns. A row whose id is there stays as it is.
+        """Writes rows in one transaction; they are on the disk when this returns. A row that is there stays as it is.
 
         Args:
           rows: with the columns of `ROW_COLUMNS`.

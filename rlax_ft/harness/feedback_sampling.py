@@ -152,12 +152,11 @@ def scoring_job(settings: SamplingSettings, collection) -> Callable:
 
     def job(stop):
         scored, stamp = set(), None
-        compiled = jax.jit(lambda model, candidates: model.candidates(candidates))
         while not stop.is_set():
             now = [(folder / 'config.json').stat().st_mtime_ns for folder in folders]
             if now != stamp:
                 stamp, scored = now, set()
-                models = [_scorer(folder, compiled) for folder in folders]
+                models = [model_scorer(folder) for folder in folders]
             with collection.lock:
                 names = [name for name in collection.queue.names if name not in scored][:_BATCH]
             if not names:
@@ -175,11 +174,12 @@ def scoring_job(settings: SamplingSettings, collection) -> Callable:
     return job
 
 
-def _scorer(folder, compiled):
-    """`score(items) -> float[B, K]` of one reward model."""
+def model_scorer(folder: Path) -> Callable:
+    """`score(items) -> float[B, K]` of a reward model, of items with "prompt" and "completions"."""
     given = LanguageSettings(model=str(folder), data='items')
     codec = make_codec(given, Run(folder, None, None), list)
     model, _ = load_reward_model(folder)
+    compiled = jax.jit(lambda model, candidates: model.candidates(candidates))
 
     def score(items):
         records = [

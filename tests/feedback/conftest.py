@@ -76,7 +76,11 @@ class Page:
 
     def login(self, name, token=''):
         """A person: cookie and CSRF token."""
-        pairs = [(b'host', b'127.0.0.1:8600'), (b'origin', b'http://127.0.0.1:8600'), (b'content-type', b'application/json')]
+        pairs = [
+            (b'host', b'127.0.0.1:8600'),
+            (b'origin', b'http://127.0.0.1:8600'),
+            (b'content-type', b'application/json'),
+        ]
         value = json.dumps({'name': name, 'token': token}).encode()
         status, headers, body = self.request('POST', '/api/login', pairs, value)
         assert status == 200, body
@@ -89,7 +93,14 @@ class Page:
 
     def judge(self, person, asked, identity, **value):
         """(status, answer) of a judgement; A without further words."""
-        sent = {'id': identity, 'ticket': asked['ticket'], 'choice': 'A', 'start_ms': 1, 'end_ms': 5000, 'active_ms': 4000}
+        sent = {
+            'id': identity,
+            'ticket': asked['ticket'],
+            'choice': 'A',
+            'start_ms': 1,
+            'end_ms': 5000,
+            'active_ms': 4000,
+        }
         return self.post('judge', sent | value, person)
 
     def rows(self):

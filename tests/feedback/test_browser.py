@@ -11,10 +11,10 @@ from rlax_ft.feedback.items import make_item
 playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='there is no chromium on this machine')
-FLAGS = (
-    '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-    '--disable-component-update --disable-sync'
-).split()
+FLAGS = [
+    *('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync'),
+    *('--disable-background-networking', '--disable-component-update'),
+]
 EVIL = '<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> **bold** [x](javascript:alert(1))'
 
 
@@ -224,7 +224,8 @@ def test_what_a_response_says_stays_text(make_page, visit):
 
 
 def test_markdown_mathematics_and_differences(make_page, visit):
-    a = 'A *list*:\n\n1. one\n2. two\n   - nested\n\n| x | y |\n|---|---|\n| 1 | 2 |\n\n$$\\frac{a}{b} \\le \\sqrt{2}$$ \n\nEnd \\(x_1^2\\).'
+    a = 'A *list*:\n\n1. one\n2. two\n   - nested\n\n| x | y |\n|---|---|\n| 1 | 2 |\n\n'
+    a += '$$\\frac{a}{b} \\le \\sqrt{2}$$ \n\nEnd \\(x_1^2\\).'
     b = 'A *list*:\n\n1. one\n2. three\n   - nested\n\n$\\unknowncommand{x}$ costs $5 and $6.'
     page_of = make_page([make_item([{'role': 'user', 'content': 'مرحبا'}], [{'text': a}, {'text': b}])])
     with page_of.served() as url:
@@ -261,7 +262,9 @@ def test_axe_finds_nothing_serious(make_page, visit, scheme):
     axe = os.environ.get('AXE_CORE', '')
     if not Path(axe).is_file():
         pytest.skip('AXE_CORE does not name axe.min.js of the npm package axe-core')
-    pair = make_item('A question', [{'text': 'one $x^2$'}, {'text': 'two\n\n> quoted [x](https://a.b)\n\n```\ncode\n```'}])
+    pair = make_item(
+        'A question', [{'text': 'one $x^2$'}, {'text': 'two\n\n> quoted [x](https://a.b)\n\n```\ncode\n```'}]
+    )
     three = make_item('Rank.', [{'text': f'## Answer {i}\n\nwith `code`'} for i in range(3)])
     for item, states in ((pair, (['a', '4', 'd', 'n'], ['Escape', 's'], ['Escape', '?'])), (three, (['1', '2'],))):
         page_of = make_page([item], criteria=['helpful'])
@@ -278,7 +281,7 @@ def test_axe_finds_nothing_serious(make_page, visit, scheme):
 
 
 def serious(page, axe):
-    """What axe finds that is serious or worse; evaluated by the browser's own tools, since the page allows no script."""
+    """What axe finds that is serious or worse, evaluated by the browser's tools: the page allows no script."""
     page.evaluate(Path(axe).read_text())
     found = page.evaluate('axe.run(document, {resultTypes: ["violations"]})')['violations']
     return [
