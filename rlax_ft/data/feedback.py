@@ -302,9 +302,10 @@ def strength_margin(strength: int) -> float:
 
 
 def _edits(row):
-    """(edited text, what it was) of the responses that an annotator has mended."""
+    """(edited response, what it was) of the responses that an annotator has mended, both of one kind."""
     pairs = zip(row.get('edits') or (), row['completions'])
-    return [(edit, text) for edit, text in pairs if edit and edit.strip() and edit != said(text)]
+    mended = [(edit, text) for edit, text in pairs if edit and edit.strip() and edit != said(text)]
+    return [(e if isinstance(t, str) else [*t[:-1], {**t[-1], 'content': e}], t) for e, t in mended]
 
 
 def said(answer) -> str:

@@ -54,7 +54,10 @@ def _reward_model(folder):
 
     def annotate(records, candidates):
         items = [{'prompt': r['prompt'], 'completions': list(some)} for r, some in zip(records, candidates)]
-        order = np.argsort(-score(items), axis=1, kind='stable')
+        scores = score(items)
+        if np.isnan(scores).any():
+            raise InputError(f'--annotator={folder}: a completion is empty, or longer than the model reads')
+        order = np.argsort(-scores, axis=1, kind='stable')
         return [{'ranks': row} for row in np.argsort(order, axis=1).tolist()]
 
     return annotate

@@ -16,6 +16,7 @@ from typing import ClassVar
 import jax
 import numpy as np
 
+from rlax_ft.data.codec import Codec
 from rlax_ft.data.feedback import said
 from rlax_ft.data.records import read_prompts
 from rlax_ft.data.rows import ranking_rows
@@ -175,22 +176,40 @@ def scoring_job(settings: SamplingSettings, collection) -> Callable:
 
 
 def model_scorer(folder: Path) -> Callable:
-    """`score(items) -> float[B, K]` of a reward model, of items with "prompt" and "completions"."""
-    given = LanguageSettings(model=str(folder), data='items')
-    codec = make_codec(given, Run(folder, None, None), list)
-    model, _ = load_reward_model(folder)
+    """`score(items) -> float[B, K]` of a reward model, of items with "prompt" and "completions".
+
+    An item gets NaN where a response is empty or longer than the model's context.
+    """
+    model, tokenizer = load_reward_model(folder)
+    context = model.config.max_length
     compiled = jax.jit(lambda model, candidates: model.candidates(candidates))
 
     def score(items):
+        most = max(len(item['completions']) for item in items)
+        scores = np.full((len(items), most), np.nan)
+        texts = [[said(text) for text in item['completions']] for item in items]
+        prompts = [said(item['prompt']) for item in items]
+        uncut = iter(
+            Codec(tokenizer, context, context).encode_uncut(
+                [p for p, some in zip(prompts, texts) for _ in some], [t for some in texts for t in some]
+            )
+        )
+        rows = [[next(uncut) for _ in some] for some in texts]
+        fits = [all(any(row.learned) and len(row.response) < context for row in some) for some in rows]
+        if not any(fits):
+            return scores
+        longest = max(len(row.response) for some, fit in zip(rows, fits) if fit for row in some)
+        # Few widths compile; prompts keep the room that they need, as far as the responses leave it.
+        room = max(context - max(len(row.prompt) for some in rows for row in some), 1)
+        longest = min(max(longest, min(-(-longest // 16) * 16, room)), context - 1)
         records = [
-            {
-                'prompt': item['prompt'] if isinstance(item['prompt'], str) else said(item['prompt']),
-                'completions': [said(text) or ' ' for text in item['completions']],
-                'ranks': list(range(len(item['completions']))),
-            }
-            for item in items
+            {'prompt': p, 'completions': some, 'ranks': [0] * len(some)}
+            for p, some, f in zip(prompts, texts, fits)
+            if f
         ]
-        rows = ranking_rows(codec, records)
-        return map_rows(lambda c: compiled(model, c), rows.candidates, batch_size=_BATCH)
+        batch = ranking_rows(Codec(tokenizer, context - longest, longest, truncate=True), records)
+        found = map_rows(lambda c: compiled(model, c), batch.candidates, batch_size=_BATCH)
+        scores[np.flatnonzero(fits), : found.shape[1]] = found
+        return scores
 
     return score
