@@ -1,17 +1,21 @@
-"""Human feedback: completions of the model are sampled, compared, and written to a judgements file.
+"""Feedback: completions of the model are sampled, compared by an annotator, and written to a judgements file.
 
     python experiments/collect.py --task=reviews --init_from=runs/sft --out=runs/feedback
+    python experiments/collect.py --data=prompts.jsonl --init_from=runs/sft --annotator=human --candidates=2
+    python experiments/collect.py --data=prompts.jsonl --init_from=runs/sft --annotator=my_module:judge
 
-The annotator is simulated: it ranks by the task's gold reward with Bradley-Terry noise. What it says goes where a
-person's labels would go. Leaves out learning from it (reward_model.py, dpo.py).
+The simulated annotator ranks by the task's gold reward with Bradley-Terry noise. With --annotator=human the samples are
+written down, and the command to open the labelling page is said; given again when people have judged them all, the
+script ends. Whoever judges, the records are the same. Leaves out learning from them (reward_model.py, dpo.py).
 """
 
 import dataclasses
 
 from rlax_ft.data.records import ranking_pairs, write_records
 from rlax_ft.errors import InputError
+from rlax_ft.harness.annotators import asked_of_people
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.comparisons import judge
+from rlax_ft.harness.comparisons import candidates_of, judge
 from rlax_ft.harness.run import open_run
 from rlax_ft.harness.settings import ComparisonSettings, LanguageSettings
 from rlax_ft.harness.starting_model import make_codec, starting_model
@@ -26,10 +30,10 @@ class CollectSettings(ComparisonSettings, LanguageSettings):
 
 def collect(settings: CollectSettings) -> dict:
     """Runs the stage; returns its summary."""
-    if settings.data:
+    if settings.data and settings.annotator == 'simulated':
         raise InputError(
             f'--data={settings.data}: the simulated annotator judges by the gold reward of an embedded task only; '
-            'give --task instead'
+            'give --task or another --annotator instead'
         )
     if not settings.init_from:
         raise InputError('--init_from: give the run folder of the model whose completions are to be judged')
@@ -38,9 +42,26 @@ def collect(settings: CollectSettings) -> dict:
         return run.summary
     codec = make_codec(settings, run, list)
     config, params = starting_model(settings, codec)
-    judgements = judge(settings, codec, Transformer(config).apply, params)
+    apply = Transformer(config).apply
+    if settings.annotator == 'human':
+        judgements = asked_of_people(run, lambda: to_judge(*candidates_of(settings, codec, apply, params), settings))
+        if judgements is None:
+            return {}
+    else:
+        judgements = judge(settings, codec, apply, params)
     on_first(lambda: write_records(run.folder / 'judgements.jsonl', judgements), 'judgements')
-    return run.finish({'judgements': len(judgements), 'comparisons': sum(len(ranking_pairs(j)) for j in judgements)})
+    return run.finish(
+        {'judgements': len(judgements), 'comparisons': sum(len(ranking_pairs(j)) for j in judgements if j['ranks'])}
+    )
+
+
+def to_judge(records, candidates, settings) -> list[dict]:
+    """Samples as the labelling page reads them."""
+    policies = [settings.init_from] * settings.candidates
+    return [
+        {**record, 'id': str(i), 'completions': texts, 'policies': policies}
+        for i, (record, texts) in enumerate(zip(records, candidates))
+    ]
 
 
 if __name__ == '__main__':

@@ -38,6 +38,7 @@ class RLHFSettings(DeviceSettings, RunSettings):
     max_steps: int = flag(0, 'Cap on the steps of every stage, for a quick look; 0: no cap.', at_least=0)
     sft_steps: int = flag(600, 'Steps of supervised fine-tuning.', at_least=1)
     comparisons: int = flag(2048, 'Prompts whose completions are compared.', at_least=2)
+    annotator: str = flag('simulated', 'simulated, human, MODULE:FUNCTION or a reward model; as in collect.py.')
     annotator_noise: float = flag(1.0, 'Temperature of the simulated annotator; 0 never errs.', at_least=0)
     reward_steps: int = flag(200, 'Steps of the reward model.', at_least=1)
     ppo_steps: int = flag(30, 'Updates of PPO.', at_least=1)
@@ -62,6 +63,8 @@ def train(settings: RLHFSettings) -> dict:
         started = time.time()
         stages[stage.name] = stage.run()
         seconds[stage.name] = round(time.time() - started, 1)
+        if not stages[stage.name]:
+            return {}  # People are to judge first; collect.py has said what to open.
     started = time.time()
     summary, shown, figure = evaluate(settings, run.folder)
     plot_frontier(run.folder / 'frontier.png', title=small_task(settings.task, 1), **figure)
@@ -92,7 +95,7 @@ def stage_list(s: RLHFSettings, folder: Path):
     start, rm = folder / 'sft', folder / 'reward_model'
     judged = dict(init_from=start, data=folder / 'feedback/judgements.jsonl', lora_rank=s.lora_rank)
     on_pairs = dict(beta=s.beta, eval_every=20, **judged, **steps(s.dpo_steps))
-    asked = dict(init_from=start, comparisons=s.comparisons, annotator_noise=s.annotator_noise)
+    asked = dict(init_from=start, comparisons=s.comparisons, annotator_noise=s.annotator_noise, annotator=s.annotator)
     against = dict(init_from=start, reward=rm, beta=s.ppo_beta, lora_rank=s.lora_rank, eval_every=3, save_every=10)
     yield stage('sft', 'sft', 'sft', model=s.model, **steps(s.sft_steps))
     yield stage('feedback', 'collect', **asked)

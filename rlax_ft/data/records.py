@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlax_ft.data.feedback import as_records
 from rlax_ft.data.forms import FIELDS, convert, found, text
 from rlax_ft.data.messages import is_learned, message_list, parse_tools, with_tools
 from rlax_ft.data.sources import kind, read_raw
@@ -43,7 +44,7 @@ def read_demonstrations(source: str | Path) -> list[dict]:
     Raises:
       InputError: naming file and line, here as in every reader below.
     """
-    records = _read(source, demonstration)
+    records = _read(source, demonstration, 'demonstrations')
     kept = [record for record in records if record is not None]
     if not kept:
         raise InputError(f'{source}: every completion has the label false; nothing is demonstrated')
@@ -80,26 +81,29 @@ def read_judged(source: str | Path) -> list[dict]:
             ]
         return [_judged(record, where)]
 
-    return list(itertools.chain.from_iterable(_read(source, convert_record)))
+    return list(itertools.chain.from_iterable(_read(source, convert_record, 'flat')))
 
 
-def read_pairs(source: str | Path) -> list[dict]:
+def read_pairs(source: str | Path, weigh: Callable | None = None) -> list[dict]:
     """Records as {"prompt", "chosen", "rejected"}; a ranking gives all its pairs of unequal rank.
 
-    A pair may have "label" (the probability that "chosen" wins), "margin" and "weight".
+    A pair may have "label" (the probability that "chosen" wins), "margin" and "weight". Rows of feedback (feedback.py)
+    are joined by item, their annotators' votes as `weigh(rows) -> {annotator: weight}` says, or equally.
     """
-    return list(itertools.chain.from_iterable(read_pair_groups(source)))
+    return list(itertools.chain.from_iterable(read_pair_groups(source, weigh)))
 
 
-def read_pair_groups(source: str | Path) -> list[list[dict]]:
+def read_pair_groups(source: str | Path, weigh: Callable | None = None) -> list[list[dict]]:
     """The pairs of `read_pairs`, those of one ranking together: who holds some out keeps a ranking whole."""
 
     def convert_record(record, where):
+        if 'pairs' in record and 'prompt' not in record:
+            return [_compared(_pair(pair, where, ''), where) for pair in record['pairs']]
         if _is_ranking(record):
             return ranking_pairs(_compared(_ranking(record, where), where))
         return [_compared(_pair(record, where, 'a comparison {"prompt", "chosen", "rejected"}'), where)]
 
-    groups = _read(source, convert_record)
+    groups = _read(source, convert_record, 'pairs', weigh)
     if not any(groups):
         raise InputError(f'{source}: every ranking is one tie; give at least one record that prefers something')
     return groups
@@ -115,7 +119,7 @@ def read_rankings(source: str | Path) -> list[dict]:
         sides = {'completions': [pair['chosen'], pair['rejected']], 'ranks': [0, 1]}
         return {'prompt': pair['prompt'], **sides, **_other(pair)}
 
-    return _read(source, convert_record)
+    return _read(source, convert_record, 'rankings')
 
 
 def read_prompts(source: str | Path) -> list[dict]:
@@ -127,7 +131,7 @@ def read_prompts(source: str | Path) -> list[dict]:
             return {'prompt': pair['prompt'], **_other(pair)}
         return _tooled({'prompt': _value(record, 'prompt', where), **_other(record)}, where)
 
-    return _read(source, convert_record)
+    return _read(source, convert_record, 'prompts')
 
 
 def ranking_pairs(ranking: dict) -> list[dict]:
@@ -162,8 +166,9 @@ def write_records(path: str | Path, records: list[dict]) -> None:
     os.replace(temporary, path)
 
 
-def _read(source, convert_record: Callable) -> list:
-    records = [_converted(raw, where, convert_record) for raw, where in read_raw(source)]
+def _read(source, convert_record: Callable, view: str, weigh: Callable | None = None) -> list:
+    raws = as_records(source, read_raw(source), view, weigh)
+    records = [_converted(raw, where, convert_record) for raw, where in raws]
     if not records:
         raise InputError(f'{source}: the file holds no record; give at least one JSON object on a line of its own')
     return records

@@ -4,6 +4,7 @@
     data.json                           one array of objects
     data.csv     data.tsv               one object a row, under the names of the first (tables.py)
     data.parquet                        one object a row
+    feedback.sqlite                     one row of human feedback a judgement (feedback.py)
     FOLDER, OWNER/NAME[:[CONFIG:]SPLIT] what `datasets.load_dataset` makes of it; the split is train when left out
 
 All but Parquet may be compressed, .gz or .zst. Leaves out what the objects mean (forms.py, records.py).
@@ -19,13 +20,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from rlax_ft.data.feedback import STORE_ENDINGS, is_store, read_store
 from rlax_ft.data.tables import read_table
 from rlax_ft.errors import InputError
 
 _HUB = re.compile(r'(?P<name>[\w.-]+/[\w.-]+)(?::(?:(?P<config>[\w.-]+):)?(?P<split>[^:].*))?')
 # Half of a pair that UTF-16 writes a character with; JSON can name one alone, no encoding can write it.
 LONE_SURROGATES = re.compile('[\ud800-\udfff]')
-_FILE_ENDINGS = ('.jsonl', '.json', '.gz', '.zst', '.parquet', '.txt', '.csv', '.tsv')
+_FILE_ENDINGS = ('.jsonl', '.json', '.gz', '.zst', '.parquet', '.txt', '.csv', '.tsv', *STORE_ENDINGS)
 _COMPRESSED = ('.gz', '.zst')
 _LARGEST_LINE = 2**26  # Characters: a line that never ends is no record.
 _UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
@@ -48,8 +50,12 @@ def read_raw(source: str | Path, *, start: int = 0) -> Iterator[tuple[dict, str]
         return
     if not path.is_file():
         raise InputError(
-            f'{path}: no such file; give a .jsonl, .json, .csv, .tsv (also .gz, .zst) or .parquet file, or OWNER/NAME'
+            f'{path}: no such file; give a .jsonl, .json, .csv, .tsv (also .gz, .zst), .parquet or .sqlite file, or '
+            'OWNER/NAME'
         )
+    if is_store(path):
+        yield from itertools.islice(read_store(path), start, None)
+        return
     if path.suffix == '.parquet':
         yield from itertools.islice(_parquet(path), start, None)
         return

@@ -31,6 +31,7 @@ from rlax_ft.parallel.mesh import make_mesh
 _PROCESSES = {'coordinator': '', 'num_processes': 0, 'process_id': -1}
 
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+_DEFINE[tuple] = flags.DEFINE_multi_string  # A flag that may be given several times.
 
 
 def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], object]) -> None:
@@ -131,7 +132,8 @@ def parse(settings_class: type[RunSettings], arguments: Sequence[str]) -> RunSet
         raise InputError(str(error)) from error
     if rest[1:]:
         raise InputError(f'found {rest[1]!r}, which is no flag; flags are --name=value')
-    return settings_class(**{field.name: values[field.name].value for field in dataclasses.fields(settings_class)})
+    given = {field.name: values[field.name].value for field in dataclasses.fields(settings_class)}
+    return settings_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 def help_text(settings_class: type[RunSettings], about: str) -> str:
@@ -147,7 +149,7 @@ def help_text(settings_class: type[RunSettings], about: str) -> str:
 
 
 def _help_line(field):
-    default = f"'{field.default}'" if isinstance(field.default, str) else field.default
+    default = f"'{field.default}'" if isinstance(field.default, str) else '' if field.default == () else field.default
     choices = [choice for choice in field.metadata['choices'] if choice]
     extra = f' One of {", ".join(choices)}.' if choices else ''
     needs = f' Needs --{field.metadata["needs"]}.' if field.metadata['needs'] else ''

@@ -1,21 +1,21 @@
-"""Comparisons to learn from: read, or judged now by the simulated annotator, and their batches.
+"""Comparisons to learn from: read, or judged now by an annotator, and their batches.
 
 Leaves out losses and models.
 """
 
 import itertools
 import logging
+from functools import partial
 
 import jax
-import numpy as np
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.loader import prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import count_examples, padding_share
-from rlax_ft.data.records import ranking_pairs, read_pair_groups, read_pairs, read_rankings, write_records
+from rlax_ft.data.records import ranking_pairs, read_pair_groups, read_pairs, read_prompts, read_rankings, write_records
 from rlax_ft.errors import InputError
-from rlax_ft.feedback.annotator import rank_completions
-from rlax_ft.feedback.judgements import judgement
+from rlax_ft.feedback.dawid_skene import annotator_weights
+from rlax_ft.harness.annotators import judgements_of
 from rlax_ft.harness.run import Run
 from rlax_ft.harness.settings import FeedbackSettings
 from rlax_ft.harness.starting_model import make_codec, starting_model, task_of
@@ -26,18 +26,25 @@ from rlax_ft.sampling.text import make_sampler, sample_prompts
 
 
 def judge(settings, codec: Codec, apply, params) -> list[dict]:
-    """Samples completions of the task's prompts and has them ranked by the simulated annotator."""
+    """Samples completions of the prompts and has them ranked by --annotator."""
+    records, candidates = candidates_of(settings, codec, apply, params)
+    return judgements_of(settings, task_of(settings), records, candidates)
+
+
+def candidates_of(settings, codec: Codec, apply, params) -> tuple[list[dict], list[list[str]]]:
+    """(records with a prompt, --candidates completions of each): prompts of the task, or of --data."""
     task = task_of(settings)
-    prompts = task.sample_prompts(settings.comparisons, settings.seed)
-    repeated = [prompt for prompt in prompts for _ in range(settings.candidates)]
+    if task is None:
+        records = list(itertools.islice(read_prompts(settings.data), settings.comparisons))
+    else:
+        records = [{'prompt': prompt} for prompt in task.sample_prompts(settings.comparisons, settings.seed)]
+    repeated = [record['prompt'] for record in records for _ in range(settings.candidates)]
     key = jax.random.fold_in(jax.random.key(settings.seed), 4)
     batch_size = min(1024, len(repeated))
     rollout = sample_prompts(make_sampler(apply, codec), params, codec, repeated, key, batch_size=batch_size)
     completions, _ = codec.decode(rollout)
-    gold = np.asarray([task.reward(p, c) for p, c in zip(repeated, completions)]).reshape(len(prompts), -1)
-    ranks = rank_completions(np.random.default_rng([settings.seed, 5]), gold, temperature=settings.annotator_noise)
-    rows = np.asarray(completions, object).reshape(gold.shape)
-    return [judgement(p, list(c), r.tolist(), 'simulated') for p, c, r in zip(prompts, rows, ranks)]
+    k = settings.candidates
+    return records, [completions[i * k : (i + 1) * k] for i in range(len(records))]
 
 
 def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tuple[list[dict], list[dict]]:
@@ -54,14 +61,17 @@ def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tupl
         config, params = starting_model(settings, codec)
         judged = judge(settings, codec, Transformer(config).apply, params)
         on_first(lambda: write_records(path, judged), 'judgements')
-    read = read_rankings if rankings else read_pairs
+    weigh = annotator_weights if getattr(settings, 'annotator_weights', 'equal') == 'dawid_skene' else None
+    if weigh and rankings:
+        raise InputError('--annotator_weights=dawid_skene: weights votes on pairs; a whole ranking is one vote')
+    read = read_rankings if rankings else partial(read_pairs, weigh=weigh)
     records = read(path)
     if settings.eval_data:
         return records, read(settings.eval_data)
     if task_of(settings) is None:
         return split_rows(records, seed=settings.seed)
     # A task's few prompts serve for both: it is whole judgements that are held out, never some pairs of a ranking.
-    groups = [[record] for record in records] if rankings else read_pair_groups(path)
+    groups = [[record] for record in records] if rankings else read_pair_groups(path, weigh)
     return tuple(list(itertools.chain.from_iterable(side)) for side in split_rows(groups, seed=settings.seed))
 
 

@@ -260,12 +260,17 @@ class Settings(OptimizerSettings, LoopSettings, LoRASettings, HeldOutSettings, L
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonSettings:
-    """Comparisons that the simulated annotator makes, where an embedded task brings none."""
+    """Comparisons that an annotator makes of samples, where an embedded task brings none."""
 
     group: ClassVar[str] = 'data'
 
     comparisons: int = flag(1024, 'With --task: how many prompts to have judged.', at_least=2)
     candidates: int = flag(4, 'With --task: completions of each prompt that the annotator ranks.', at_least=2)
+    annotator: str = flag(
+        'simulated',
+        'With --task: who ranks them: simulated, a MODULE:FUNCTION(records, candidates), the run folder of a reward '
+        'model, or, in collect.py and rlhf.py, human.',
+    )
     annotator_noise: float = flag(1.0, 'With --task: temperature of the simulated annotator; 0 never errs.', at_least=0)
 
 
@@ -274,6 +279,11 @@ class FeedbackSettings(ComparisonSettings, Settings):
     """What every script takes that learns from comparisons; with --task they are collected first."""
 
     packing: bool = flag(False, 'Several pairs in a row of full length; --batch_size then counts such rows.')
+    annotator_weights: str = flag(
+        'equal',
+        "How the votes of several annotators become a soft label: equally, or by each one's reliability.",
+        ('equal', 'dawid_skene'),
+    )
 
 
 def flag_groups(settings_class: type) -> dict[str, str]:

@@ -27,6 +27,8 @@ SCRIPTS = {
     'inspect_data': 'InspectSettings',
     'compare': 'CompareSettings',
     'evaluate': 'EvaluateSettings',
+    'collect_feedback': 'CollectFeedbackSettings',
+    'feedback_report': 'ReportSettings',
 }
 
 
