@@ -135,6 +135,23 @@ class PreferenceBatch:
 
 
 @struct.dataclass
+class JudgedBatch:
+    """Single answers, each judged good or bad.
+
+    Attributes:
+      candidates: BranchBatch of 1 response.
+      label: float32[B], probability that the answer is a good one: 1 or 0 for a plain judgement.
+      weight: float32[B], what an answer's loss is multiplied by; None is 1.
+      ref_logps: float32[B, 1], reference log-probabilities, or None before they are computed.
+    """
+
+    candidates: BranchBatch
+    label: jax.Array
+    weight: jax.Array | None = None
+    ref_logps: jax.Array | None = None
+
+
+@struct.dataclass
 class PackedPairs:
     """Pairs packed into R rows of up to S pairs each: segment s + 1 of both sides of a row is its pair s.
 

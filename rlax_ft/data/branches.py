@@ -22,15 +22,19 @@ def share_prompts(batch: PreferenceBatch | RankingBatch) -> PreferenceBatch | Ra
     return batch.replace(candidates=branches)
 
 
-def shared(rows: TokenBatch) -> BranchBatch | None:
+def shared(rows: TokenBatch, *, always: bool = False) -> BranchBatch | None:
     """Candidates [N, K, T] as branches; None where prompts differ, rows are packed, or no column would be saved.
 
     The prompt is what stands before the first token that counts.
+
+    Args:
+      rows: numpy arrays.
+      always: also where no column is saved.
     """
     real, length = rows.segment_ids > 0, rows.tokens.shape[-1]
     prompts, ends = np.argmax(rows.mask > 0, axis=-1), real.sum(axis=-1)
     cut, width = (max(-(-int(x.max()) // 8) * 8, 8) for x in (prompts, ends - prompts))
-    if cut + rows.tokens.shape[1] * width >= rows.tokens.shape[1] * length:
+    if not always and cut + rows.tokens.shape[1] * width >= rows.tokens.shape[1] * length:
         return None
     packed = rows.segment_ids.max(initial=0) > 1 or not (real[..., :1].all() and (rows.mask.max(axis=-1) > 0).all())
     at = np.arange(cut) - (cut - prompts[..., None])

@@ -43,6 +43,26 @@ def accuracy_interval(right: float, total: int) -> tuple[float, float, float]:
     return p, center - half, center + half
 
 
+def separation(scores: np.ndarray, good: np.ndarray) -> tuple[float, float, float]:
+    """How often a good answer scores above a bad one, ties half, with its 95 % interval (Hanley and McNeil, 1982).
+
+    Args:
+      scores: float[N].
+      good: bool[N], with at least one of each kind.
+
+    Returns:
+      (share, lower, upper), each in [0, 1]: the area under the ROC curve.
+    """
+    scores, good = np.asarray(scores), np.asarray(good, bool)
+    ups, downs = scores[good], np.sort(scores[~good])
+    below, upto = np.searchsorted(downs, ups, 'left'), np.searchsorted(downs, ups, 'right')
+    a = float((below + upto).mean()) / (2 * len(downs))
+    m, n = len(ups), len(downs)
+    spread = (m - 1) * (a / (2 - a) - a * a) + (n - 1) * (2 * a * a / (1 + a) - a * a)
+    half = 1.959964 * math.sqrt(max(a * (1 - a) + spread, 0.0) / (m * n))
+    return a, max(a - half, 0.0), min(a + half, 1.0)
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's correlation of two float[N]; 0 where one of them does not vary."""
     if np.std(a) == 0 or np.std(b) == 0:
