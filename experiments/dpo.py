@@ -52,11 +52,12 @@ class DPOSettings(EvalSettings, FeedbackSettings):
         "Weight of the chosen answer's negative log-likelihood a token; -1: the paper's (1 for ORPO and CPO).",
         at_least=-1,
     )
+    wpo: bool = flag(False, 'Weigh each pair by how likely the policy is to write its answers (WPO).')
     labels: str = flag(
         'human',
-        "human: as judged, or the record's own label. preference_model: sigma(r(a) - r(b)) of --reward, a soft label. "
-        'gold: the same of the task.',
-        ('human', 'preference_model', 'gold'),
+        "human: as judged, or the record's own label. agreement: the share of annotators who agree. preference_model: "
+        'sigma(r(a) - r(b)) of --reward, a soft label. gold: the same of the task.',
+        ('human', 'agreement', 'preference_model', 'gold'),
     )
     reward: str = flag('', 'Run folder of the reward model that gives --labels=preference_model.')
     sync_reference: int = flag(
@@ -123,13 +124,15 @@ def check(settings: DPOSettings) -> bool:
     """
     by_rank = settings.loss == 'plackett_luce'
     if by_rank:
-        for name in ('loss_args', 'labels', 'packing', 'nll_coef'):
+        for name in ('loss_args', 'labels', 'packing', 'nll_coef', 'wpo'):
             if getattr(settings, name) != getattr(DPOSettings, name):
                 raise InputError(
                     f'--{name}={getattr(settings, name)}: --loss=plackett_luce has no use for it; leave it out'
                 )
     if settings.sync_reference and settings.packing:
         raise InputError('--sync_reference: scores whole rows in every step, which --packing has not; leave one out')
+    if settings.wpo and settings.packing:
+        raise InputError('--wpo: weighs whole rows, which --packing has not; leave one out')
     if settings.reward and settings.labels != 'preference_model':
         raise InputError(
             f'--reward={settings.reward}: is read by --labels=preference_model only; give that, or leave it out'
@@ -139,7 +142,7 @@ def check(settings: DPOSettings) -> bool:
 
 def ranked(settings, codec, apply, task, rankings, refer):
     """(rows, objective) of whole rankings."""
-    check_fields(rankings, set(), settings.loss)
+    check_fields(rankings, {'weight'}, settings.loss)
     return refer(share_prompts(ranking_rows(codec, rankings))), ranking_objective(apply, beta=settings.beta)
 
 
@@ -149,6 +152,8 @@ def paired(settings, codec, apply, task, pairs, refer):
     reads = check_pair_loss(loss, settings.loss)
     if reads_whole_batch(loss):
         check_alone(settings, pairs)
+        if settings.wpo:
+            raise InputError(f'--wpo: --loss={settings.loss} sorts the pairs of a batch; a weight belongs to one pair')
     offset = {'margin'} if 'offset' in inspect.signature(loss).parameters else set()
     check_fields(pairs, {'weight', *offset, *({'label'} if settings.labels == 'human' else ())}, settings.loss)
     rows = soft_labels(settings, task, codec, pairs, preference_rows(codec, pairs))
@@ -158,7 +163,7 @@ def paired(settings, codec, apply, task, pairs, refer):
     how = dict(beta=settings.beta, nll_coef=given)
     if settings.packing:
         return pack_pairs(refer(rows), codec.max_length), packed_preference_objective(apply, loss, **how)
-    return refer(share_prompts(rows)), preference_objective(apply, loss, **how)
+    return refer(share_prompts(rows)), preference_objective(apply, loss, wpo=settings.wpo, **how)
 
 
 if __name__ == '__main__':

@@ -81,6 +81,7 @@ def train(settings: KTOSettings) -> dict:
     settings = with_steps(settings, len(rows.label))
     optimizer, step = compile_training(settings, objective, learner.base)
     estimate_kl = within_mesh(settings, jax.jit(partial(kl_baseline, apply)))
+    follow = jax.jit(next_shift)
     state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
     (state, means), start = resume(settings, run, (state, jnp.zeros(2)))
 
@@ -93,7 +94,7 @@ def train(settings: KTOSettings) -> dict:
             if baseline == 'kl':
                 shift = estimate_kl(learner.whole(state.params), learner.reference, batch.candidates)
             state, metrics = step(state, (batch, counts, shift))
-            means = next_shift(means, metrics, counts)
+            means = follow(means, metrics, counts)
             metrics |= padding | ({baseline: shift} if baseline else {})
             if settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(learner.whole(state.params), i + 1)
@@ -105,8 +106,9 @@ def train(settings: KTOSettings) -> dict:
     moved = lambda candidates: score(trained, place(candidates))  # noqa: E731
     if 'ranks' in held_out[0]:
         measured = preference_accuracy(moved, eval_rows, settings.batch_size)
-        lengths = (side for r in (records, held_out) for side in pair_lengths(ranking_rows(codec, r)))
-        measured['length_baseline_accuracy'] = length_baseline(*lengths)
+        if 'ranks' in records[0]:
+            lengths = (side for r in (records, held_out) for side in pair_lengths(ranking_rows(codec, r)))
+            measured['length_baseline_accuracy'] = length_baseline(*lengths)
     else:
         measured = judged_accuracy(moved, eval_rows, rows, settings.batch_size)
     counted = {'train_answers': len(rows.label), 'good_share': float(rows.label.mean())}

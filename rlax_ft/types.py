@@ -181,12 +181,14 @@ class RankingBatch:
       ranks: int32[B, K], 0 is best; equal ranks are ties.
       mask: bool[B, K], False where a candidate does not exist.
       ref_logps: float32[B, K], reference log-probabilities, or None before they are computed.
+      weight: float32[B], what a ranking's loss is multiplied by; None is 1.
     """
 
     candidates: TokenBatch | BranchBatch
     ranks: jax.Array
     mask: jax.Array
     ref_logps: jax.Array | None = None
+    weight: jax.Array | None = None
 
 
 @struct.dataclass

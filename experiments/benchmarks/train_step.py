@@ -1,10 +1,10 @@
-"""Speed of the train step: SFT, DPO, PPO's update, and scoring of groups, against a peer or our own plain computation.
+"""Speed of the train step: SFT, DPO, KTO, PPO's update, and scoring of groups, against a peer or our own plain computation.
 
     python experiments/benchmarks/train_step.py --against=trl --peer_python=PATH/TO/python --json=steps.json
 
 The peer runs where it is installed: `--peer_python` names that environment's interpreter (`pip install trl torch`, or
 `pip install google-tunix`). Both take turns, on the same shapes in the same precision; warm-up, with compilation, is
-not counted. A stage that a peer lacks is timed alone: PPO in TRL, PPO and a reference computed ahead in Tunix. Sampling
+not counted. A stage that a peer lacks is timed alone: PPO in TRL, KTO, PPO and a reference computed ahead in Tunix. Sampling
 is timed by generate.py.
 """
 
@@ -17,10 +17,10 @@ from absl import app, flags
 from rlax_ft.harness.benchmark import PYTHON, ROUNDS, SHAPE, SHAPES, report
 from rlax_ft.harness.race import race
 
-STAGES = ('sft', 'dpo', 'dpo_cached', 'ppo', 'score')
+STAGES = ('sft', 'dpo', 'dpo_cached', 'kto', 'ppo', 'score')
 # Title, worker, the stages that it knows, and the packages that RESULTS.md names.
 PEERS = {
-    'trl': (' against TRL', 'torch_worker.py', ('sft', 'dpo', 'dpo_cached'), ('trl', 'torch', 'transformers')),
+    'trl': (' against TRL', 'torch_worker.py', ('sft', 'dpo', 'dpo_cached', 'kto'), ('trl', 'torch', 'transformers')),
     'tunix': (' against Tunix', 'tunix_worker.py', ('sft', 'dpo'), ('google-tunix', 'jax', 'flax')),
     'none': ('', '', (), ()),
 }

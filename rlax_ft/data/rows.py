@@ -150,7 +150,10 @@ def preference_rows(codec: Codec, pairs: list[dict]) -> PreferenceBatch:
 
 
 def ranking_rows(codec: Codec, rankings: list[dict]) -> RankingBatch:
-    """Rankings as a RankingBatch [N, K, T]; K is the largest number of candidates, the missing ones are masked."""
+    """Rankings as a RankingBatch [N, K, T]; K is the largest number of candidates, the missing ones are masked.
+
+    `weight` is the records' own where they have it.
+    """
     most = max(len(r['ranks']) for r in rankings)
     prompts, responses = [], []
     ranks = np.zeros((len(rankings), most), np.int32)
@@ -163,7 +166,9 @@ def ranking_rows(codec: Codec, rankings: list[dict]) -> RankingBatch:
         responses += ranking['completions'] + ranking['completions'][:1] * (most - count)
     rows = token_rows(codec, prompts, responses)
     candidates = jax.tree.map(lambda leaf: leaf.reshape(len(rankings), most, -1), rows)
-    return RankingBatch(candidates=candidates, ranks=ranks, mask=mask)
+    weights = [ranking.get('weight', 1.0) for ranking in rankings]
+    weight = np.asarray(weights, np.float32) if any('weight' in ranking for ranking in rankings) else None
+    return RankingBatch(candidates=candidates, ranks=ranks, mask=mask, weight=weight)
 
 
 def take_rows(batch, index):

@@ -14,6 +14,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.harness.rewards import check_vocabulary
 from rlax_ft.harness.starting_model import model_folder
+from rlax_ft.rewards.ensemble import split_reduction
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.sampling.text import map_rows
@@ -29,6 +30,15 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
     """
     if settings.labels == 'human':
         return rows
+    if settings.labels == 'agreement':
+        good = lambda value: isinstance(value, int | float) and 0 <= value <= 1  # noqa: E731
+        for number, pair in enumerate(pairs, 1):
+            if not good(pair.get('agreement')):
+                raise InputError(
+                    f'--labels=agreement: field "agreement" of comparison {number} is {pair.get("agreement")!r}; the '
+                    'share of annotators who prefer "chosen" was expected, 0 to 1, which PandaLM\'s form gives'
+                )
+        return rows.replace(label=np.asarray([pair['agreement'] for pair in pairs], np.float32))
     if settings.labels == 'gold':
         if task is None:
             raise InputError('--labels=gold: only an embedded --task has a gold reward')
@@ -37,7 +47,8 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
     else:
         if not settings.reward:
             raise InputError('--labels=preference_model: give the run folder of the reward model as --reward')
-        model, tokenizer = load_reward_model(model_folder(settings.reward, 'reward'))
+        path, reduction = split_reduction(settings.reward)
+        model, tokenizer = load_reward_model(model_folder(path, 'reward'), reduction=reduction)
         check_vocabulary(f'--reward={settings.reward}', tokenizer, codec)
         compiled = jax.jit(lambda model, candidates: model.candidates(candidates))
         candidates = share_prompts(rows).candidates

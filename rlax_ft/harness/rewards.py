@@ -14,12 +14,14 @@ from rlax_ft.data.codec import Codec
 from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.starting_model import model_folder
+from rlax_ft.rewards.ensemble import RewardEnsemble, split_reduction
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.tasks.task import Task
 
-# (tokens, records, texts) -> float[B]: a model reads the tokens, a function the rest.
-Score = Callable[..., jax.Array]
+# (tokens, records, texts) -> {name: float[B]}: a model reads the tokens, a function the rest; an ensemble also says
+# by how much its members disagree.
+Score = Callable[..., dict[str, jax.Array]]
 
 
 def make_reward(text: str, task: Task | None, codec: Codec) -> Callable:
@@ -29,7 +31,7 @@ def make_reward(text: str, task: Task | None, codec: Codec) -> Callable:
 
     Args:
       text: of --reward: NAME or NAME*WEIGHT, several with commas between. A NAME is `gold`, a reward model's run
-        folder, or MODULE:FUNCTION.
+        folder, an ensemble's with :mean, :min or :lcb=K behind it, or MODULE:FUNCTION.
       task: whose reward `gold` is, or None.
       codec: of the policy.
 
@@ -50,7 +52,9 @@ def make_reward(text: str, task: Task | None, codec: Codec) -> Callable:
         raise InputError("--reward: give gold, a reward model's run folder, or MODULE:FUNCTION")
 
     def score(tokens, records, texts):
-        values = {name: function(tokens, records, texts) for name, (function, _) in parts.items()}
+        values = {}
+        for name, (function, _) in parts.items():
+            values |= function(tokens, records, texts)
         return sum(weight * values[name] for name, (_, weight) in parts.items()), values
 
     return score
@@ -74,11 +78,16 @@ def check_vocabulary(flag: str, tokenizer, codec: Codec) -> None:
 def _score(name, task, codec) -> Score:
     if name == 'gold' and task is None:
         raise InputError('--reward=gold: only an embedded --task has one; give a reward model or MODULE:FUNCTION')
-    if name == 'gold' or (':' in name and not Path(name).exists()):
+    if name == 'gold' or (':' in name and not split_reduction(name)[1] and not Path(name).exists()):
         reward = as_reward(task.reward if name == 'gold' else find_function(name, 'reward'))
         function = partial(reward_scores, reward, name=f'--reward={name}')
-        return lambda tokens, records, texts: function(records, texts())
-    model, tokenizer = load_reward_model(model_folder(name, 'reward'))
+        return lambda tokens, records, texts: {name: function(records, texts())}
+    path, reduction = split_reduction(name)
+    model, tokenizer = load_reward_model(model_folder(path, 'reward'), reduction=reduction)
     check_vocabulary(f'--reward={name}', tokenizer, codec)
+    if isinstance(model, RewardEnsemble):
+        judge = jax.jit(lambda model, tokens: model.judged(tokens))
+        names = name, f'{path}/disagreement'
+        return lambda tokens, records, texts: dict(zip(names, map(jnp.asarray, judge(model, tokens))))
     compiled = jax.jit(lambda model, tokens: model(tokens))
-    return lambda tokens, records, texts: jnp.asarray(compiled(model, tokens))
+    return lambda tokens, records, texts: {name: jnp.asarray(compiled(model, tokens))}

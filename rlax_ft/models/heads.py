@@ -41,8 +41,13 @@ def value_params(backbone: Params) -> Params:
 
 def reward_params(backbone: Params, key: jax.Array) -> Params:
     """Parameters of a reward model on a copy of `backbone`, head drawn from N(0, 1 / (D + 1)) (arXiv 2009.01325)."""
+    return {'backbone': _copy(backbone), 'head': reward_head(backbone, key)}
+
+
+def reward_head(backbone: Params, key: jax.Array) -> Params:
+    """The head alone."""
     width = _width(backbone)
-    return {'backbone': _copy(backbone), 'head': {'kernel': jax.random.normal(key, (width, 1)) / jnp.sqrt(width + 1.0)}}
+    return {'kernel': jax.random.normal(key, (width, 1)) / jnp.sqrt(width + 1.0)}
 
 
 def score_last_token(values: jax.Array, mask: jax.Array) -> jax.Array:

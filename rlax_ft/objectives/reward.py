@@ -38,7 +38,7 @@ def reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Callable:
 
 
 def reward_ranking_objective(apply: Callable) -> Callable:
-    """Mean Plackett-Luce loss of a reward model over rankings.
+    """Mean Plackett-Luce loss of a reward model over rankings, each times its weight.
 
     Returns:
       loss_fn; its batch is (RankingBatch [B, K], number of rankings in the whole batch).
@@ -48,6 +48,7 @@ def reward_ranking_objective(apply: Callable) -> Callable:
         rankings, total = batch
         scores = candidate_scores(apply, params, rankings.candidates)
         value = plackett_luce_loss(scores, rankings.ranks, rankings.mask)
+        value = value if rankings.weight is None else rankings.weight * value
         metrics = reward_metrics(*best_and_worst(scores, rankings))
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rlax_ft.losses.unpaired import kto_kl
@@ -35,7 +36,8 @@ class JudgedCounts:
 
 def count_judged(batch: JudgedBatch) -> JudgedCounts:
     """The counts of a whole batch."""
-    return JudgedCounts(jnp.float32(len(batch.label)), jnp.sum(batch.label), jnp.sum(1.0 - batch.label))
+    label = np.asarray(batch.label)
+    return JudgedCounts(*(np.float32(count) for count in (len(label), label.sum(), (1.0 - label).sum())))
 
 
 def unpaired_objective(

@@ -16,6 +16,7 @@ from rlax_ft.hf.folder import load_pretrained, save_pretrained
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.heads import ScalarModel, sequence_scores
 from rlax_ft.models.scoring import candidate_count, candidate_rows
+from rlax_ft.rewards.ensemble import FILE, RewardEnsemble, load_ensemble
 from rlax_ft.types import BranchBatch, Params, TokenBatch
 
 
@@ -56,19 +57,26 @@ def save_reward_model(path: str | Path, model: RewardModel, tokenizer) -> None:
     save_pretrained(path, model.config, model.params, tokenizer, extra)
 
 
-def load_reward_model(path: str | Path, *, mesh=None, dtype=None) -> tuple[RewardModel, object]:
-    """Reads (reward model, tokenizer) from such a folder, or from any sequence classifier with one label.
+def load_reward_model(
+    path: str | Path, *, mesh=None, dtype=None, reduction: str = ''
+) -> tuple[RewardModel | RewardEnsemble, object]:
+    """Reads (reward model or ensemble, tokenizer) from such a folder, or from any sequence classifier with one label.
 
     Args:
       path: the folder, or the id of a repository on the hub.
       mesh: as in `load_pretrained`.
       dtype: as in `load_pretrained`.
+      reduction: of an ensemble: mean (where empty), min, lcb or lcb=K.
 
     Raises:
-      InputError: the folder holds no reward model.
+      InputError: the folder holds no reward model, or a single one where there is something to reduce.
     """
     config, params, tokenizer = load_pretrained(path, mesh=mesh, dtype=dtype)
     if 'backbone' not in params:
         raise InputError(f'{path}: a language model, not a reward model; give what reward_model.py wrote')
+    if (Path(path) / FILE).is_file():
+        return load_ensemble(Path(path), config, params['backbone'], reduction), tokenizer
+    if reduction:
+        raise InputError(f'{path}: a single reward model, which has nothing to reduce by {reduction!r}; leave it out')
     raw = json.loads(config.notes)['config']
     return RewardModel(config, params, raw.get('reward_mean', 0.0), raw.get('reward_scale', 1.0)), tokenizer
