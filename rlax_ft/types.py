@@ -152,6 +152,36 @@ class JudgedBatch:
 
 
 @struct.dataclass
+class ScoredBatch:
+    """Answers with a rating.
+
+    Attributes:
+      rows: TokenBatch [B, T] of prompt + answer.
+      target: float32[B], the rating.
+      weight: float32[B], what an answer's loss is multiplied by; None is 1.
+    """
+
+    rows: TokenBatch
+    target: jax.Array
+    weight: jax.Array | None = None
+
+
+@struct.dataclass
+class StepBatch:
+    """Solutions whose steps were judged.
+
+    Attributes:
+      rows: TokenBatch [B, T] of prompt + solution, whose mask is 1 at the last token of each step only.
+      labels: float32[B, T], probability that the step which ends there is right; 0 where masked.
+      weight: float32[B], what a solution's loss is multiplied by; None is 1.
+    """
+
+    rows: TokenBatch
+    labels: jax.Array
+    weight: jax.Array | None = None
+
+
+@struct.dataclass
 class PackedPairs:
     """Pairs packed into R rows of up to S pairs each: segment s + 1 of both sides of a row is its pair s.
 

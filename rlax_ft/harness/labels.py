@@ -65,12 +65,7 @@ def preference_accuracy(score: Callable, rows: PreferenceBatch | RankingBatch, b
       rows: pairs or rankings with the reference's; of a ranking every pair of unequal ranks counts.
       batch_size: rows at once.
     """
-    logps = map_rows(score, rows.candidates, batch_size=batch_size)  # [N, K]
-    moved = logps if rows.ref_logps is None else logps - np.asarray(rows.ref_logps)
-    if isinstance(rows, RankingBatch):
-        margins = (moved[:, :, None] - moved[:, None, :])[_preferred(rows)]
-    else:
-        margins = moved[:, 0] - moved[:, 1]
+    margins = preference_margins(score, rows, batch_size)
     accuracy, low, high = accuracy_interval(((1 + np.sign(margins)) / 2).sum(), len(margins))
     return {
         'eval_pairs': len(margins),
@@ -78,6 +73,15 @@ def preference_accuracy(score: Callable, rows: PreferenceBatch | RankingBatch, b
         'eval_accuracy_low': low,
         'eval_accuracy_high': high,
     }
+
+
+def preference_margins(score: Callable, rows: PreferenceBatch | RankingBatch, batch_size: int) -> np.ndarray:
+    """Score of the better less that of the worse answer of all pairs, float[pairs]; arguments as above."""
+    logps = map_rows(score, rows.candidates, batch_size=batch_size)  # [N, K]
+    moved = logps if rows.ref_logps is None else logps - np.asarray(rows.ref_logps)
+    if isinstance(rows, RankingBatch):
+        return (moved[:, :, None] - moved[:, None, :])[_preferred(rows)]
+    return moved[:, 0] - moved[:, 1]
 
 
 def pair_lengths(rows: PreferenceBatch | RankingBatch) -> np.ndarray:

@@ -72,6 +72,26 @@ def sequence_scores(apply: Callable, params, batch: TokenBatch | BranchBatch) ->
     return score_last_token(values, batch.mask)
 
 
+def least_step_scores(apply: Callable, params, batch: TokenBatch | BranchBatch, ends: tuple[int, ...]) -> jax.Array:
+    """A process reward model's score of each row or response: the least logit at the end of a step (arXiv 2312.08935).
+
+    Args:
+      apply, params, batch: as in `sequence_scores`.
+      ends: tokens that end a step; a row's last token that counts does, too.
+
+    Returns:
+      float32[B], or [B * K] of branches.
+    """
+    values, tokens = read(apply, {'params': params}, batch), None
+    if isinstance(batch, BranchBatch):
+        values, tokens = at_each_token(values, batch), batch.responses.tokens.reshape(batch.mask.shape)
+    tokens = batch.tokens if tokens is None else tokens
+    last = jnp.max(jnp.where(batch.mask > 0, jnp.arange(batch.mask.shape[-1]), 0), axis=-1)
+    is_end = (batch.mask > 0) & jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
+    is_end |= jnp.arange(batch.mask.shape[-1]) == last[:, None]
+    return jnp.min(jnp.where(is_end, values, jnp.inf), axis=-1)
+
+
 def candidate_scores(apply: Callable, params, candidates: TokenBatch | BranchBatch) -> jax.Array:
     """The scores of K candidates a prompt, float32[B, K], from a TokenBatch [B, K, T] or a BranchBatch."""
     return sequence_scores(apply, params, candidate_rows(candidates)).reshape(-1, candidate_count(candidates))

@@ -1,4 +1,4 @@
-"""Reward models: losses on the scores of pairs and of whole rankings.
+"""Reward models: losses on the scores of pairs, rankings, ratings and steps, and of ensembles.
 
 Leaves out formulas (losses/reward_model.py, losses/ranking.py).
 """
@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.losses.ranking import plackett_luce_loss
-from rlax_ft.losses.reward_model import bradley_terry_loss
-from rlax_ft.models.heads import candidate_scores
-from rlax_ft.types import Params, PreferenceBatch, RankingBatch
+from rlax_ft.losses.reward_model import bradley_terry_loss, score_regression_loss, step_reward_loss
+from rlax_ft.models.ensemble import over_members
+from rlax_ft.models.heads import candidate_scores, sequence_scores
+from rlax_ft.models.scoring import read
+from rlax_ft.types import Params, PreferenceBatch, RankingBatch, ScoredBatch, StepBatch
 
 
 def reward_objective(apply: Callable, *, center_coef: float = 0.0) -> Callable:
@@ -51,6 +53,66 @@ def reward_ranking_objective(apply: Callable) -> Callable:
         value = value if rankings.weight is None else rankings.weight * value
         metrics = reward_metrics(*best_and_worst(scores, rankings))
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}
+
+    return loss_fn
+
+
+def score_objective(apply: Callable) -> Callable:
+    """Half the mean squared error of a reward model against ratings, each answer times its weight.
+
+    Returns:
+      loss_fn; its batch is (ScoredBatch [B], number of answers in the whole batch).
+    """
+
+    def loss_fn(params: Params, batch: tuple[ScoredBatch, jax.Array], key: jax.Array):
+        answers, total = batch
+        scores = sequence_scores(apply, params, answers.rows)
+        value = score_regression_loss(scores, answers.target)
+        value = value if answers.weight is None else answers.weight * value
+        error = jnp.abs(scores - answers.target)
+        return jnp.sum(value) / total, {'rewards/mean': jnp.sum(scores) / total, 'rewards/error': jnp.sum(error) / total}
+
+    return loss_fn
+
+
+def step_objective(apply: Callable) -> Callable:
+    """Mean over steps of the cross-entropy of a process reward model, each solution times its weight.
+
+    Returns:
+      loss_fn; its batch is (StepBatch [B], number of steps in the whole batch).
+    """
+
+    def loss_fn(params: Params, batch: tuple[StepBatch, jax.Array], key: jax.Array):
+        solutions, total = batch
+        mask = solutions.rows.mask
+        logits = read(apply, {'params': params}, solutions.rows)  # [B, T]
+        value = step_reward_loss(logits, solutions.labels, mask)
+        value = value if solutions.weight is None else solutions.weight[:, None] * value
+        right = mask * ((logits > 0) == (solutions.labels > 0.5))
+        return jnp.sum(value) / total, {'rewards/accuracies': jnp.sum(right) / total}
+
+    return loss_fn
+
+
+def ensemble_objective(objective: Callable) -> Callable:
+    """The mean of an objective over the members of an ensemble, each with votes of its own on every row.
+
+    Args:
+      objective: of one reward model, on batches with a `weight`.
+
+    Returns:
+      loss_fn of an ensemble's parameters (models/ensemble.py); its batch is ((rows [B], votes float32[B, E]), total).
+      Metrics are means over members.
+    """
+
+    def loss_fn(params: Params, batch, key: jax.Array):
+        (rows, votes), total = batch
+
+        def of_member(own, vote):
+            weight = vote if rows.weight is None else rows.weight * vote
+            return objective(own, (rows.replace(weight=weight), total), key)
+
+        return jax.tree.map(jnp.mean, over_members(of_member, params, votes, in_axes=(1,)))
 
     return loss_fn
 

@@ -68,6 +68,10 @@ class RewardEnsemble:
         """The same of K candidates a prompt, float32[B, K]."""
         return self(candidate_rows(candidates)).reshape(-1, candidate_count(candidates))
 
+    def member_candidates(self, candidates: TokenBatch | BranchBatch) -> jax.Array:
+        """Each member's score of K candidates a prompt, float32[B, K, E]."""
+        return self.member_scores(candidate_rows(candidates)).T.reshape(-1, candidate_count(candidates), len(self.means))
+
     @property
     def scale(self) -> jax.Array:
         """The members' scale, on average: what turns a score into Bradley-Terry's logits again."""

@@ -52,6 +52,8 @@ def make_sampler(
 def _laid_out(params):
     if 'layers' in params:
         return for_decoding(params)
+    if 'policy' in params:  # Several policies that are sampled as one.
+        return {name: _laid_out(part) for name, part in params.items()}
     # An adapter beside its base fits no joined matrices.
     return params | {name: layers_apart(params[name]) for name in ('lora', 'base') if name in params}
 
