@@ -6,7 +6,7 @@
     python experiments/kto.py --data=judged.jsonl --model=FOLDER --loss=my_module:my_loss
 
 A record is {"prompt", "completion", "label"}, true for a good answer; messages with a "label" and ShareGPT's "kto_tag"
-are read, too. Comparisons and rankings are taken apart: an answer's label is then the share of the others that it beats.
+are read, too. Comparisons and rankings are taken apart: an answer's label is then the share of others that it beats.
 KTO's baseline, the KL to the reference, is estimated in every step from the batch's prompts with each other's answers.
 Leaves out formulas: --loss names one of rlax_ft.losses.unpaired, or a function
 `f(logps, ref_logps, desirable, kl, *, beta) -> float[B]` of your own (`shift` for `kl`: BCO's; neither: no baseline).

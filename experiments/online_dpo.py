@@ -1,12 +1,12 @@
 """Preference optimisation online: groups are sampled from the policy, judged, and learned from at once.
 
     python experiments/online_dpo.py --data=prompts.jsonl --init_from=runs/sft --reward=runs/rm
-    python experiments/online_dpo.py --data=prompts.jsonl --init_from=runs/sft --reward=runs/rm:lcb --group_size=4 --pairs=all
-    python experiments/online_dpo.py --data=prompts.jsonl --init_from=runs/sft --reward=rules.py:good --loss=plackett_luce
+    python experiments/online_dpo.py --data=prompts.jsonl --init_from=runs/sft --reward=runs/rm:lcb --group_size=4
+    python experiments/online_dpo.py --data=prompts.jsonl --init_from=runs/sft --reward=my.py:good --loss=plackett_luce
     python experiments/online_dpo.py --task=reviews --init_from=runs/sft --judgement=sampled --method=xpo
 
-Whatever --reward names judges: a reward model, an ensemble, a rule, a judge; --judgement=sampled makes a noisy annotator
-of it. The reference is the starting model; --sync_reference=N moves it to the policy every N updates, and
+Whatever --reward names judges: a reward model, an ensemble, a rule, a judge; --judgement=sampled makes a noisy
+annotator of it. The reference is the starting model; --sync_reference=N moves it to the policy every N updates, and
 --sync_share=0.01 with N = 1 has it follow. That with --batch_size and --minibatches large is iterated DPO, and
 --loss=sppo --judgement=soft --pairs=all is SPPO (arXiv 2405.00675). --method=xpo compares with the reference's samples
 and explores (2405.21046), --method=nash_md plays against the mixture of both (2312.00886). Leaves out formulas.
@@ -17,18 +17,17 @@ import itertools
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from rlax_ft.data.loader import local_batch, split_rows
-from rlax_ft.data.records import plain_text, read_prompts
+from rlax_ft.data.loader import local_batch
+from rlax_ft.data.records import plain_text
 from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import check_pair_loss, load_loss
-from rlax_ft.harness.online import judged_groups, make_groups
+from rlax_ft.harness.online import judged_groups, make_groups, prompt_records
 from rlax_ft.harness.rollouts import RolloutSettings, check_groups
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
@@ -70,9 +69,13 @@ class OnlineDPOSettings(RolloutSettings, EvalSettings, Settings):
     mixture: float = flag(0.125, "Share of the reference in Nash-MD's opponent.", at_least=0, at_most=1)
     sync_reference: int = flag(0, 'Updates after which the reference moves; 0 keeps the first one.', at_least=0)
     sync_share: float = flag(
-        1.0, 'How far it moves: 1, to the policy; less, that share of the way.', above=0, at_most=1, needs='sync_reference'
+        1.0,
+        'How far it moves: 1, to the policy; less, that share of the way.',
+        above=0,
+        at_most=1,
+        needs='sync_reference',
     )
-    group_size: int = flag(2, 'Completions of each prompt, the opponent\'s included.', at_least=2)
+    group_size: int = flag(2, "Completions of each prompt, the opponent's included.", at_least=2)
     batch_size: int = flag(64, 'Completions sampled in an update, over all devices together.', at_least=2)
     update_epochs: int = flag(1, 'Passes over the samples of an update.', at_least=1)
     minibatches: int = flag(1, 'Minibatches in a pass; each is one optimiser step.', at_least=1)
@@ -86,7 +89,7 @@ def train(settings: OnlineDPOSettings) -> dict:
     if run.summary:
         return run.summary
     task = task_of(settings)
-    records, held_out = prompts(settings, task)
+    records, held_out = prompt_records(settings, task)
     codec = make_codec(settings, run, lambda: [plain_text(record['prompt']) for record in records])
     settings = with_steps(settings, len(records) * settings.group_size)
     learner = make_learner(settings, *starting_model(settings, codec))
@@ -165,22 +168,14 @@ def check(settings: OnlineDPOSettings) -> None:
         other = '--judgement=soft' if settings.judgement == 'soft' else '--method=xpo'
         raise InputError(f'{other}: compares two answers, and --loss=plackett_luce ranks a group; give another --loss')
     if settings.method != 'dpo' and settings.group_size % 2:
-        raise InputError(f'--group_size={settings.group_size}: half of a group is the opponent\'s; give an even number')
+        raise InputError(f"--group_size={settings.group_size}: half of a group is the opponent's; give an even number")
     if settings.method == 'nash_md' and settings.update_epochs * settings.minibatches > 1:
-        raise InputError('--method=nash_md: its gradient is right at the policy that sampled; leave --update_epochs and '
-                         '--minibatches at 1')
+        raise InputError(
+            '--method=nash_md: its gradient is right at the policy that sampled; leave --update_epochs and '
+            '--minibatches at 1'
+        )
     if settings.sync_share < 1 and settings.lora_rank:
         raise InputError(f'--sync_share={settings.sync_share}: a share of an adapter is no share of its model; give 1')
-
-
-def prompts(settings: OnlineDPOSettings, task) -> tuple[list[dict], list[dict]]:
-    """(records to sample for, held-out records), each with a `prompt` and all that the data has beside it."""
-    if not settings.data:
-        return [{'prompt': prompt} for prompt in task.sample_prompts(settings.prompts, settings.seed)], []
-    records = read_prompts(settings.data)
-    if settings.eval_data or task is not None:
-        return records, read_prompts(settings.eval_data) if settings.eval_data else []
-    return split_rows(records, seed=settings.seed)
 
 
 def make_objective(settings: OnlineDPOSettings, learner):

@@ -1,11 +1,11 @@
-"""Speed of the train step: SFT, DPO, KTO, PPO's update, and scoring of groups, against a peer or our own plain computation.
+"""Speed of the train step (SFT, DPO, KTO, PPO's update) and of scoring groups, against a peer or a plain computation.
 
     python experiments/benchmarks/train_step.py --against=trl --peer_python=PATH/TO/python --json=steps.json
 
 The peer runs where it is installed: `--peer_python` names that environment's interpreter (`pip install trl torch`, or
 `pip install google-tunix`). Both take turns, on the same shapes in the same precision; warm-up, with compilation, is
-not counted. A stage that a peer lacks is timed alone: PPO in TRL, KTO, PPO and a reference computed ahead in Tunix. Sampling
-is timed by generate.py.
+not counted. A stage that a peer lacks is timed alone: PPO in TRL; KTO, PPO and a reference computed ahead in Tunix.
+Sampling is timed by generate.py.
 """
 
 import json

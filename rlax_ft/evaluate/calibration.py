@@ -1,4 +1,4 @@
-"""Calibration of preferences: does the better answer win as often as a reward model says, before and after a temperature.
+"""Calibration of preferences: does an answer win as often as a reward model says, before and after a temperature.
 
 Leaves out the figure (reliability_plot.py), and where margins come from.
 """

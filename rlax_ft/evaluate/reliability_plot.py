@@ -1,4 +1,7 @@
-"""The reliability diagram: how often predicted winners win, by how surely they were predicted. Numbers: calibration.py."""
+"""The reliability diagram: how often predicted winners win, by how surely they were predicted.
+
+Leaves out its numbers (calibration.py).
+"""
 
 from pathlib import Path
 

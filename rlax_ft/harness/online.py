@@ -11,12 +11,24 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.data.codec import Codec
+from rlax_ft.data.loader import split_rows
+from rlax_ft.data.records import read_prompts
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.rollouts import make_collector
 from rlax_ft.objectives.online import GroupBatch, compare, group_ranks, join_groups, noisy_scores
 from rlax_ft.sampling.mixture import mixture_apply
 from rlax_ft.tasks.task import Task
 from rlax_ft.types import BranchBatch, RankingBatch
+
+
+def prompt_records(settings, task: Task | None) -> tuple[list[dict], list[dict]]:
+    """(records to sample for, held-out records), each with a `prompt` and all that the data has beside it."""
+    if not settings.data:
+        return [{'prompt': prompt} for prompt in task.sample_prompts(settings.prompts, settings.seed)], []
+    records = read_prompts(settings.data)
+    if settings.eval_data or task is not None:
+        return records, read_prompts(settings.eval_data) if settings.eval_data else []
+    return split_rows(records, seed=settings.seed)
 
 
 def make_groups(settings, task: Task | None, codec: Codec, learner: Learner) -> tuple[Callable, Callable]:
@@ -26,7 +38,7 @@ def make_groups(settings, task: Task | None, codec: Codec, learner: Learner) -> 
     geometric mixture of both.
     """
     alone = settings.method == 'dpo'
-    half = settings if alone else dataclasses.replace(settings, **_halves(settings))
+    half = settings if alone else _half(settings)
     collect_own, score = make_collector(half, task, codec, learner)
     collect_other = collect_own
     if settings.method == 'nash_md':
@@ -53,7 +65,7 @@ def make_groups(settings, task: Task | None, codec: Codec, learner: Learner) -> 
 
 
 def judged_groups(settings, tokens: BranchBatch, scores: jax.Array, ref_logps: jax.Array, key: jax.Array):
-    """The groups as what --loss learns from: a RankingBatch for plackett_luce, a GroupBatch of comparisons otherwise."""
+    """The groups as what --loss learns from: a RankingBatch for plackett_luce, else a GroupBatch of comparisons."""
     how = dict(judgement=settings.judgement, noise=settings.annotator_noise)
     if settings.loss == 'plackett_luce':
         ranks = group_ranks(noisy_scores(scores, key, **how))
@@ -62,8 +74,12 @@ def judged_groups(settings, tokens: BranchBatch, scores: jax.Array, ref_logps: j
     return GroupBatch(tokens, *compare(scores, key, pairs=pairs, **how), ref_logps)
 
 
-def _halves(settings):
-    return {'group_size': settings.group_size // 2, 'batch_size': settings.batch_size // 2}
+def _half(settings):
+    """The settings with half of each group, which may be a single completion."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    for name in ('group_size', 'batch_size'):
+        values[name] //= 2
+    return types.SimpleNamespace(**values)
 
 
 def _by_group(scores, size):

@@ -53,7 +53,7 @@ def make_reward(text: str, task: Task | None, codec: Codec) -> Callable:
 
     def score(tokens, records, texts):
         values = {}
-        for name, (function, _) in parts.items():
+        for function, _ in parts.values():
             values |= function(tokens, records, texts)
         return sum(weight * values[name] for name, (_, weight) in parts.items()), values
 

@@ -12,9 +12,9 @@ from rlax_ft.ops.arrays import as_float, as_logps
 def nash_md_loss(logps: jax.Array, ref_logps: jax.Array, wins: jax.Array, *, beta: float = 0.1) -> jax.Array:
     """Nash-MD's policy gradient, -sg(P - 1/2 - beta (log pi - log pi_ref)) log pi(y|x) (arXiv 2312.00886, section 7).
 
-    Its expectation over y ~ pi is the gradient of E[P(y > y')] - beta KL(pi || pi_ref) against a fixed opponent y'. Where
-    the opponent is the geometric mixture of policy and reference, it leads to the Nash equilibrium of the game that is
-    regularised by beta.
+    Its expectation over y ~ pi is the gradient of E[P(y > y')] - beta KL(pi || pi_ref) against a fixed opponent y'.
+    Where the opponent is the geometric mixture of policy and reference, it leads to the Nash equilibrium of the game
+    that is regularised by beta.
 
     Args:
       logps: float[B], log pi(y|x) of answers that the policy has just sampled, in nats.

@@ -85,9 +85,7 @@ def bco_loss(
     return -jax.nn.log_sigmoid(jnp.where(desirable, reward, -reward))
 
 
-def nca_unpaired_loss(
-    logps: jax.Array, ref_logps: jax.Array, desirable: jax.Array, *, beta: float = 0.1
-) -> jax.Array:
+def nca_unpaired_loss(logps: jax.Array, ref_logps: jax.Array, desirable: jax.Array, *, beta: float = 0.1) -> jax.Array:
     """NCA on single answers: -log s(beta h) [desirable] - 1/2 log s(-beta h) (arXiv 2402.05369, equation 11 of K = 2).
 
     The losses of both sides of a pair add up to `preference.nca_loss`.

@@ -41,7 +41,7 @@ def member(params: Params, index: int) -> Params:
 
 
 def beside_first(adapters: Params, lora: LoRAConfig) -> tuple[Params, LoRAConfig]:
-    """Adapters [E] of a base as adapters of that base with the first one merged in: A' = [A_e, A_0], B' = s [B_e, -B_0].
+    """Adapters [E] of a base as adapters of the base with the first one merged in: A' = [A_e, A_0], B' = s [B_e, -B_0].
 
     Args:
       adapters: of `lora.init_adapter`'s form, stacked along a first axis [E].

@@ -29,8 +29,10 @@ def token_logps(apply: Callable, variables, batch: TokenBatch | BranchBatch, *, 
     return _from_hidden(apply, variables, batch, read(apply, variables, batch)[0], temperature)
 
 
-def token_logps_and_alignment(apply: Callable, variables, batch: TokenBatch | BranchBatch) -> tuple[jax.Array, jax.Array]:
-    """`token_logps`, and beside it log p_t - log sum_v p_v^2, by how much a token is likelier than a drawn one's average.
+def token_logps_and_alignment(
+    apply: Callable, variables, batch: TokenBatch | BranchBatch
+) -> tuple[jax.Array, jax.Array]:
+    """`token_logps`, and log p_t - log sum_v p_v^2: by how much a token is likelier than a drawn one is on average.
 
     With p^(1/2) the distribution at temperature 1/2, that is log p^(1/2)_t - log p_t (WPO, arXiv 2406.11827, eq. 2); it
     is stopped. Arguments as in `token_logps`.

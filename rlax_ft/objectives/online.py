@@ -41,6 +41,9 @@ class GroupBatch:
     ref_logps: jax.Array
 
 
+Batch = GroupBatch | RankingBatch
+
+
 def group_logps(apply: Callable, params: Params, candidates: BranchBatch, *, temperature: float = 1.0) -> jax.Array:
     """log pi(y_g | x) of each completion of each group, float32[P, G], at the temperature of the sampling."""
     tokens = token_logps(apply, {'params': params}, candidates, temperature=temperature)
@@ -54,7 +57,7 @@ def join_groups(policy: BranchBatch, opponent: BranchBatch) -> BranchBatch:
 
 
 def noisy_scores(scores: jax.Array, key: jax.Array, *, judgement: str, noise: float) -> jax.Array:
-    """What a judge orders a group by: the scores, or with `sampled` scores + noise * Gumbel, which is Bradley-Terry's."""
+    """What a judge orders a group by: the scores, and with `sampled` Gumbel noise on them, as Bradley-Terry has it."""
     return scores + noise * jax.random.gumbel(key, scores.shape) if judgement == 'sampled' else scores
 
 
@@ -93,7 +96,9 @@ def group_ranks(scores: jax.Array) -> jax.Array:
     return jnp.sum(scores[:, None, :] > scores[:, :, None], axis=2).astype(jnp.int32)
 
 
-def pick_groups(batch, key: jax.Array, epoch: jax.Array, index: jax.Array, *, count: int):
+def pick_groups(
+    batch: Batch, key: jax.Array, epoch: jax.Array, index: jax.Array, *, count: int
+) -> tuple[Batch, jax.Array]:
     """Minibatch `index` of `count` in an epoch, each of which has its own permutation of the groups, with its size.
 
     Args:
@@ -198,7 +203,7 @@ def follow(reference: Params, policy: Params, share: float) -> Params:
     return jax.tree.map(lambda r, p: ((1.0 - share) * r + share * p).astype(r.dtype), reference, policy)
 
 
-def _pairs(groups, logps, first, second):
+def _pairs(groups: GroupBatch, logps: jax.Array, first: jax.Array, second: jax.Array):
     """PairLogps [P M] of the comparisons."""
     lengths = jnp.sum(groups.candidates.responses.mask, axis=-1)
     take = lambda x, index: jnp.take_along_axis(x, index, axis=1).reshape(-1)  # noqa: E731
@@ -212,7 +217,7 @@ def _pairs(groups, logps, first, second):
     )
 
 
-def _oriented(metrics, label):
+def _oriented(metrics: dict[str, jax.Array], label: jax.Array):
     """Metrics of pairs whose better answer may be the second one: `chosen` is the better, and margins point to it."""
     better = label >= 0.5
     turned = dict(metrics)

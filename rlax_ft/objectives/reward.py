@@ -70,7 +70,10 @@ def score_objective(apply: Callable) -> Callable:
         value = score_regression_loss(scores, answers.target)
         value = value if answers.weight is None else answers.weight * value
         error = jnp.abs(scores - answers.target)
-        return jnp.sum(value) / total, {'rewards/mean': jnp.sum(scores) / total, 'rewards/error': jnp.sum(error) / total}
+        return jnp.sum(value) / total, {
+            'rewards/mean': jnp.sum(scores) / total,
+            'rewards/error': jnp.sum(error) / total,
+        }
 
     return loss_fn
 
@@ -105,10 +108,10 @@ def ensemble_objective(objective: Callable) -> Callable:
       Metrics are means over members.
     """
 
-    def loss_fn(params: Params, batch, key: jax.Array):
+    def loss_fn(params: Params, batch: tuple, key: jax.Array):
         (rows, votes), total = batch
 
-        def of_member(own, vote):
+        def of_member(own: Params, vote: jax.Array):
             weight = vote if rows.weight is None else rows.weight * vote
             return objective(own, (rows.replace(weight=weight), total), key)
 

@@ -1,7 +1,7 @@
 """Learning from single judged answers: an unpaired loss on a model, and the baselines that it takes.
 
-A baseline belongs to the whole batch. It is computed before the step, from the parameters that the step starts with, and
-goes whole to each micro-batch and device: no split changes it. Leaves out formulas (losses/unpaired.py).
+A baseline belongs to the whole batch. It is computed before the step, from the parameters that the step starts with,
+and goes whole to each micro-batch and device: no split changes it. Leaves out formulas (losses/unpaired.py).
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def unpaired_objective(
 
 
 def mismatched(answers: BranchBatch) -> BranchBatch:
-    """Each prompt with the answer of the row before it, (x_1, y_B), (x_2, y_1), ...: what KTO's baseline is taken of."""
+    """Each prompt with the answer of the row before it, (x_1, y_B), (x_2, y_1), ..., for KTO's baseline."""
     responses = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), answers.responses)
     prompt_length = jnp.sum(answers.prompt.segment_ids > 0, axis=1)[:, None, None]
     positions = prompt_length + jnp.arange(responses.tokens.shape[-1])
@@ -104,7 +104,7 @@ def next_shift(
     return jnp.where(seen, decay * means + (1.0 - decay) * fresh, means)
 
 
-def _metrics(logps, refs, label, counts, beta):
+def _metrics(logps: jax.Array, refs: jax.Array, label: jax.Array, counts: JudgedCounts, beta: float):
     """TRL's `logps/*` and `rewards/*`: means over the good and over the bad answers of the whole batch."""
     rewards = beta * (logps - refs)
     good, bad = (jnp.maximum(count, 1e-9) for count in (counts.good, counts.bad))

@@ -1,4 +1,4 @@
-"""An ensemble of reward models as one reward: the mean, the least, or the mean less k standard deviations of its members.
+"""An ensemble of reward models as one reward: its members' mean, least, or mean less k standard deviations.
 
 Where members disagree, comparisons have said little; the two cautious reductions keep a policy from there (arXiv
 2310.02743, 2312.09244). Leaves out training (experiments/reward_model.py).
@@ -70,7 +70,9 @@ class RewardEnsemble:
 
     def member_candidates(self, candidates: TokenBatch | BranchBatch) -> jax.Array:
         """Each member's score of K candidates a prompt, float32[B, K, E]."""
-        return self.member_scores(candidate_rows(candidates)).T.reshape(-1, candidate_count(candidates), len(self.means))
+        return self.member_scores(candidate_rows(candidates)).T.reshape(
+            -1, candidate_count(candidates), len(self.means)
+        )
 
     @property
     def scale(self) -> jax.Array:
