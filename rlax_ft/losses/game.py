@@ -13,8 +13,8 @@ def nash_md_loss(logps: jax.Array, ref_logps: jax.Array, wins: jax.Array, *, bet
     """Nash-MD's policy gradient, -sg(P - 1/2 - beta (log pi - log pi_ref)) log pi(y|x) (arXiv 2312.00886, section 7).
 
     Its expectation over y ~ pi is the gradient of E[P(y > y')] - beta KL(pi || pi_ref) against a fixed opponent y'.
-    Where the opponent is the geometric mixture of policy and reference, it leads to the Nash equilibrium of the game
-    that is regularised by beta.
+    It is zero at pi ~ pi_ref exp(P(y > opponent) / beta): the Nash equilibrium of the regularised game where the
+    opponent is the policy itself, near it where it is the mixture of the policy and a little of the reference.
 
     Args:
       logps: float[B], log pi(y|x) of answers that the policy has just sampled, in nats.
