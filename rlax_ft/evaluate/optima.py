@@ -26,8 +26,8 @@ def sppo_iterate(ref_logps: jax.Array, rewards: jax.Array, beta: float, iteratio
     """Where SPPO's squared loss ends after so many iterations, of which each takes the policy as the next reference.
 
     With t = (P(y beats pi_t) - 1/2) / beta and h = log pi / pi_t, it is the least of E_{pi_t}(h - t)^2 over normalised
-    pi: h + level e^h = t. The theory's pi_t exp(t) / Z has its constant in place of level e^h, and the loss leaves log Z
-    at 1 / (2 beta) (arXiv 2405.00675, equations 3.1 and 4.6).
+    pi: h + level e^h = t. The theory's pi_t exp(t) / Z has a constant in place of level e^h; the loss takes log Z for
+    1 / (2 beta) (arXiv 2405.00675, equations 3.1 and 4.6).
     """
     logps = ref_logps
     for _ in range(iterations):

@@ -31,8 +31,8 @@ CONFIG = embedded_config('tiny', vocab_size=8, max_length=12)
 APPLY = Transformer(CONFIG).apply
 CODEC = Codec(word_tokenizer('abcde'), 4, 6)
 PAIRS = [
-    {'prompt': p, 'completions': [w, l], 'ranks': [0, 1]}
-    for p, w, l in (('a', 'b c', 'd'), ('a b', 'e', 'c c c'), ('e', 'a b c', 'b'), ('c', 'd', 'a a b'))
+    {'prompt': p, 'completions': [good, bad], 'ranks': [0, 1]}
+    for p, good, bad in (('a', 'b c', 'd'), ('a b', 'e', 'c c c'), ('e', 'a b c', 'b'), ('c', 'd', 'a a b'))
 ]
 
 
@@ -94,7 +94,7 @@ def recorded():
 
 
 def test_loss_and_gradient_are_those_of_trls_trainer(tmp_path):
-    (apply, policy), (_, reference) = llama(tmp_path / 'policy', 1), llama(tmp_path / 'reference', 2)
+    (apply, policy), (_, reference) = llama(tmp_path / 'policy', 2), llama(tmp_path / 'reference', 1)
     batch, others = recorded()
     other = mismatched(jax.tree.map(jnp.asarray, batch.candidates))
     for i, (x, y) in enumerate(others):  # our pairing is theirs
