@@ -36,6 +36,10 @@ PAIRS = [
 ]
 
 
+LOGPS = jax.jit(lambda p, candidates: candidate_logps(APPLY, {'params': p}, candidates))
+BASELINE = jax.jit(partial(kl_baseline, APPLY))
+
+
 @pytest.fixture(scope='module')
 def models():
     """(policy, reference)."""
@@ -45,7 +49,7 @@ def models():
 @pytest.fixture(scope='module')
 def rows(models):
     batch = judged_rows(CODEC, judged_answers(PAIRS))
-    return batch.replace(ref_logps=np.asarray(candidate_logps(APPLY, {'params': models[1]}, batch.candidates)))
+    return batch.replace(ref_logps=np.asarray(LOGPS(models[1], batch.candidates)))
 
 
 def llama(folder, seed):
@@ -107,23 +111,24 @@ def test_loss_and_gradient_are_those_of_trls_trainer(tmp_path):
     assert case['kl'] > 0.1
     np.testing.assert_allclose(baseline, case['kl'], rtol=1e-4)
     objective = unpaired_objective(apply, partial(kto_loss, beta=beta), beta=beta, **settings)
+    counts = count_judged(batch)
+    value = jax.jit(jax.value_and_grad(lambda p, kl: objective(p, (batch, counts, kl), None)[0]))
     for name, kl in (('kto', baseline), ('apo_zero_unpaired', jnp.zeros(()))):
-        of_params = lambda p, kl=kl: objective(p, (batch, count_judged(batch), kl), None)[0]  # noqa: E731
-        loss, gradient = jax.value_and_grad(of_params)(policy)
+        loss, gradient = value(policy, kl)
         np.testing.assert_allclose(loss, FIXTURE['cases'][name]['loss'], atol=1e-4)
         np.testing.assert_allclose(optax.global_norm(gradient), FIXTURE['cases'][name]['grad_norm'], rtol=1e-3)
 
 
 def test_the_objective_by_plain_arithmetic(models, rows):
     rows = rows.replace(label=np.asarray([1, 0, 0.7, 0.3, 1, 0, 0.5, 0.5], np.float32), weight=np.arange(8.0))
-    logps = np.asarray(candidate_logps(APPLY, {'params': models[0]}, rows.candidates))[:, 0]
+    logps = np.asarray(LOGPS(models[0], rows.candidates))[:, 0]
     h = logps - rows.ref_logps[:, 0]
     s = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     good, bad = 2.0 * (1 - s(0.3 * (h - 0.2))), 0.5 * (1 - s(0.3 * (0.2 - h)))
     expected = np.mean(rows.weight * (rows.label * good + (1 - rows.label) * bad))
     weights = dict(desirable_weight=2.0, undesirable_weight=0.5)
     objective = unpaired_objective(APPLY, partial(kto_loss, beta=0.3), beta=0.3, **weights)
-    loss, metrics = objective(models[0], (rows, count_judged(rows), jnp.float32(0.2)), None)
+    loss, metrics = jax.jit(objective)(models[0], (rows, count_judged(rows), jnp.float32(0.2)), None)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     chosen = 0.3 * (rows.label * h).sum() / rows.label.sum()
     np.testing.assert_allclose(metrics['rewards/chosen'], chosen, rtol=1e-4)
@@ -133,13 +138,13 @@ def test_the_baseline_by_pairing_rows_one_by_one(models, rows):
     answers = judged_answers(PAIRS)
     swapped = [{**r, 'completion': answers[i - 1]['completion']} for i, r in enumerate(answers)]
     candidates = judged_rows(CODEC, swapped).candidates
-    logps = [np.asarray(candidate_logps(APPLY, {'params': p}, candidates)) for p in models]
+    logps = [np.asarray(LOGPS(p, candidates)) for p in models]
     expected = max(0.0, float((logps[0] - logps[1]).mean()))
     for policy, reference, value in (
         (*models, expected),
         (*models[::-1], max(0.0, float((logps[1] - logps[0]).mean()))),
     ):
-        np.testing.assert_allclose(kl_baseline(APPLY, policy, reference, rows.candidates), value, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(BASELINE(policy, reference, rows.candidates), value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('how', [{'micro_batches': 4}, {'mesh': True}, {'pmap': True}], ids=str)
@@ -155,7 +160,7 @@ def test_no_split_changes_a_step(models, rows, how):
         compiled = (
             jax.jit(step) if not kind or micro > 1 else compile_step(step, backend='pmap' if 'pmap' in kind else 'jit')
         )
-        baseline = kl_baseline(APPLY, *models, rows.candidates)
+        baseline = BASELINE(*models, rows.candidates)
         batch = rows, count_judged(rows), baseline
         state, metrics = compiled(init_state(jax.tree.map(jnp.copy, models[0]), optimizer, jax.random.key(0)), batch)
         return jax.device_get((state.params, metrics))
@@ -167,18 +172,18 @@ def test_padding_changes_nothing(models, rows):
     wider = jax.tree.map(lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 8)]), rows.candidates.responses)
     left = jax.tree.map(lambda x: np.pad(x, [(0, 0), (8, 0)]), rows.candidates.prompt)
     padded = rows.replace(candidates=BranchBatch(left, wider))
-    objective = unpaired_objective(APPLY, partial(kto_loss, beta=0.3), beta=0.3)
+    objective = jax.jit(unpaired_objective(APPLY, partial(kto_loss, beta=0.3), beta=0.3))
     values = []
     for batch in (rows, padded):
-        kl = kl_baseline(APPLY, *models, batch.candidates)
+        kl = BASELINE(*models, batch.candidates)
         values.append((kl, objective(models[0], (batch, count_judged(batch), kl), None)[0]))
     np.testing.assert_allclose(*values, rtol=1e-4)
 
 
 def test_bcos_shift_follows_the_means_of_both_kinds(models, rows):
     objective = unpaired_objective(APPLY, partial(bco_loss, beta=0.3), beta=0.3)
-    metrics = objective(models[0], (rows, count_judged(rows), jnp.zeros(())), None)[1]
-    h = np.asarray(candidate_logps(APPLY, {'params': models[0]}, rows.candidates) - rows.ref_logps)[:, 0]
+    metrics = jax.jit(objective)(models[0], (rows, count_judged(rows), jnp.zeros(())), None)[1]
+    h = np.asarray(LOGPS(models[0], rows.candidates) - rows.ref_logps)[:, 0]
     means = next_shift(jnp.asarray([1.0, -1.0]), metrics, count_judged(rows))
     expected = [0.9 + 0.1 * 0.3 * h[::2].mean(), -0.9 + 0.1 * 0.3 * h[1::2].mean()]
     np.testing.assert_allclose(means, expected, rtol=1e-4)
