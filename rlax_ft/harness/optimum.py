@@ -134,9 +134,9 @@ METHODS = {
     'DPO, soft labels': (lambda: offline(BT, 'soft'), tilted, 0.05, 1),
     'DPO, hard labels': (lambda: offline(BT, 'sampled'), tilted, 0.02, 1),
     'Plackett-Luce DPO': (rankings, tilted, 0.02, 1),
-    'online DPO': (lambda: online(BT, 'sampled'), tilted, 0.02, 1),
+    'online DPO': (lambda: online(BT, 'soft'), tilted, 0.05, 1),
     'XPO': (
-        lambda: online(BT, 'sampled', opponent=lambda p, ref: TABLE.logps(ref), explore=1e-5), tilted, 0.02, 1
+        lambda: online(BT, 'soft', opponent=lambda p, ref: TABLE.logps(ref), explore=1e-5), tilted, 0.05, 1
     ),
     'IPO': (
         lambda: offline(partial(ipo_loss, beta=0.2, per_token=False), 'soft'),
