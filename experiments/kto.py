@@ -105,7 +105,7 @@ def train(settings: KTOSettings) -> dict:
     trained = learner.whole(state.params)
     moved = lambda candidates: score(trained, place(candidates))  # noqa: E731
     if 'ranks' in held_out[0]:
-        measured = preference_accuracy(moved, eval_rows, settings.batch_size)
+        measured = preference_accuracy(moved, eval_rows, settings.batch_size, keep=run.folder / 'eval_margins.npy')
         if 'ranks' in records[0]:
             lengths = (side for r in (records, held_out) for side in pair_lengths(ranking_rows(codec, r)))
             measured['length_baseline_accuracy'] = length_baseline(*lengths)

@@ -4,6 +4,7 @@ Leaves out rewards that are used on rollouts (rewards.py).
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -57,15 +58,20 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
     return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
 
 
-def preference_accuracy(score: Callable, rows: PreferenceBatch | RankingBatch, batch_size: int) -> dict[str, float]:
+def preference_accuracy(
+    score: Callable, rows: PreferenceBatch | RankingBatch, batch_size: int, *, keep: Path | None = None
+) -> dict[str, float]:
     """How often a policy, against the reference, moved towards the better of two held-out answers, with its interval.
 
     Args:
       score: `f(candidates) -> float[B, K]`, log-probabilities under the policy.
       rows: pairs or rankings with the reference's; of a ranking every pair of unequal ranks counts.
       batch_size: rows at once.
+      keep: the file for the margins, so that runs can be compared pair by pair.
     """
     margins = preference_margins(score, rows, batch_size)
+    if keep is not None:
+        np.save(keep, margins)
     accuracy, low, high = accuracy_interval(((1 + np.sign(margins)) / 2).sum(), len(margins))
     return {
         'eval_pairs': len(margins),
