@@ -1,7 +1,7 @@
 """Our optimiser step, as a worker of train_step.py: `ours_step.py STAGE SHAPE`.
 
-STAGE is sft, dpo, dpo_cached, kto or ppo: the steps that the scripts compile, on a batch that stays the same; or score
-and score_plain: the log-probabilities, with gradients, of groups of completions, with their prompts shared and as rows.
+STAGE is sft, dpo, dpo_cached, kto, reward, ensemble (of 5) or ppo: the steps that the scripts compile, on a batch that
+stays the same; or score and score_plain: the log-probabilities, with gradients, of groups of completions, with their prompts shared and as rows.
 """
 
 import json
@@ -15,7 +15,9 @@ import numpy as np
 
 from rlax_ft.data.branches import share_prompts, shared
 from rlax_ft.harness.benchmark import random_llama, random_rows
+from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.race import serve
+from rlax_ft.harness.reward_data import votes
 from rlax_ft.losses.preference import dpo_loss
 from rlax_ft.losses.unpaired import kto_loss
 from rlax_ft.models.heads import ScalarModel, value_params
@@ -23,6 +25,7 @@ from rlax_ft.models.scoring import candidate_logps, candidate_rows
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.objectives.ppo import PPOBatch, ppo_objective
 from rlax_ft.objectives.preference import preference_objective
+from rlax_ft.objectives.reward import ensemble_objective, reward_objective
 from rlax_ft.objectives.supervised import sft_objective
 from rlax_ft.objectives.unpaired import count_judged, kl_baseline, unpaired_objective
 from rlax_ft.parallel.compile import compile_step
@@ -68,6 +71,17 @@ def kto(shape, apply, params):
     return unpaired_objective(apply, partial(kto_loss, beta=0.1), beta=0.1), params, batch
 
 
+def reward(shape, config, params, *, members):
+    """Pairs of one prompt for a reward model, or for an ensemble of heads on one backbone."""
+    pairs = share_prompts(PreferenceBatch(random_rows(shape, 2), np.ones(shape['rows'], np.float32)))
+    learner, total = Learner(config, params), np.float32(shape['rows'])
+    objective = reward_objective(learner.scalar_apply)
+    if not members:
+        return objective, learner.start_reward(), lambda _: (pairs, total)
+    drawn = votes(shape['rows'], members, bootstrap=True, seed=0)
+    return ensemble_objective(objective), learner.start_ensemble(members), lambda _: ((pairs, drawn), total)
+
+
 def ppo(shape, apply, params, value_apply):
     """One minibatch of an update."""
     tokens = jax.tree.map(jnp.asarray, shared(random_rows(shape, 1)) or candidate_rows(random_rows(shape, 1)))
@@ -87,6 +101,8 @@ def stepper(stage, shape):
         objective, params, batch = sft(shape, apply, params)
     elif stage == 'kto':
         objective, params, batch = kto(shape, apply, params)
+    elif stage in ('reward', 'ensemble'):
+        objective, params, batch = reward(shape, config, params, members=5 if stage == 'ensemble' else 0)
     elif stage == 'ppo':
         objective, params, batch = ppo(shape, apply, params, ScalarModel(config).apply)
     else:
