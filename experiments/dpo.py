@@ -23,10 +23,11 @@ from rlax_ft.data.packing import pack_pairs
 from rlax_ft.data.records import record_texts
 from rlax_ft.data.rows import fitting, preference_rows, ranking_rows
 from rlax_ft.errors import InputError
+from rlax_ft.evaluate.win_rate import length_baseline
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.comparisons import check_alone, check_fields, comparison_batches, comparisons
 from rlax_ft.harness.evaluator import make_evaluator
-from rlax_ft.harness.labels import preference_accuracy, soft_labels
+from rlax_ft.harness.labels import pair_lengths, preference_accuracy, soft_labels
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import check_pair_loss, load_loss, reads_whole_batch
 from rlax_ft.harness.reference import referred, with_reference
@@ -52,11 +53,12 @@ class DPOSettings(EvalSettings, FeedbackSettings):
         "Weight of the chosen answer's negative log-likelihood a token; -1: the paper's (1 for ORPO and CPO).",
         at_least=-1,
     )
+    wpo: bool = flag(False, 'Weigh each pair by how likely the policy is to write its answers (WPO).')
     labels: str = flag(
         'human',
-        "human: as judged, or the record's own label. preference_model: sigma(r(a) - r(b)) of --reward, a soft label. "
-        'gold: the same of the task.',
-        ('human', 'preference_model', 'gold'),
+        "human: as judged, or the record's own label. agreement: the share of annotators who agree. preference_model: "
+        'sigma(r(a) - r(b)) of --reward, a soft label. gold: the same of the task.',
+        ('human', 'agreement', 'preference_model', 'gold'),
     )
     reward: str = flag('', 'Run folder of the reward model that gives --labels=preference_model.')
     sync_reference: int = flag(
@@ -83,9 +85,9 @@ def train(settings: DPOSettings) -> dict:
     reference = lambda candidates: score(learner.reference, place(candidates))  # noqa: E731
     how = dict(batch_size=settings.batch_size, how=repr(learner.config))
     refer = partial(with_reference, run, reference, learner.reference, **how)
-    rows, objective = (ranked if by_rank else paired)(settings, codec, apply, task, records, refer)
-    encode_held_out = ranking_rows if by_rank else preference_rows
-    eval_rows = refer(share_prompts(encode_held_out(codec, held_out, ragged=True)))
+    rows, objective, lengths = (ranked if by_rank else paired)(settings, codec, apply, task, records, refer)
+    eval_plain = (ranking_rows if by_rank else preference_rows)(codec, held_out, ragged=True)
+    eval_rows = refer(share_prompts(eval_plain))
 
     settings = with_steps(settings, len(jax.tree.leaves(rows)[0]))
     optimizer, step = compile_training(settings, objective, learner.base)
@@ -111,7 +113,9 @@ def train(settings: DPOSettings) -> dict:
 
     learner.export(run, state.params, codec)
     trained = learner.whole(state.params)
-    accuracy = preference_accuracy(lambda rows: score(trained, place(rows)), eval_rows, settings.batch_size)
+    moved = lambda rows: score(trained, place(rows))  # noqa: E731
+    accuracy = preference_accuracy(moved, eval_rows, settings.batch_size, keep=run.folder / 'eval_margins.npy')
+    accuracy['length_baseline_accuracy'] = length_baseline(*lengths, *pair_lengths(eval_plain))
     return run.finish({'steps': last, **accuracy, **evaluator.finish(trained, last)})
 
 
@@ -123,13 +127,15 @@ def check(settings: DPOSettings) -> bool:
     """
     by_rank = settings.loss == 'plackett_luce'
     if by_rank:
-        for name in ('loss_args', 'labels', 'packing', 'nll_coef'):
+        for name in ('loss_args', 'labels', 'packing', 'nll_coef', 'wpo'):
             if getattr(settings, name) != getattr(DPOSettings, name):
                 raise InputError(
                     f'--{name}={getattr(settings, name)}: --loss=plackett_luce has no use for it; leave it out'
                 )
     if settings.sync_reference and settings.packing:
         raise InputError('--sync_reference: scores whole rows in every step, which --packing has not; leave one out')
+    if settings.wpo and settings.packing:
+        raise InputError('--wpo: weighs whole rows, which --packing has not; leave one out')
     if settings.reward and settings.labels != 'preference_model':
         raise InputError(
             f'--reward={settings.reward}: is read by --labels=preference_model only; give that, or leave it out'
@@ -138,19 +144,20 @@ def check(settings: DPOSettings) -> bool:
 
 
 def ranked(settings, codec, apply, task, rankings, refer):
-    """(rows, objective) of whole rankings."""
-    check_fields(rankings, set(), settings.loss)
-    return refer(share_prompts(ranking_rows(codec, rankings, ragged=True))), ranking_objective(
-        apply, beta=settings.beta
-    )
+    """(rows, objective, lengths of better and worse answers) of whole rankings."""
+    check_fields(rankings, {'weight'}, settings.loss)
+    plain = ranking_rows(codec, rankings, ragged=True)
+    return refer(share_prompts(plain)), ranking_objective(apply, beta=settings.beta), pair_lengths(plain)
 
 
 def paired(settings, codec, apply, task, pairs, refer):
-    """(rows, objective) of pairs, labelled as --labels says; without a reference where the loss reads none."""
+    """The same of pairs, labelled as --labels says; without a reference where the loss reads none."""
     loss = load_loss(settings, settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
     reads = check_pair_loss(loss, settings.loss)
     if reads_whole_batch(loss):
         check_alone(settings, pairs)
+        if settings.wpo:
+            raise InputError(f'--wpo: --loss={settings.loss} sorts the pairs of a batch; a weight belongs to one pair')
     offset = {'margin'} if 'offset' in inspect.signature(loss).parameters else set()
     check_fields(pairs, {'weight', *offset, *({'label'} if settings.labels == 'human' else ())}, settings.loss)
     rows = soft_labels(settings, task, codec, pairs, preference_rows(codec, pairs, ragged=True))
@@ -159,8 +166,10 @@ def paired(settings, codec, apply, task, pairs, refer):
     given = getattr(loss.func, 'nll_coef', 0.0) if settings.nll_coef < 0 else settings.nll_coef
     how = dict(beta=settings.beta, nll_coef=given)
     if settings.packing:
-        return pack_pairs(refer(rows), codec.max_length), packed_preference_objective(apply, loss, **how)
-    return refer(share_prompts(rows)), preference_objective(apply, loss, **how)
+        packed = pack_pairs(refer(rows), codec.max_length)
+        return packed, packed_preference_objective(apply, loss, **how), pair_lengths(rows)
+    objective = preference_objective(apply, loss, wpo=settings.wpo, **how)
+    return refer(share_prompts(rows)), objective, pair_lengths(rows)
 
 
 if __name__ == '__main__':

@@ -135,6 +135,53 @@ class PreferenceBatch:
 
 
 @struct.dataclass
+class JudgedBatch:
+    """Single answers, each judged good or bad.
+
+    Attributes:
+      candidates: BranchBatch of 1 response.
+      label: float32[B], probability that the answer is a good one: 1 or 0 for a plain judgement.
+      weight: float32[B], what an answer's loss is multiplied by; None is 1.
+      ref_logps: float32[B, 1], reference log-probabilities, or None before they are computed.
+    """
+
+    candidates: BranchBatch
+    label: jax.Array
+    weight: jax.Array | None = None
+    ref_logps: jax.Array | None = None
+
+
+@struct.dataclass
+class ScoredBatch:
+    """Answers with a rating.
+
+    Attributes:
+      rows: TokenBatch [B, T] of prompt + answer.
+      target: float32[B], the rating.
+      weight: float32[B], what an answer's loss is multiplied by; None is 1.
+    """
+
+    rows: TokenBatch
+    target: jax.Array
+    weight: jax.Array | None = None
+
+
+@struct.dataclass
+class StepBatch:
+    """Solutions whose steps were judged.
+
+    Attributes:
+      rows: TokenBatch [B, T] of prompt + solution, whose mask is 1 at the last token of each step only.
+      labels: float32[B, T], probability that the step which ends there is right; 0 where masked.
+      weight: float32[B], what a solution's loss is multiplied by; None is 1.
+    """
+
+    rows: TokenBatch
+    labels: jax.Array
+    weight: jax.Array | None = None
+
+
+@struct.dataclass
 class PackedPairs:
     """Pairs packed into R rows of up to S pairs each: segment s + 1 of both sides of a row is its pair s.
 
@@ -164,12 +211,14 @@ class RankingBatch:
       ranks: int32[B, K], 0 is best; equal ranks are ties.
       mask: bool[B, K], False where a candidate does not exist.
       ref_logps: float32[B, K], reference log-probabilities, or None before they are computed.
+      weight: float32[B], what a ranking's loss is multiplied by; None is 1.
     """
 
     candidates: TokenBatch | BranchBatch
     ranks: jax.Array
     mask: jax.Array
     ref_logps: jax.Array | None = None
+    weight: jax.Array | None = None
 
 
 @struct.dataclass

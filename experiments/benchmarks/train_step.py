@@ -1,11 +1,11 @@
-"""Speed of the train step: SFT, DPO, PPO's update, and scoring of groups, against a peer or our own plain computation.
+"""Speed of the train step (SFT, DPO, KTO, PPO's update) and of scoring groups, against a peer or a plain computation.
 
     python experiments/benchmarks/train_step.py --against=trl --peer_python=PATH/TO/python --json=steps.json
 
 The peer runs where it is installed: `--peer_python` names that environment's interpreter (`pip install trl torch`, or
 `pip install google-tunix`). Both take turns, on the same shapes in the same precision; warm-up, with compilation, is
-not counted. A stage that a peer lacks is timed alone: PPO in TRL, PPO and a reference computed ahead in Tunix. Sampling
-is timed by generate.py.
+not counted. A stage that a peer lacks is timed alone: PPO in TRL; KTO, PPO and a reference computed ahead in Tunix.
+Sampling is timed by generate.py.
 """
 
 import json
@@ -17,10 +17,15 @@ from absl import app, flags
 from rlax_ft.harness.benchmark import PYTHON, ROUNDS, SHAPE, SHAPES, report
 from rlax_ft.harness.race import race
 
-STAGES = ('sft', 'dpo', 'dpo_cached', 'ppo', 'score')
+STAGES = ('sft', 'dpo', 'dpo_cached', 'kto', 'ppo', 'score', 'ensemble')
+# What our own plain form of a stage is called, and the name of the comparison.
+PLAIN = {
+    'score': ('score_plain', 'scoring, prompts shared against repeated'),
+    'ensemble': ('reward', 'step of 5 reward models (heads) against one'),
+}
 # Title, worker, the stages that it knows, and the packages that RESULTS.md names.
 PEERS = {
-    'trl': (' against TRL', 'torch_worker.py', ('sft', 'dpo', 'dpo_cached'), ('trl', 'torch', 'transformers')),
+    'trl': (' against TRL', 'torch_worker.py', ('sft', 'dpo', 'dpo_cached', 'kto'), ('trl', 'torch', 'transformers')),
     'tunix': (' against Tunix', 'tunix_worker.py', ('sft', 'dpo'), ('google-tunix', 'jax', 'flax')),
     'none': ('', '', (), ()),
 }
@@ -44,14 +49,13 @@ def measure(stage: str, shape: dict) -> dict:
     sizes = json.dumps(shape)
     _, worker, stages, _ = PEERS[_AGAINST.value]
     commands = [[sys.executable, str(WORKERS / 'ours_step.py'), stage, sizes]]
-    if stage == 'score':
-        commands.append([sys.executable, str(WORKERS / 'ours_step.py'), 'score_plain', sizes])
+    if stage in PLAIN:
+        commands.append([sys.executable, str(WORKERS / 'ours_step.py'), PLAIN[stage][0], sizes])
     elif stage in stages:
         commands.append([PYTHON.value, str(WORKERS / worker), stage, sizes])
     ours, *peer = (r['seconds'] for r in race(commands, rounds=ROUNDS.value, warmup=2))
-    name = 'scoring, prompts shared against repeated' if stage == 'score' else f'{stage} step'
     return {
-        'name': name,
+        'name': PLAIN[stage][1] if stage in PLAIN else f'{stage} step',
         'ours': ours,
         'peer': peer[0] if peer else None,
         'unit': 's',

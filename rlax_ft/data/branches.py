@@ -28,15 +28,19 @@ def share_prompts(batch: PreferenceBatch | RankingBatch) -> PreferenceBatch | Ra
     return batch.replace(candidates=branches)
 
 
-def shared(rows: TokenBatch) -> BranchBatch | None:
+def shared(rows: TokenBatch, *, always: bool = False) -> BranchBatch | None:
     """Candidates [N, K, T] as branches; None where prompts differ, rows are packed, or no column would be saved.
 
     The prompt is what stands before the first token that counts.
+
+    Args:
+      rows: numpy arrays.
+      always: also where no column is saved.
     """
     real, length = rows.segment_ids > 0, rows.tokens.shape[-1]
     prompts, ends = np.argmax(rows.mask > 0, axis=-1), real.sum(axis=-1)
     cut, width = (max(-(-int(x.max()) // 8) * 8, 8) for x in (prompts, ends - prompts))
-    if cut + rows.tokens.shape[1] * width >= rows.tokens.shape[1] * length:
+    if not always and cut + rows.tokens.shape[1] * width >= rows.tokens.shape[1] * length:
         return None
     packed = rows.segment_ids.max(initial=0) > 1 or not (real[..., :1].all() and (rows.mask.max(axis=-1) > 0).all())
     at = np.arange(cut) - (cut - prompts[..., None])
@@ -49,7 +53,7 @@ def shared(rows: TokenBatch) -> BranchBatch | None:
     return BranchBatch(prompt=prompt.replace(mask=np.zeros_like(prompt.mask)), responses=responses)
 
 
-def shared_ragged(rows: Ragged) -> RaggedBranches | None:
+def shared_ragged(rows: Ragged, *, always: bool = False) -> RaggedBranches | None:
     """The same of candidates that are not padded yet."""
     count, many = rows.shape
     lengths, begins = np.diff(rows.starts), rows.starts[:-1]
@@ -58,7 +62,7 @@ def shared_ragged(rows: Ragged) -> RaggedBranches | None:
     place = np.where(rows.learned, np.arange(len(rows.ids)) - np.repeat(begins, lengths), len(rows.ids))
     prompts = np.minimum.reduceat(place, begins)
     cut, width, length = (max(-(-int(x.max()) // 8) * 8, 8) for x in (prompts, lengths - prompts, lengths))
-    if not 0 < prompts.min() <= prompts.max() < len(rows.ids) or cut + many * width >= many * length:
+    if not 0 < prompts.min() <= prompts.max() < len(rows.ids) or not (always or cut + many * width < many * length):
         return None
     for first in range(0, count * many, many):
         start = rows.ids[begins[first] : begins[first] + prompts[first]]

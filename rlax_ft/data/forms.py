@@ -4,7 +4,8 @@
     {"messages": .., "label"}                                   the same, its last answer judged good or bad
     {"conversations": [{"from", "value"}, ..]}                  ShareGPT; with "chosen" and "rejected", or "kto_tag"
     {"instruction", "input", "output"}                          Alpaca; or "chosen" and "rejected" for "output"
-    {"instruction", "input", "response1", "response2", ..}      PandaLM: up to three annotators' 0 (tie), 1 or 2
+    {"instruction", "input", "response1", "response2", ..}      PandaLM: up to three annotators' 0 (tie), 1 or 2; the
+                                                                share that agrees becomes "agreement"
     {"question", "answer"}                                      GSM8K; or "chosen" and "rejected" for "answer"
     {"text"}                                                    plain text, all of it learned
 
@@ -115,9 +116,11 @@ def _pandalm(record, where):
         raise InputError(f'{where}: fields "annotator1" to "annotator3" must be 0 (a tie), 1 or 2')
     # Rank 0 is best; without a majority for either it is a tie.
     ranks = [int(votes[2] > votes[1]), int(votes[1] > votes[2])]
+    # A vote for a tie is half a vote for each.
+    agreement = (max(votes[1], votes[2]) + votes[0] / 2) / len(given)
     # In the published file a few answers have become true, false or a number.
     completions = [[_message('assistant', str(record[field]))] for field in ('response1', 'response2')]
-    return {**prompt, 'completions': completions, 'ranks': ranks}
+    return {**prompt, 'completions': completions, 'ranks': ranks, 'agreement': agreement}
 
 
 def _question(record, where):

@@ -13,7 +13,7 @@ import numpy as np
 from rlax_ft.data.ragged import Ragged, batch_width
 from rlax_ft.data.rows import take_rows
 from rlax_ft.errors import InputError
-from rlax_ft.types import PackedPairs, PreferenceBatch, RankingBatch, TokenBatch
+from rlax_ft.types import PackedPairs, PreferenceBatch, StepBatch, TokenBatch
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
@@ -124,8 +124,16 @@ def batch_padding(rows: Ragged, *, batch_size: int = 32) -> float:
     return 1.0 - lengths.sum() / sum(len(batch) * batch_width(int(batch.max()), rows.most) for batch in batches)
 
 
-def count_examples(batch: PreferenceBatch | PackedPairs | RankingBatch) -> np.float32:
-    """How many pairs or rankings a batch has: what the mean over them divides by."""
+def count_examples(batch) -> np.float32:
+    """How many pairs, rankings, answers or steps a batch has: what the mean over them divides by.
+
+    Args:
+      batch: a struct of types.py, or a tuple that begins with one.
+    """
+    if isinstance(batch, tuple):
+        return count_examples(batch[0])
+    if isinstance(batch, StepBatch):
+        return np.float32(batch.rows.mask.sum())
     if isinstance(batch, PackedPairs):
         return np.float32(batch.exists.sum())
     return np.float32(jax.tree.leaves(batch)[0].shape[0])

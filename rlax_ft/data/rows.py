@@ -169,7 +169,7 @@ def ranking_rows(codec: Codec, rankings: list[dict], *, ragged: bool = False) ->
 
     Args:
       codec: how text becomes tokens.
-      rankings: N records.
+      rankings: N records; `weight` is their own where they have it.
       ragged: as in `preference_rows`.
     """
     most = max(len(r['ranks']) for r in rankings)
@@ -183,7 +183,13 @@ def ranking_rows(codec: Codec, rankings: list[dict], *, ragged: bool = False) ->
         # A candidate that does not exist repeats the first one; its mask keeps it out of every loss.
         responses += ranking['completions'] + ranking['completions'][:1] * (most - count)
     candidates = ragged_rows(codec, prompts, responses).reshape(len(rankings), most)
-    return RankingBatch(candidates=candidates if ragged else _padded(candidates), ranks=ranks, mask=mask)
+    weights = [ranking.get('weight', 1.0) for ranking in rankings]
+    return RankingBatch(
+        candidates=candidates if ragged else _padded(candidates),
+        ranks=ranks,
+        mask=mask,
+        weight=np.asarray(weights, np.float32) if any('weight' in ranking for ranking in rankings) else None,
+    )
 
 
 def take_rows(batch, index):

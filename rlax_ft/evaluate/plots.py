@@ -210,11 +210,11 @@ def plot_reliability(path: str | Path, curves: dict[str, Reliability]) -> None:
         axes.plot([0.5, 1.0], [0.5, 1.0], color='0.6', lw=1.0, ls='--', label='calibrated')
         for number, (name, curve) in enumerate(curves.items()):
             colour = _COLOURS[number % len(_COLOURS)]
-            axes.plot(
-                curve.confidence, curve.accuracy, color=colour, lw=1.4, label=f'{name}: error {curve.error():.3f}'
-            )
-            sizes = 10 + 90 * curve.count / curve.count.max()
-            axes.scatter(curve.confidence, curve.accuracy, s=sizes, color=colour, edgecolor='white', lw=0.8, zorder=3)
+            kept = curve.count > 0
+            points = curve.confidence[kept], curve.accuracy[kept]
+            axes.plot(*points, color=colour, lw=1.4, label=f'{name}: error {curve.error:.3f}')
+            sizes = 10 + 90 * curve.count[kept] / curve.count.max()
+            axes.scatter(*points, s=sizes, color=colour, edgecolor='white', lw=0.8, zorder=3)
         axes.set_xlim(0.48, 1.02)
         axes.set_ylim(top=1.03)
         axes.set_xlabel('confidence σ(|margin|)')

@@ -79,7 +79,7 @@ def calibration(margins: np.ndarray, *, seed: int = 0) -> dict[str, float]:
     margins = np.asarray(margins, np.float64)
     order = np.random.default_rng(seed).permutation(len(margins))
     found = {
-        'ece': reliability(margins).error(),
+        'ece': reliability(margins).error,
         'nll': preference_nll(margins),
         'temperature': fit_temperature(margins),
     }
@@ -87,7 +87,7 @@ def calibration(margins: np.ndarray, *, seed: int = 0) -> dict[str, float]:
         scaled = np.empty_like(margins)
         for fit, measure in ((order[::2], order[1::2]), (order[1::2], order[::2])):
             scaled[measure] = margins[measure] / fit_temperature(margins[fit])
-        found |= {'ece_fitted': reliability(scaled).error(), 'nll_fitted': preference_nll(scaled)}
+        found |= {'ece_fitted': reliability(scaled).error, 'nll_fitted': preference_nll(scaled)}
     return found
 
 

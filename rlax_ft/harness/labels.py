@@ -4,6 +4,7 @@ Leaves out rewards that are used on rollouts (rewards.py).
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.harness.rewards import check_vocabulary
 from rlax_ft.harness.starting_model import model_folder
+from rlax_ft.rewards.ensemble import split_reduction
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.sampling.text import map_rows
@@ -30,6 +32,15 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
     """
     if settings.labels == 'human':
         return rows
+    if settings.labels == 'agreement':
+        good = lambda value: isinstance(value, int | float) and 0 <= value <= 1  # noqa: E731
+        for number, pair in enumerate(pairs, 1):
+            if not good(pair.get('agreement')):
+                raise InputError(
+                    f'--labels=agreement: field "agreement" of comparison {number} is {pair.get("agreement")!r}; the '
+                    'share of annotators who prefer "chosen" was expected, 0 to 1, which PandaLM\'s form gives'
+                )
+        return rows.replace(label=np.asarray([pair['agreement'] for pair in pairs], np.float32))
     if settings.labels == 'gold':
         if task is None:
             raise InputError('--labels=gold: only an embedded --task has a gold reward')
@@ -38,7 +49,8 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
     else:
         if not settings.reward:
             raise InputError('--labels=preference_model: give the run folder of the reward model as --reward')
-        model, tokenizer = load_reward_model(model_folder(settings.reward, 'reward'))
+        path, reduction = split_reduction(settings.reward)
+        model, tokenizer = load_reward_model(model_folder(path, 'reward'), reduction=reduction)
         check_vocabulary(f'--reward={settings.reward}', tokenizer, codec)
         compiled = jax.jit(lambda model, candidates: model.candidates(candidates))
         candidates = share_prompts(rows).candidates
@@ -47,20 +59,20 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
     return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
 
 
-def preference_accuracy(score: Callable, rows: PreferenceBatch | RankingBatch, batch_size: int) -> dict[str, float]:
+def preference_accuracy(
+    score: Callable, rows: PreferenceBatch | RankingBatch, batch_size: int, *, keep: Path | None = None
+) -> dict[str, float]:
     """How often a policy, against the reference, moved towards the better of two held-out answers, with its interval.
 
     Args:
       score: `f(candidates) -> float[B, K]`, log-probabilities under the policy.
       rows: pairs or rankings with the reference's; of a ranking every pair of unequal ranks counts.
       batch_size: rows at once.
+      keep: the file for the margins, so that runs can be compared pair by pair.
     """
-    logps = map_rows(score, rows.candidates, batch_size=batch_size)  # [N, K]
-    moved = logps if rows.ref_logps is None else logps - np.asarray(rows.ref_logps)
-    if isinstance(rows, RankingBatch):
-        margins = (moved[:, :, None] - moved[:, None, :])[_preferred(rows)]
-    else:
-        margins = moved[:, 0] - moved[:, 1]
+    margins = preference_margins(score, rows, batch_size)
+    if keep is not None:
+        np.save(keep, margins)
     accuracy, low, high = accuracy_interval(((1 + np.sign(margins)) / 2).sum(), len(margins))
     return {
         'eval_pairs': len(margins),
@@ -68,6 +80,15 @@ def preference_accuracy(score: Callable, rows: PreferenceBatch | RankingBatch, b
         'eval_accuracy_low': low,
         'eval_accuracy_high': high,
     }
+
+
+def preference_margins(score: Callable, rows: PreferenceBatch | RankingBatch, batch_size: int) -> np.ndarray:
+    """Score of the better less that of the worse answer of all pairs, float[pairs]; arguments as above."""
+    logps = map_rows(score, rows.candidates, batch_size=batch_size)  # [N, K]
+    moved = logps if rows.ref_logps is None else logps - np.asarray(rows.ref_logps)
+    if isinstance(rows, RankingBatch):
+        return (moved[:, :, None] - moved[:, None, :])[_preferred(rows)]
+    return moved[:, 0] - moved[:, 1]
 
 
 def pair_lengths(rows: PreferenceBatch | RankingBatch) -> np.ndarray:

@@ -16,11 +16,13 @@ from rlax_ft.harness.starting_model import model_source
 from rlax_ft.hf.folder import save_pretrained
 from rlax_ft.hf.peft import save_adapter
 from rlax_ft.models.config import LoRAConfig, ModelConfig
-from rlax_ft.models.heads import ScalarModel, reward_params, value_params
+from rlax_ft.models.ensemble import beside_first, member
+from rlax_ft.models.heads import ScalarModel, reward_head, reward_params, value_params
 from rlax_ft.models.lora import Adapted, Adapter, adapted, attach, init_adapter, merge
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.parallel.hosts import on_first
 from rlax_ft.parallel.placement import on_host
+from rlax_ft.rewards.ensemble import RewardEnsemble
 from rlax_ft.types import Params
 
 
@@ -80,6 +82,27 @@ class Learner:
     def start_reward(self) -> Params:
         """The same for a reward model, with a random head."""
         return self._scalar(lambda model: reward_params(model, jax.random.key(self.seed)), 2)
+
+    def start_ensemble(self, count: int) -> Params:
+        """The same for `count` reward models on one base: heads on one backbone, or an adapter and a head each."""
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), 3), count)
+        head = jax.vmap(lambda key: reward_head(self.model, key))(keys)
+        if not self.config.lora:
+            return self.start_reward() | {'head': head}
+        adapters = jax.vmap(lambda key: init_adapter(self.model, self.config.lora, jax.random.fold_in(key, 1)))(keys)
+        return Adapter(adapters, head)
+
+    def ensemble(self, params: Params) -> RewardEnsemble:
+        """Trained parameters of `start_ensemble`'s form as an ensemble that is whole without the base."""
+        head = params.head if self.config.lora else params['head']
+        count = head['kernel'].shape[0]
+        scale = dict(means=jnp.zeros(count), scales=jnp.ones(count))
+        if not self.config.lora:
+            return RewardEnsemble(self.config, params['backbone'], {'head': head}, **scale)
+        adapters, lora = beside_first(params.lora, self.config.lora)
+        backbone = self.merged(member(params, 0))['backbone']
+        members = {'head': head, 'lora': adapters}
+        return RewardEnsemble(dataclasses.replace(self.config, lora=lora), backbone, members, **scale)
 
     def merged(self, params: Params) -> Params:
         """Trained parameters as those of a plain `Transformer` or `ScalarModel`."""

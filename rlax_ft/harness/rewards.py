@@ -16,14 +16,16 @@ from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.starting_model import model_folder
 from rlax_ft.parallel.hosts import share_rows
 from rlax_ft.parallel.placement import spread
+from rlax_ft.rewards.ensemble import RewardEnsemble, split_reduction
 from rlax_ft.rewards.failures import guarded_scores
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.named import NAMED, named_reward, parse_call, split_parts, with_options
 from rlax_ft.rewards.rules import as_reward
 from rlax_ft.tasks.task import Task
 
-# (tokens, records, texts) -> float[B]: a model reads the tokens, a function the rest.
-Score = Callable[..., jax.Array]
+# (tokens, records, texts) -> {name: float[B]}: a model reads the tokens, a function the rest; an ensemble also says
+# by how much its members disagree.
+Score = Callable[..., dict[str, jax.Array]]
 
 
 def make_reward(
@@ -42,7 +44,8 @@ def make_reward(
 
     Args:
       text: of --reward: NAME or NAME*WEIGHT, several with commas between. A NAME is a rule of rewards/named.py or
-        MODULE:FUNCTION, both with options in brackets if need be, `gold`, or a reward model's run folder.
+        MODULE:FUNCTION, both with options in brackets if need be, `gold`, a reward model's run folder, or an ensemble's
+        with :mean, :min or :lcb=K behind it.
       task: whose reward `gold` is, or None.
       codec: of the policy.
       group_size: completions of one prompt, adjacent in a batch.
@@ -66,7 +69,9 @@ def make_reward(
         raise InputError("--reward: give a rule such as maths, gold, a reward model's run folder, or MODULE:FUNCTION")
 
     def score(tokens, records, texts):
-        values = {name: function(tokens, records, texts) for name, (function, _) in parts.items()}
+        values = {}
+        for function, _ in parts.values():
+            values |= function(tokens, records, texts)
         return sum(weight * values[name] for name, (_, weight) in parts.items()), values
 
     score.weights = {name: weight for name, (_, weight) in parts.items()}
@@ -99,16 +104,23 @@ def _score(name, task, codec, guard) -> Score:
     if function is not None:
         scores = partial(guarded_scores, as_reward(function), name=f'--reward={name}', **guard)
         # Each host asks for its own rows.
-        return lambda tokens, records, texts: share_rows(lambda own: scores(records[own], texts()[own]), len(records))
-    model, tokenizer = load_reward_model(model_folder(name, 'reward'))
+        return lambda tokens, records, texts: {
+            name: share_rows(lambda own: scores(records[own], texts()[own]), len(records))
+        }
+    path, reduction = split_reduction(name)
+    model, tokenizer = load_reward_model(model_folder(path, 'reward'), reduction=reduction)
     check_vocabulary(f'--reward={name}', tokenizer, codec)
+    if isinstance(model, RewardEnsemble):
+        judge = jax.jit(lambda model, tokens: model.judged(tokens))
+        names = name, f'{path}/disagreement'
+        return lambda tokens, records, texts: dict(zip(names, map(jnp.asarray, judge(model, spread(tokens)))))
     compiled = jax.jit(lambda model, tokens: model(tokens))
-    return lambda tokens, records, texts: jnp.asarray(compiled(model, spread(tokens)))
+    return lambda tokens, records, texts: {name: jnp.asarray(compiled(model, spread(tokens)))}
 
 
 def _function(name):
     """The function that a name stands for, options bound; None for a folder."""
-    if Path(name).exists():
+    if Path(name).exists() or split_reduction(name)[1]:
         return NAMED.get(name)
     rule = named_reward(name)
     if rule is not None:

@@ -85,6 +85,44 @@ def bco_loss(
     return -jax.nn.log_sigmoid(jnp.where(desirable, reward, -reward))
 
 
+def nca_unpaired_loss(logps: jax.Array, ref_logps: jax.Array, desirable: jax.Array, *, beta: float = 0.1) -> jax.Array:
+    """NCA on single answers: -log s(beta h) [desirable] - 1/2 log s(-beta h) (arXiv 2402.05369, equation 11 of K = 2).
+
+    The losses of both sides of a pair add up to `preference.nca_loss`.
+
+    Args:
+      logps, ref_logps, desirable: as `kto_loss`.
+      beta: reward scale.
+
+    Returns:
+      float32[B].
+
+    Raises:
+      AssertionError: a rank, shape or dtype is wrong.
+    """
+    h, desirable = _log_ratio(logps, ref_logps, desirable)
+    return -jnp.where(desirable, jax.nn.log_sigmoid(beta * h), 0.0) - 0.5 * jax.nn.log_sigmoid(-beta * h)
+
+
+def apo_zero_unpaired_loss(
+    logps: jax.Array, ref_logps: jax.Array, desirable: jax.Array, *, beta: float = 0.1
+) -> jax.Array:
+    """APO-zero on single answers: 1 - s(beta h) where desirable, else s(beta h) (arXiv 2408.06266; `kto_loss`, kl = 0).
+
+    Args:
+      logps, ref_logps, desirable: as `kto_loss`.
+      beta: reward scale.
+
+    Returns:
+      float32[B], in [0, 1].
+
+    Raises:
+      AssertionError: a rank, shape or dtype is wrong.
+    """
+    h, desirable = _log_ratio(logps, ref_logps, desirable)
+    return jax.nn.sigmoid(jnp.where(desirable, -beta * h, beta * h))
+
+
 def bco_shift(
     logps: jax.Array, ref_logps: jax.Array, desirable: jax.Array, *, beta: float = 0.1, axis_name: str | None = None
 ) -> jax.Array:

@@ -40,8 +40,13 @@ def value_params(backbone: Params) -> Params:
 
 def reward_params(backbone: Params, key: jax.Array) -> Params:
     """Parameters of a reward model on a copy of `backbone`, head drawn from N(0, 1 / (D + 1)) (arXiv 2009.01325)."""
+    return {'backbone': _copy(backbone), 'head': reward_head(backbone, key)}
+
+
+def reward_head(backbone: Params, key: jax.Array) -> Params:
+    """The head alone."""
     width = _width(backbone)
-    return {'backbone': _copy(backbone), 'head': {'kernel': jax.random.normal(key, (width, 1)) / jnp.sqrt(width + 1.0)}}
+    return {'kernel': jax.random.normal(key, (width, 1)) / jnp.sqrt(width + 1.0)}
 
 
 def score_last_token(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -64,6 +69,26 @@ def sequence_scores(apply: ApplyFn, params, batch: TokenBatch | BranchBatch) -> 
     if isinstance(batch, BranchBatch):
         values = at_each_token(values, batch)
     return score_last_token(values, batch.mask)
+
+
+def least_step_scores(apply: ApplyFn, params, batch: TokenBatch | BranchBatch, ends: tuple[int, ...]) -> jax.Array:
+    """A process reward model's score of each row or response: the least logit at the end of a step (arXiv 2312.08935).
+
+    Args:
+      apply, params, batch: as in `sequence_scores`.
+      ends: tokens that end a step; a row's last token that counts does, too.
+
+    Returns:
+      float32[B], or [B * K] of branches.
+    """
+    values, tokens = read(apply, {'params': params}, batch), None
+    if isinstance(batch, BranchBatch):
+        values, tokens = at_each_token(values, batch), batch.responses.tokens.reshape(batch.mask.shape)
+    tokens = batch.tokens if tokens is None else tokens
+    last = jnp.max(jnp.where(batch.mask > 0, jnp.arange(batch.mask.shape[-1]), 0), axis=-1)
+    is_end = (batch.mask > 0) & jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
+    is_end |= jnp.arange(batch.mask.shape[-1]) == last[:, None]
+    return jnp.min(jnp.where(is_end, values, jnp.inf), axis=-1)
 
 
 def candidate_scores(apply: ApplyFn, params, candidates: TokenBatch | BranchBatch) -> jax.Array:

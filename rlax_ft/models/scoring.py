@@ -24,7 +24,23 @@ def token_logps(apply: ApplyFn, variables, batch: TokenBatch | BranchBatch, *, t
       float32, in nats, of the shape of `batch.mask`, and 0 where that is: [B, T], whose first position is 0, or of the
       responses alone, [B * K, R].
     """
+    return _from_hidden(apply, variables, batch, read(apply, variables, batch)[0], temperature)
+
+
+def token_logps_and_alignment(
+    apply: ApplyFn, variables, batch: TokenBatch | BranchBatch
+) -> tuple[jax.Array, jax.Array]:
+    """`token_logps`, and log p_t - log sum_v p_v^2: by how much a token is likelier than a drawn one is on average.
+
+    With p^(1/2) the distribution at temperature 1/2, that is log p^(1/2)_t - log p_t (WPO, arXiv 2406.11827, eq. 2); it
+    is stopped. Arguments as in `token_logps`.
+    """
     hidden, _ = read(apply, variables, batch)
+    logps, sharp = (_from_hidden(apply, variables, batch, hidden, temperature) for temperature in (1.0, 0.5))
+    return logps, jax.lax.stop_gradient(sharp - logps)
+
+
+def _from_hidden(apply, variables, batch, hidden, temperature):
     how = dict(chunk=None, temperature=temperature, soft_cap=apply(variables, method='unembed_soft_cap'))
     head = apply(variables, method='unembed_matrix')
     if isinstance(batch, BranchBatch):

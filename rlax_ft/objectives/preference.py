@@ -11,12 +11,14 @@ import jax.numpy as jnp
 
 from rlax_ft.losses.preference import implicit_rewards
 from rlax_ft.losses.ranking import plackett_luce_dpo_loss
-from rlax_ft.models.scoring import candidate_logps, candidate_rows
+from rlax_ft.models.scoring import candidate_logps, candidate_rows, token_logps_and_alignment
 from rlax_ft.objectives.reward import best_and_worst, reward_metrics
 from rlax_ft.types import ApplyFn, LossFn, PairLogps, Params, PreferenceBatch, RankingBatch
 
 
-def preference_objective(apply: ApplyFn, loss: Callable, *, beta: float, nll_coef: float = 0.0) -> LossFn:
+def preference_objective(
+    apply: ApplyFn, loss: Callable, *, beta: float, nll_coef: float = 0.0, wpo: bool = False
+) -> LossFn:
     """Mean over pairs of weight (f + nll_coef nll(y_w)), f with soft labels and margins as in `pair_loss`.
 
     Args:
@@ -24,6 +26,7 @@ def preference_objective(apply: ApplyFn, loss: Callable, *, beta: float, nll_coe
       loss: `f(pair: PairLogps) -> float[B]`, its hyperparameters bound.
       beta: for the implicit rewards in the metrics only.
       nll_coef: weight of -log pi(y_w | x) / |y_w| (ORPO arXiv 2403.07691, CPO 2401.08417, RPO 2404.19733).
+      wpo: multiply f by `wpo_weights`.
 
     Returns:
       loss_fn; its batch is (PreferenceBatch [B], number of pairs in the whole batch).
@@ -31,10 +34,16 @@ def preference_objective(apply: ApplyFn, loss: Callable, *, beta: float, nll_coe
 
     def loss_fn(params: Params, batch: tuple[PreferenceBatch, jax.Array], key: jax.Array):
         pairs, total = batch
-        logps = candidate_logps(apply, {'params': params}, pairs.candidates)  # [B, 2]
-        lengths = jnp.sum(candidate_rows(pairs.candidates).mask, axis=-1).reshape(logps.shape)  # [B, 2]
+        rows = candidate_rows(pairs.candidates)
+        lengths = jnp.sum(rows.mask, axis=-1).reshape(-1, 2)  # [B, 2]
+        if wpo:
+            tokens, alignment = token_logps_and_alignment(apply, {'params': params}, rows)
+            logps = jnp.sum(tokens, axis=-1).reshape(-1, 2)  # [B, 2]
+            likely = wpo_weights(jnp.sum(alignment, axis=-1).reshape(-1, 2), lengths)  # [B]
+        else:
+            logps, likely = candidate_logps(apply, {'params': params}, pairs.candidates), 1.0
         pair = make_pair(logps, pairs.ref_logps, lengths)
-        value = pair_loss(loss, pair, pairs.label, pairs.margin) + nll_coef * chosen_nll(pair)  # [B]
+        value = likely * pair_loss(loss, pair, pairs.label, pairs.margin) + nll_coef * chosen_nll(pair)  # [B]
         value = value if pairs.weight is None else pairs.weight * value
         metrics = pair_metrics(pair, beta)
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}
@@ -78,6 +87,21 @@ def pair_loss(loss: Callable, pair: PairLogps, label: jax.Array, margin: jax.Arr
     return label * value + (1.0 - label) * swapped_value
 
 
+def wpo_weights(alignment: jax.Array, lengths: jax.Array) -> jax.Array:
+    """WPO's weight of a pair, w(y_w) w(y_l) with w(y) = exp(mean_t [log pi_t - log sum_v pi_v^2]) (arXiv 2406.11827).
+
+    It is near 1 for answers such as the policy would write itself, and small for others.
+
+    Args:
+      alignment: float[B, 2], the sum over tokens of what `token_logps_and_alignment` gives.
+      lengths: [B, 2], tokens.
+
+    Returns:
+      float32[B], stopped.
+    """
+    return jax.lax.stop_gradient(jnp.exp(jnp.sum(alignment / jnp.maximum(lengths, 1.0), axis=-1)))
+
+
 def chosen_nll(pair: PairLogps) -> jax.Array:
     """-log pi(y_w | x) / |y_w|, float[B], in nats a token."""
     return -pair.chosen / jnp.maximum(pair.chosen_len, 1.0)
@@ -91,7 +115,7 @@ def pair_metrics(pair: PairLogps, beta: float) -> dict[str, jax.Array]:
 
 
 def ranking_objective(apply: ApplyFn, *, beta: float) -> LossFn:
-    """Mean Plackett-Luce DPO loss over rankings.
+    """Mean Plackett-Luce DPO loss over rankings, each times its weight.
 
     Returns:
       loss_fn; its batch is (RankingBatch [B, K], number of rankings in the whole batch).
@@ -101,6 +125,7 @@ def ranking_objective(apply: ApplyFn, *, beta: float) -> LossFn:
         rankings, total = batch
         logps = candidate_logps(apply, {'params': params}, rankings.candidates)  # [B, K]
         value = plackett_luce_dpo_loss(logps, rankings.ref_logps, rankings.ranks, rankings.mask, beta=beta)
+        value = value if rankings.weight is None else rankings.weight * value
         rewards = beta * (logps - rankings.ref_logps)
         metrics = reward_metrics(*best_and_worst(rewards, rankings))
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}

@@ -1,4 +1,4 @@
-"""Reward models: losses on the scores of pairs and of whole rankings.
+"""Reward models: losses on the scores of pairs, rankings, ratings and steps, and of ensembles.
 
 Leaves out formulas (losses/reward_model.py, losses/ranking.py).
 """
@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.losses.ranking import plackett_luce_loss
-from rlax_ft.losses.reward_model import bradley_terry_loss
-from rlax_ft.models.heads import candidate_scores
-from rlax_ft.types import ApplyFn, LossFn, Params, PreferenceBatch, RankingBatch
+from rlax_ft.losses.reward_model import bradley_terry_loss, score_regression_loss, step_reward_loss
+from rlax_ft.models.ensemble import over_members
+from rlax_ft.models.heads import candidate_scores, sequence_scores
+from rlax_ft.models.scoring import read
+from rlax_ft.types import ApplyFn, LossFn, Params, PreferenceBatch, RankingBatch, ScoredBatch, StepBatch
 
 
 def reward_objective(apply: ApplyFn, *, center_coef: float = 0.0) -> LossFn:
@@ -36,7 +38,7 @@ def reward_objective(apply: ApplyFn, *, center_coef: float = 0.0) -> LossFn:
 
 
 def reward_ranking_objective(apply: ApplyFn) -> LossFn:
-    """Mean Plackett-Luce loss of a reward model over rankings.
+    """Mean Plackett-Luce loss of a reward model over rankings, each times its weight.
 
     Returns:
       loss_fn; its batch is (RankingBatch [B, K], number of rankings in the whole batch).
@@ -46,8 +48,72 @@ def reward_ranking_objective(apply: ApplyFn) -> LossFn:
         rankings, total = batch
         scores = candidate_scores(apply, params, rankings.candidates)
         value = plackett_luce_loss(scores, rankings.ranks, rankings.mask)
+        value = value if rankings.weight is None else rankings.weight * value
         metrics = reward_metrics(*best_and_worst(scores, rankings))
         return jnp.sum(value) / total, {name: jnp.sum(metric) / total for name, metric in metrics.items()}
+
+    return loss_fn
+
+
+def score_objective(apply: ApplyFn) -> LossFn:
+    """Half the mean squared error of a reward model against ratings, each answer times its weight.
+
+    Returns:
+      loss_fn; its batch is (ScoredBatch [B], number of answers in the whole batch).
+    """
+
+    def loss_fn(params: Params, batch: tuple[ScoredBatch, jax.Array], key: jax.Array):
+        answers, total = batch
+        scores = sequence_scores(apply, params, answers.rows)
+        value = score_regression_loss(scores, answers.target)
+        value = value if answers.weight is None else answers.weight * value
+        error = jnp.abs(scores - answers.target)
+        return jnp.sum(value) / total, {
+            'rewards/mean': jnp.sum(scores) / total,
+            'rewards/error': jnp.sum(error) / total,
+        }
+
+    return loss_fn
+
+
+def step_objective(apply: ApplyFn) -> LossFn:
+    """Mean over steps of the cross-entropy of a process reward model, each solution times its weight.
+
+    Returns:
+      loss_fn; its batch is (StepBatch [B], number of steps in the whole batch).
+    """
+
+    def loss_fn(params: Params, batch: tuple[StepBatch, jax.Array], key: jax.Array):
+        solutions, total = batch
+        mask = solutions.rows.mask
+        logits = read(apply, {'params': params}, solutions.rows)  # [B, T]
+        value = step_reward_loss(logits, solutions.labels, mask)
+        value = value if solutions.weight is None else solutions.weight[:, None] * value
+        right = mask * ((logits > 0) == (solutions.labels > 0.5))
+        return jnp.sum(value) / total, {'rewards/accuracies': jnp.sum(right) / total}
+
+    return loss_fn
+
+
+def ensemble_objective(objective: LossFn) -> LossFn:
+    """The mean of an objective over the members of an ensemble, each with votes of its own on every row.
+
+    Args:
+      objective: of one reward model, on batches with a `weight`.
+
+    Returns:
+      loss_fn of an ensemble's parameters (models/ensemble.py); its batch is ((rows [B], votes float32[B, E]), total).
+      Metrics are means over members.
+    """
+
+    def loss_fn(params: Params, batch: tuple, key: jax.Array):
+        (rows, votes), total = batch
+
+        def of_member(own: Params, vote: jax.Array):
+            weight = vote if rows.weight is None else rows.weight * vote
+            return objective(own, (rows.replace(weight=weight), total), key)
+
+        return jax.tree.map(jnp.mean, over_members(of_member, params, votes, in_axes=(1,)))
 
     return loss_fn
 

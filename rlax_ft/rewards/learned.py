@@ -14,8 +14,9 @@ from flax import struct
 from rlax_ft.errors import InputError
 from rlax_ft.hf.folder import load_pretrained, save_pretrained
 from rlax_ft.models.config import ModelConfig
-from rlax_ft.models.heads import ScalarModel, sequence_scores
+from rlax_ft.models.heads import ScalarModel, least_step_scores, sequence_scores
 from rlax_ft.models.scoring import candidate_count, candidate_rows
+from rlax_ft.rewards.ensemble import FILE, RewardEnsemble, load_ensemble
 from rlax_ft.types import BranchBatch, Params, TokenBatch
 
 
@@ -28,16 +29,22 @@ class RewardModel:
       params: of `ScalarModel`.
       mean: mean score of reference samples, subtracted.
       scale: what the centred score is divided by; 1, or the reference samples' standard deviation.
+      step_ends: of a process reward model, the tokens that end a step: its score is the least of a solution's steps.
     """
 
     config: ModelConfig = struct.field(pytree_node=False)
     params: Params
     mean: float = 0.0
     scale: float = 1.0
+    step_ends: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
 
     def __call__(self, rows: TokenBatch | BranchBatch) -> jax.Array:
         """(r(x, y) - mean) / scale, float32[B], or [B * K] of branches."""
-        scores = sequence_scores(ScalarModel(self.config).apply, self.params, rows)
+        apply = ScalarModel(self.config).apply
+        if self.step_ends is None:
+            scores = sequence_scores(apply, self.params, rows)
+        else:
+            scores = least_step_scores(apply, self.params, rows, self.step_ends)
         return (scores - self.mean) / self.scale
 
     def candidates(self, candidates: TokenBatch | BranchBatch) -> jax.Array:
@@ -53,22 +60,33 @@ class RewardModel:
 def save_reward_model(path: str | Path, model: RewardModel, tokenizer) -> None:
     """Writes a folder that transformers opens as a sequence classifier; mean and scale stand in its config.json."""
     extra = {'reward_mean': float(model.mean), 'reward_scale': float(model.scale)}
+    if model.step_ends is not None:
+        extra['reward_step_ends'] = list(model.step_ends)
     save_pretrained(path, model.config, model.params, tokenizer, extra)
 
 
-def load_reward_model(path: str | Path, *, mesh=None, dtype=None) -> tuple[RewardModel, object]:
-    """Reads (reward model, tokenizer) from such a folder, or from any sequence classifier with one label.
+def load_reward_model(
+    path: str | Path, *, mesh=None, dtype=None, reduction: str = ''
+) -> tuple[RewardModel | RewardEnsemble, object]:
+    """Reads (reward model or ensemble, tokenizer) from such a folder, or from any sequence classifier with one label.
 
     Args:
       path: the folder, or the id of a repository on the hub.
       mesh: as in `load_pretrained`.
       dtype: as in `load_pretrained`.
+      reduction: of an ensemble: mean (where empty), min, lcb or lcb=K.
 
     Raises:
-      InputError: the folder holds no reward model.
+      InputError: the folder holds no reward model, or a single one where there is something to reduce.
     """
     config, params, tokenizer = load_pretrained(path, mesh=mesh, dtype=dtype)
     if 'backbone' not in params:
         raise InputError(f'{path}: a language model, not a reward model; give what reward_model.py wrote')
+    if (Path(path) / FILE).is_file():
+        return load_ensemble(Path(path), config, params['backbone'], reduction), tokenizer
+    if reduction:
+        raise InputError(f'{path}: a single reward model, which has nothing to reduce by {reduction!r}; leave it out')
     raw = json.loads(config.notes)['config']
-    return RewardModel(config, params, raw.get('reward_mean', 0.0), raw.get('reward_scale', 1.0)), tokenizer
+    ends = raw.get('reward_step_ends')
+    scale = raw.get('reward_mean', 0.0), raw.get('reward_scale', 1.0)
+    return RewardModel(config, params, *scale, None if ends is None else tuple(ends)), tokenizer

@@ -54,12 +54,14 @@ def make_sampler(
 
 
 def _laid_out(params):
-    if not isinstance(params, Adapted):
-        # A joined matrix would be split over `tensor` across its parts.
-        mesh = active_mesh()
-        return for_decoding(params) if mesh is None or mesh.shape.get('tensor', 1) == 1 else layers_apart(params)
-    # An adapter beside its base fits no joined matrices.
-    return params.replace(base=layers_apart(params.base), lora=params.lora and layers_apart(params.lora))
+    if isinstance(params, Adapted):
+        # An adapter beside its base fits no joined matrices.
+        return params.replace(base=layers_apart(params.base), lora=params.lora and layers_apart(params.lora))
+    if 'policy' in params:  # Several policies that are sampled as one.
+        return {name: _laid_out(part) for name, part in params.items()}
+    # A joined matrix would be split over `tensor` across its parts.
+    mesh = active_mesh()
+    return for_decoding(params) if mesh is None or mesh.shape.get('tensor', 1) == 1 else layers_apart(params)
 
 
 def sample_prompts(

@@ -47,10 +47,10 @@ def test_a_calibrated_judge_has_no_calibration_error_and_an_overconfident_one_is
     # Margins of pairs in the order that a fair coin of probability sigma(margin) says.
     flips = rng.random(len(margins)) < 1 / (1 + np.exp(-margins))
     held = np.where(flips, margins, -margins)
-    assert reliability(held).error() < 0.01
+    assert reliability(held).error < 0.01
     assert fit_temperature(held) == pytest.approx(1.0, abs=0.03)
     assert fit_temperature(3 * held) == pytest.approx(3.0, abs=0.1)
-    assert reliability(3 * held).error() > 0.08
+    assert reliability(3 * held).error > 0.08
     found = calibration(3 * held)
     assert found['ece_fitted'] < 0.01 < found['ece'] and found['nll_fitted'] < found['nll']
 
@@ -59,12 +59,12 @@ def test_calibration_by_hand():
     # Confidences sigma(0), sigma(1), sigma(1), sigma(-1 turned): half, right, right, wrong.
     curve = reliability(np.asarray([0.0, 1.0, 1.0, -1.0]), bins=10)
     p = 1 / (1 + np.exp(-1))
-    np.testing.assert_allclose(curve.confidence, [0.5, p])
-    np.testing.assert_allclose(curve.accuracy, [0.5, 2 / 3])
-    assert curve.error() == pytest.approx(0.75 * (p - 2 / 3))
+    np.testing.assert_allclose(curve.confidence[curve.count > 0], [0.5, p])
+    np.testing.assert_allclose(curve.accuracy[curve.count > 0], [0.5, 2 / 3])
+    assert curve.error == pytest.approx(0.75 * (p - 2 / 3))
     assert preference_nll([0.0]) == pytest.approx(np.log(2))
     # A judge that is never wrong has no finite temperature.
-    assert fit_temperature([1.0, 2.0]) == pytest.approx(1e-3) and fit_temperature([-1.0]) == pytest.approx(1e3)
+    assert fit_temperature([1.0, 2.0]) == pytest.approx(0.01) and fit_temperature([-1.0]) == pytest.approx(100)
     assert fit_temperature([0.0]) == 1.0
 
 

@@ -18,6 +18,8 @@ SCRIPTS = {
     'collect': 'CollectSettings',
     'reward_model': 'RewardModelSettings',
     'dpo': 'DPOSettings',
+    'kto': 'KTOSettings',
+    'online_dpo': 'OnlineDPOSettings',
     'ppo': 'PPOSettings',
     'grpo': 'GRPOSettings',
     'distill': 'DistillSettings',

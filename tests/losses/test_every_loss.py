@@ -14,7 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.losses import distillation, policy_gradient, preference, ranking, reward_model, supervised, unpaired, value
+from rlax_ft.losses import (
+    distillation,
+    game,
+    policy_gradient,
+    preference,
+    ranking,
+    reward_model,
+    supervised,
+    unpaired,
+    value,
+)
 from rlax_ft.types import PairLogps
 
 B, T, K, V = 3, 4, 3, 5
@@ -118,6 +128,25 @@ def _rest():
             lambda x, c: unpaired.bco_loss(x['logps'], c['ref'], c['thumbs'], 0.4, beta=0.7),
             {'logps': b[0] - 3},
             {'ref': b[1] - 3, 'thumbs': thumbs},
+        ),
+        _other(
+            'nca_unpaired_loss',
+            lambda x, c: unpaired.nca_unpaired_loss(x['logps'], c['ref'], c['thumbs'], beta=0.7),
+            {'logps': b[0] - 3},
+            {'ref': b[1] - 3, 'thumbs': thumbs},
+        ),
+        _other(
+            'apo_zero_unpaired_loss',
+            lambda x, c: unpaired.apo_zero_unpaired_loss(x['logps'], c['ref'], c['thumbs'], beta=0.7),
+            {'logps': b[0] - 3},
+            {'ref': b[1] - 3, 'thumbs': thumbs},
+        ),
+        _other(
+            'nash_md_loss',
+            lambda x, c: game.nash_md_loss(x['logps'], c['ref'], c['wins'], beta=0.7),
+            {'logps': b[0] - 3},
+            {'ref': b[1] - 3, 'wins': np.array([0.9, 0.0, 0.4])},
+            stops=True,
         ),
         _other(
             'clipped_value_loss',

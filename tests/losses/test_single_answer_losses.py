@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.losses import distillation, reward_model, supervised, unpaired, value
+from rlax_ft.losses import distillation, game, reward_model, supervised, unpaired, value
+from rlax_ft.losses.preference import nca_loss
+from rlax_ft.types import PairLogps
 
 
 def s(x):
@@ -69,6 +71,38 @@ def test_baselines_are_clamped_stopped_and_skip_masked_rows(x64):
     np.testing.assert_array_equal(gradient, 0.0)
     shift = unpaired.bco_shift(logps[:2], refs[:2], np.array([True, False]), beta=0.5)
     np.testing.assert_allclose(shift, 0.5 * (0.5 - 0.25))
+
+
+def test_both_sides_of_a_pair_add_up_to_nca(x64):
+    logps, refs = np.array([-1.0, -2.0, -3.5, -0.2]), np.array([-2.0, -1.5, -3.0, -0.9])
+    pair = PairLogps(chosen=logps[:2], rejected=logps[2:], ref_chosen=refs[:2], ref_rejected=refs[2:])
+    sides = unpaired.nca_unpaired_loss(logps, refs, np.array([True, True, False, False]), beta=0.7)
+    np.testing.assert_allclose(sides[:2] + sides[2:], nca_loss(pair, beta=0.7), rtol=1e-12)
+
+
+def test_apo_zero_is_kto_without_a_baseline(x64):
+    logps, refs, thumbs = np.array([-1.0, -2.0]), np.array([-2.0, -1.5]), np.array([True, False])
+    apo = unpaired.apo_zero_unpaired_loss(logps, refs, thumbs, beta=0.5)
+    np.testing.assert_allclose(apo, [1 - s(0.5), s(-0.25)], rtol=1e-12)
+    np.testing.assert_allclose(apo, unpaired.kto_loss(logps, refs, thumbs, 0.0, beta=0.5), rtol=1e-12)
+
+
+def test_the_gradient_of_nash_md_is_that_of_the_regularised_game(x64):
+    # Three answers, an opponent that each beats with a known probability: enumerate instead of sampling.
+    theta, ref, wins, beta = (
+        jnp.array([0.3, -0.2, 0.5]),
+        jax.nn.log_softmax(jnp.array([0.1, 0.4, -0.3])),
+        [0.9, 0.2, 0.6],
+        0.4,
+    )
+    wins, probs = jnp.asarray(wins), jax.nn.softmax(theta)
+
+    def value(theta):
+        logps = jax.nn.log_softmax(theta)
+        return jnp.sum(jnp.exp(logps) * (wins - beta * (logps - ref)))
+
+    surrogate = jax.grad(lambda t: jnp.sum(probs * game.nash_md_loss(jax.nn.log_softmax(t), ref, wins, beta=beta)))
+    np.testing.assert_allclose(surrogate(theta), -jax.grad(value)(theta), rtol=1e-10)
 
 
 def test_nll_and_dft_by_hand(x64):

@@ -1,7 +1,8 @@
 """Our optimiser step, as a worker of train_step.py: `ours_step.py STAGE SHAPE`.
 
-STAGE is sft, dpo, dpo_cached or ppo: the steps that the scripts compile, on a batch that stays the same; or score and
-score_plain: the log-probabilities, with gradients, of groups of completions, with their prompts shared and as rows.
+STAGE is sft, dpo, dpo_cached, kto, reward, ensemble (of 5) or ppo: the steps that the scripts compile, on a batch that
+stays the same; or score and score_plain: the log-probabilities, with gradients, of groups of completions, with their
+prompts shared and as rows.
 """
 
 import json
@@ -15,26 +16,31 @@ import numpy as np
 
 from rlax_ft.data.branches import share_prompts, shared
 from rlax_ft.harness.benchmark import random_llama, random_rows
+from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.race import serve
+from rlax_ft.harness.reward_data import votes
 from rlax_ft.losses.preference import dpo_loss
+from rlax_ft.losses.unpaired import kto_loss
 from rlax_ft.models.heads import ScalarModel, value_params
 from rlax_ft.models.scoring import candidate_logps, candidate_rows
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.objectives.ppo import PPOBatch, ppo_objective
 from rlax_ft.objectives.preference import preference_objective
+from rlax_ft.objectives.reward import ensemble_objective, reward_objective
 from rlax_ft.objectives.supervised import sft_objective
+from rlax_ft.objectives.unpaired import count_judged, kl_baseline, unpaired_objective
 from rlax_ft.parallel.compile import compile_step
 from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.performance import peak_memory
 from rlax_ft.training.step import init_state, make_train_step
-from rlax_ft.types import PreferenceBatch
+from rlax_ft.types import JudgedBatch, PreferenceBatch
 
 
 def sft(shape, apply, params):
     """All tokens but the first are learned, as TRL does with plain text."""
     batch = jax.tree.map(lambda x: x[:, 0], random_rows(shape, 1))
     batch.mask[:, 1:] = 1.0
-    return sft_objective(apply), params, lambda: (batch, np.float32(batch.mask.sum()))
+    return sft_objective(apply), params, lambda _: (batch, np.float32(batch.mask.sum()))
 
 
 def dpo(shape, apply, params, *, cached):
@@ -45,10 +51,36 @@ def dpo(shape, apply, params, *, cached):
     score = jax.jit(lambda p, batch: candidate_logps(apply, {'params': p}, batch.candidates))
     known = score(ref_params, pairs)
 
-    def batch():
+    def batch(_):
         return pairs.replace(ref_logps=known if cached else score(ref_params, pairs)), np.float32(shape['rows'])
 
     return preference_objective(apply, partial(dpo_loss, beta=0.1), beta=0.1), params, batch
+
+
+def kto(shape, apply, params):
+    """Single answers, half of them good; the reference and the baseline are scored in every step."""
+    label = (np.arange(shape['rows']) % 2).astype(np.float32)
+    answers = JudgedBatch(shared(random_rows(shape, 1), always=True), label)
+    counts, ref_params = count_judged(answers), jax.tree.map(jnp.copy, params)
+    score = jax.jit(lambda p, batch: candidate_logps(apply, {'params': p}, batch.candidates))
+    baseline = jax.jit(partial(kl_baseline, apply))
+
+    def batch(params):
+        kl = baseline(params, ref_params, answers.candidates)
+        return answers.replace(ref_logps=score(ref_params, answers)), counts, kl
+
+    return unpaired_objective(apply, partial(kto_loss, beta=0.1), beta=0.1), params, batch
+
+
+def reward(shape, config, params, *, members):
+    """Pairs of one prompt for a reward model, or for an ensemble of heads on one backbone."""
+    pairs = share_prompts(PreferenceBatch(random_rows(shape, 2), np.ones(shape['rows'], np.float32)))
+    learner, total = Learner(config, params), np.float32(shape['rows'])
+    objective = reward_objective(learner.scalar_apply)
+    if not members:
+        return objective, learner.start_reward(), lambda _: (pairs, total)
+    drawn = votes(shape['rows'], members, bootstrap=True, seed=0)
+    return ensemble_objective(objective), learner.start_ensemble(members), lambda _: ((pairs, drawn), total)
 
 
 def ppo(shape, apply, params, value_apply):
@@ -59,7 +91,7 @@ def ppo(shape, apply, params, value_apply):
         tokens=tokens, logps=0.1 * noise - math.log(shape['vocab']), values=noise, advantages=noise, returns=noise
     )
     both = {'policy': params, 'value': value_params(params)}
-    return ppo_objective(apply, value_apply), both, lambda: (batch, jnp.sum(tokens.mask))
+    return ppo_objective(apply, value_apply), both, lambda _: (batch, jnp.sum(tokens.mask))
 
 
 def stepper(stage, shape):
@@ -68,6 +100,10 @@ def stepper(stage, shape):
     apply = Transformer(config).apply
     if stage == 'sft':
         objective, params, batch = sft(shape, apply, params)
+    elif stage == 'kto':
+        objective, params, batch = kto(shape, apply, params)
+    elif stage in ('reward', 'ensemble'):
+        objective, params, batch = reward(shape, config, params, members=5 if stage == 'ensemble' else 0)
     elif stage == 'ppo':
         objective, params, batch = ppo(shape, apply, params, ScalarModel(config).apply)
     else:
@@ -77,7 +113,7 @@ def stepper(stage, shape):
     state = {'now': init_state(params, optimizer, jax.random.key(0))}
 
     def work():
-        state['now'], metrics = step(state['now'], batch())
+        state['now'], metrics = step(state['now'], batch(state['now'].params))
         return {'loss': float(metrics['loss']), 'bytes': peak_memory()}
 
     return work

@@ -1,6 +1,6 @@
 """The PyTorch peers on a random Llama, as a worker of train_step.py, generate.py and accelerator.py.
 
-    torch_worker.py sft|dpo|dpo_cached SHAPE         TRL's optimiser step; dpo_cached has its reference computed ahead
+    torch_worker.py sft|dpo|dpo_cached|kto SHAPE     TRL's optimiser step; dpo_cached has its reference computed ahead
     torch_worker.py generate BATCH PROMPT NEW SHAPE  Hugging Face's `generate`, every row to its full length
 
 SHAPE is one of rlax_ft.harness.benchmark, as JSON. What is timed of a step is what `Trainer.train` does with one batch:
@@ -44,7 +44,7 @@ def llama(shape):
 def trainer(stage, shape, out):
     """TRL's trainer of that stage."""
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
     rows = shape['rows']
     shared = dict(
@@ -68,6 +68,12 @@ def trainer(stage, shape, out):
         config = SFTConfig(**shared, max_length=length)
         return SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer)
     prompt, answer = shape['prompt'], shape['response'] - 1
+    if stage == 'kto':
+        columns = {'prompt': texts(shape, rows, prompt, 0), 'label': [i % 2 == 1 for i in range(rows)]}
+        columns['completion'] = [' ' + t for t in texts(shape, rows, answer, 1)]
+        config = KTOConfig(**shared, max_length=prompt + answer + 1, train_sampling_strategy='sequential')
+        data = Dataset.from_dict(columns)
+        return KTOTrainer(model, llama(shape), config, train_dataset=data, processing_class=tokenizer)
     data = Dataset.from_dict(
         {
             'prompt': texts(shape, rows, prompt, 0),

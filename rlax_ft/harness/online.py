@@ -1,0 +1,86 @@
+"""Groups of completions for learning from comparisons made now: sampled from policy and opponent, and judged.
+
+Leaves out losses and the reference that moves.
+"""
+
+import dataclasses
+import types
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rlax_ft.data.codec import Codec
+from rlax_ft.data.loader import split_rows
+from rlax_ft.data.records import read_prompts
+from rlax_ft.harness.learner import Learner
+from rlax_ft.harness.rollouts import make_collector
+from rlax_ft.objectives.online import GroupBatch, compare, group_ranks, join_groups, noisy_scores
+from rlax_ft.sampling.mixture import mixture_apply
+from rlax_ft.tasks.task import Task
+from rlax_ft.types import BranchBatch, RankingBatch
+
+
+def prompt_records(settings, task: Task | None) -> tuple[list[dict], list[dict]]:
+    """(records to sample for, held-out records), each with a `prompt` and all that the data has beside it."""
+    if not settings.data:
+        return [{'prompt': prompt} for prompt in task.sample_prompts(settings.prompts, settings.seed)], []
+    records = read_prompts(settings.data)
+    if settings.eval_data or task is not None:
+        return records, read_prompts(settings.eval_data) if settings.eval_data else []
+    return split_rows(records, seed=settings.seed)
+
+
+def make_groups(settings, task: Task | None, codec: Codec, learner: Learner) -> tuple[Callable, Callable]:
+    """(`collect(policy, reference, tokens, mask, records, key) -> (groups, scores [P, G], metrics)`, `score`).
+
+    Online DPO has all of a group from the policy. XPO has the second half of it from the reference, Nash-MD from the
+    geometric mixture of both.
+    """
+    alone = settings.method == 'dpo'
+    half = settings if alone else _half(settings)
+    collect_own, score = make_collector(half, task, codec, learner)
+    collect_other = collect_own
+    if settings.method == 'nash_md':
+        mixed = types.SimpleNamespace(apply=mixture_apply(learner.apply, settings.mixture))
+        collect_other, _ = make_collector(half, task, codec, mixed)
+
+    def collect(policy, reference, tokens, mask, records, key):
+        own_key, other_key = jax.random.split(key)
+        own = collect_own(policy, tokens, mask, records, own_key)
+        metrics = own.metrics() | {
+            'objective/scores': own.scores.mean(),
+            'completions/mean_length': own.rollout.mask.sum(axis=1).mean(),
+        }
+        if alone:
+            return own.tokens, _by_group(own.scores, settings.group_size), metrics
+        opponent = {'policy': policy, 'reference': reference} if settings.method == 'nash_md' else reference
+        other = collect_other(opponent, tokens, mask, records, other_key)
+        count = settings.group_size // 2
+        scores = jnp.concatenate([_by_group(own.scores, count), _by_group(other.scores, count)], axis=1)
+        metrics['objective/opponent_scores'] = other.scores.mean()
+        return join_groups(own.tokens, other.tokens), scores, metrics
+
+    return collect, score
+
+
+def judged_groups(settings, tokens: BranchBatch, scores: jax.Array, ref_logps: jax.Array, key: jax.Array):
+    """The groups as what --loss learns from: a RankingBatch for plackett_luce, else a GroupBatch of comparisons."""
+    how = dict(judgement=settings.judgement, noise=settings.annotator_noise)
+    if settings.loss == 'plackett_luce':
+        ranks = group_ranks(noisy_scores(scores, key, **how))
+        return RankingBatch(tokens, ranks, jnp.ones(ranks.shape, bool), ref_logps)
+    pairs = settings.pairs if settings.method == 'dpo' else 'halves'
+    return GroupBatch(tokens, *compare(scores, key, pairs=pairs, **how), ref_logps)
+
+
+def _half(settings):
+    """The settings with half of each group, which may be a single completion."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    for name in ('group_size', 'batch_size'):
+        values[name] //= 2
+    return types.SimpleNamespace(**values)
+
+
+def _by_group(scores, size):
+    return jnp.asarray(scores).reshape(-1, size)
