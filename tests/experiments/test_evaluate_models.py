@@ -140,7 +140,7 @@ def test_what_the_harness_asks_is_what_the_trainer_computes(base):
         rows = TokenBatch(tokens, mask, np.cumsum(ones, axis=1) - 1, ones)
         apply = Transformer(config).apply
         assert logp == pytest.approx(float(sequence_logps(apply, {'params': params}, rows)[0]), abs=1e-4)
-        logits = apply({'params': params}, apply({'params': params}, tokens)[0], method='unembed')
+        logits = np.asarray(apply({'params': params}, apply({'params': params}, tokens)[0], method='unembed'))
         assert greedy == bool((np.argmax(logits, -1)[0, len(known) - 1 : -1] == new).all())
     whole = model.complete([('the plot', {'until': [], 'max_gen_toks': 6})])[0]
     stop = whole.split()[1]
