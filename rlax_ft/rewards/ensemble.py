@@ -52,7 +52,9 @@ class RewardEnsemble:
         if self.config.lora is None:
             raw = ensemble_scores(apply, {'backbone': self.backbone, **self.members}, rows)
         else:
-            raw = ensemble_scores(adapted(apply), attach(Adapter(self.members['lora'], self.members['head']), self.backbone), rows)
+            raw = ensemble_scores(
+                adapted(apply), attach(Adapter(self.members['lora'], self.members['head']), self.backbone), rows
+            )
         return (raw - self.means[:, None]) / self.scales[:, None]
 
     def judged(self, rows: TokenBatch | BranchBatch) -> tuple[jax.Array, jax.Array]:
