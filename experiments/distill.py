@@ -17,7 +17,7 @@ from functools import partial
 
 import jax
 
-from rlax_ft.data.loader import local_batch, split_rows
+from rlax_ft.data.loader import split_rows, whole_batch
 from rlax_ft.data.records import plain_text, read_demonstrations, read_prompts, record_texts
 from rlax_ft.data.rows import fitting, prompt_arrays, prompt_of, take_rows
 from rlax_ft.errors import InputError
@@ -109,7 +109,7 @@ def train(settings: DistillSettings) -> dict:
     domains = by_domain(records, teachers, settings.domain_field)
     last = settings.max_steps
     schedule = domain_schedule({name: len(numbers) for name, numbers in domains.items()}, last, settings.seed)
-    batch_of = partial(local_batch, batch_size=settings.batch_size, seed=settings.seed)
+    batch_of = partial(whole_batch, batch_size=settings.batch_size, seed=settings.seed)
 
     key = jax.random.key(settings.seed)
     # Sampling and the teacher are one pass each, an update three.

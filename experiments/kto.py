@@ -72,9 +72,9 @@ def train(settings: KTOSettings) -> dict:
     reference = lambda candidates: score(learner.reference, place(candidates))  # noqa: E731
     how = dict(batch_size=settings.batch_size, how=repr(learner.config))
     refer = partial(with_reference, run, reference, learner.reference, **how)
-    rows = refer(judged_rows(codec, judged_answers(records)))
-    eval_plain = ranking_rows(codec, held_out) if 'ranks' in held_out[0] else judged_rows(codec, held_out)
-    eval_rows = refer(share_prompts(eval_plain))
+    rows = refer(judged_rows(codec, judged_answers(records), ragged=True))
+    encode = ranking_rows if 'ranks' in held_out[0] else judged_rows
+    eval_rows = refer(share_prompts(encode(codec, held_out, ragged=True)))
 
     weights = dict(desirable_weight=settings.desirable_weight, undesirable_weight=settings.undesirable_weight)
     objective = unpaired_objective(apply, loss, beta=settings.beta, **weights)
@@ -107,7 +107,7 @@ def train(settings: KTOSettings) -> dict:
     if 'ranks' in held_out[0]:
         measured = preference_accuracy(moved, eval_rows, settings.batch_size, keep=run.folder / 'eval_margins.npy')
         if 'ranks' in records[0]:
-            lengths = (side for r in (records, held_out) for side in pair_lengths(ranking_rows(codec, r)))
+            lengths = (side for r in (records, held_out) for side in pair_lengths(ranking_rows(codec, r, ragged=True)))
             measured['length_baseline_accuracy'] = length_baseline(*lengths)
     else:
         measured = judged_accuracy(moved, eval_rows, rows, settings.batch_size)

@@ -19,7 +19,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from rlax_ft.data.loader import local_batch
+from rlax_ft.data.loader import whole_batch
 from rlax_ft.data.records import plain_text
 from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.errors import InputError
@@ -111,7 +111,7 @@ def train(settings: OnlineDPOSettings) -> dict:
     saved, start = resume(settings, run, (state, learner.start()) if moving else state)
     state, anchor = saved if moving else (saved, None)
     rows = (*prompt_arrays(codec, [record['prompt'] for record in records]), np.arange(len(records)))
-    batch_of = partial(local_batch, rows, batch_size=settings.batch_size // settings.group_size, seed=settings.seed)
+    batch_of = partial(whole_batch, rows, batch_size=settings.batch_size // settings.group_size, seed=settings.seed)
 
     last, show = settings.max_steps, ('objective/scores', 'rewards/margins', 'loss', 'eval/gold', 'eval/kl')
     passes = 2 + 3 * settings.update_epochs  # Sampling, the reference, and the updates.

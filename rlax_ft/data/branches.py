@@ -18,6 +18,8 @@ def share_prompts(batch: PreferenceBatch | RankingBatch) -> PreferenceBatch | Ra
     Args:
       batch: a struct of numpy arrays, or of `Ragged` candidates, whose rows hold one segment each, the prompt first.
     """
+    if isinstance(batch.candidates, RaggedBranches):
+        return batch
     if isinstance(batch.candidates, Ragged):
         branches = shared_ragged(batch.candidates)
         return batch if branches is None else batch.replace(candidates=branches)

@@ -43,16 +43,22 @@ def judged_answers(records: Iterable[dict]) -> list[dict]:
     return list(itertools.chain.from_iterable(map(_apart, records)))
 
 
-def judged_rows(codec: Codec, records: list[dict]) -> JudgedBatch:
+def judged_rows(codec: Codec, records: list[dict], *, ragged: bool = False) -> JudgedBatch:
     """Judged answers as a JudgedBatch [N]; `weight` is the records' own where they have it.
+
+    Args:
+      codec: how text becomes tokens.
+      records: N judged answers.
+      ragged: as in `rows.preference_rows`.
 
     Raises:
       InputError: as `rows.ragged_rows`.
     """
     rows = ragged_rows(codec, [prompt_of(record) for record in records], [record['completion'] for record in records])
+    branches = shared_ragged(rows.reshape(len(records), 1), always=True)
     weights = [record.get('weight', 1.0) for record in records]
     return JudgedBatch(
-        candidates=shared_ragged(rows.reshape(len(records), 1), always=True),
+        candidates=branches if ragged else branches[np.arange(len(records))],
         label=np.asarray([record['label'] for record in records], np.float32),
         weight=np.asarray(weights, np.float32) if any('weight' in record for record in records) else None,
     )

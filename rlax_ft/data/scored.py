@@ -38,9 +38,10 @@ def read_steps(source: str | Path) -> list[dict]:
     return _each(source, _solution)
 
 
-def scored_rows(codec: Codec, records: list[dict]) -> ScoredBatch:
-    """Rated answers as a ScoredBatch [N], the scores as they are."""
+def scored_rows(codec: Codec, records: list[dict], *, ragged: bool = False) -> ScoredBatch:
+    """Rated answers as a ScoredBatch [N], the scores as they are; `ragged` as in `rows.preference_rows`."""
     rows = ragged_rows(codec, [prompt_of(record) for record in records], [record['completion'] for record in records])
+    rows = rows if ragged else rows[np.arange(len(records))]
     return ScoredBatch(rows, np.asarray([record['score'] for record in records], np.float32))
 
 

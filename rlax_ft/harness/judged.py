@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.data.judged import compares, read_answers
-from rlax_ft.data.loader import local_rows, prefetch, split_rows, whole_batch
+from rlax_ft.data.loader import prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import padding_share
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import separation
@@ -67,7 +67,7 @@ def judged_batches(settings, rows: JudgedBatch, steps):
 
     def make(i):
         whole = whole_batch(rows, i, batch_size=settings.batch_size, seed=settings.seed)
-        return i, place((local_rows(whole), count_judged(whole))), {'padding_share': padding_share(whole)}
+        return i, place((whole, count_judged(whole))), {'padding_share': padding_share(whole)}
 
     return prefetch(map(make, steps))
 
@@ -95,6 +95,6 @@ def judged_accuracy(score: Callable, rows: JudgedBatch, train_rows: JudgedBatch,
     }
     if train_good.all() or not train_good.any():
         return summary
-    lengths, train_lengths = (np.asarray(r.candidates.mask).sum(axis=-1) for r in (rows, train_rows))
+    lengths, train_lengths = (r.candidates.responses.counts[:, 0] for r in (rows, train_rows))
     sign = 1 if separation(train_lengths, train_good)[0] >= 0.5 else -1
     return summary | {'length_baseline_accuracy': separation(sign * lengths, good)[0]}

@@ -103,7 +103,7 @@ def _comparisons(settings, run):
 def _ratings(settings, run):
     records, held_out = _read(settings, read_scored)
     codec = make_codec(settings, run, lambda: record_texts(records))
-    rows, eval_rows = (scored_rows(codec, fitting(codec, part)) for part in (records, held_out))
+    rows, eval_rows = (scored_rows(codec, fitting(codec, part), ragged=True) for part in (records, held_out))
     mean, spread = float(rows.target.mean()), float(rows.target.std())
     if not spread:
         raise InputError(f'{settings.data}: every score is {mean:g}; nothing to learn')
