@@ -64,7 +64,7 @@ class MetricsWriter:
         pace = 0.5 if sys.stderr.isatty() else 15.0
         self._bar = tqdm(total=total, initial=start, desc=title, mininterval=pace, dynamic_ncols=True)
         self._show = show
-        self._pending = None
+        self._pending: tuple | None = None
         self._performance = performance
         self._profile, self._profile_folder = profile or (0, 0), Path(folder) / 'profile'
         self._trace(start)
