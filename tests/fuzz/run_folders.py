@@ -49,13 +49,13 @@ def mutation(rng: random.Random, workdir: Path) -> str:
     Raises:
       Exception: a fault, which is any error but an InputError or the file system's.
     """
-    folder, outside = Path(workdir) / 'run', Path(workdir).parent / 'outside'
+    folder = Path(workdir) / 'run'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(pattern(), folder)
     if rng.random() < 0.5:
         (folder / 'summary.json').unlink()
     for _ in range(rng.randint(1, 3)):
-        spoil(rng, folder, outside)
+        spoil(rng, folder)
     try:
         use(folder, rng)
     except Exception as error:
@@ -125,7 +125,7 @@ def use(folder: Path, rng: random.Random) -> None:
     assert steps == sorted(steps), steps
 
 
-def spoil(rng: random.Random, folder: Path, outside: Path) -> None:
+def spoil(rng: random.Random, folder: Path) -> None:
     """Changes one file or folder within: cut, other content, flipped bytes, gone, renamed, a folder, a link."""
     paths = sorted(path for path in folder.rglob('*') if path.name != '.lock')
     if not paths:
@@ -140,7 +140,7 @@ def spoil(rng: random.Random, folder: Path, outside: Path) -> None:
         if how == 'folder':
             path.mkdir()
         elif how == 'link':
-            path.symlink_to(rng.choice([outside, folder / 'nowhere', folder]))
+            path.symlink_to(rng.choice([folder / 'nowhere', folder]))
     elif path.is_symlink():
         path.unlink()
     else:
