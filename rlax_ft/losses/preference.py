@@ -381,5 +381,5 @@ def _log_odds(logp: jax.Array) -> jax.Array:
 
 
 # Both papers train on this loss plus the NLL of y_w, of weight 1 against it: who puts them on a model reads it here.
-cpo_loss.nll_coef = 1.0
-orpo_odds_loss.nll_coef = 1.0
+cpo_loss.nll_coef = 1.0  # type: ignore[attr-defined]
+orpo_odds_loss.nll_coef = 1.0  # type: ignore[attr-defined]

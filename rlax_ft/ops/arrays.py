@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 
-def as_float(rank: int | None = None, /, **arrays: jax.Array) -> Any:
+def as_float(rank: int | None = None, /, **arrays: Any) -> Any:
     """Checks that arrays are real numbers of one shape, and promotes each to at least float32.
 
     Args:
@@ -23,7 +23,7 @@ def as_float(rank: int | None = None, /, **arrays: jax.Array) -> Any:
     Raises:
       AssertionError: a rank, dtype or shape is wrong; the message names the argument.
     """
-    checked = []
+    checked: list[jax.Array] = []
     for name, value in arrays.items():
         x = jnp.asarray(value)
         if rank is not None:
@@ -40,7 +40,7 @@ def as_float(rank: int | None = None, /, **arrays: jax.Array) -> Any:
     return checked[0] if len(checked) == 1 else tuple(checked)
 
 
-def as_logps(rank: int | None = None, /, **arrays: jax.Array) -> Any:
+def as_logps(rank: int | None = None, /, **arrays: Any) -> Any:
     """`as_float` for log-probabilities: integers are refused, since they are token ids passed by mistake."""
     for name, value in arrays.items():
         x = jnp.asarray(value)
@@ -57,7 +57,7 @@ def as_ids(shape: tuple[int, ...], /, **arrays: jax.Array) -> Any:
     return x
 
 
-def as_per_example(like: jax.Array, /, **arrays: jax.Array) -> jax.Array:
+def as_per_example(like: jax.Array, /, **arrays: Any) -> jax.Array:
     """`as_float` of the one array: a scalar, or of the shape of `like`; [B, 1] would silently broadcast to [B, B]."""
     x = as_float(**arrays)
     return x if x.ndim == 0 else as_float(like.ndim, batch=like, **arrays)[1]
@@ -71,7 +71,7 @@ def as_mask(shape: tuple[int, ...], /, **arrays: jax.Array) -> jax.Array:
     return x if x.dtype == bool else x > 0
 
 
-def keep(mask: jax.Array, *arrays: jax.Array) -> jax.Array:
+def keep(mask: jax.Array, *arrays: jax.Array) -> Any:
     """0 where `mask` is False. Before the arithmetic it keeps masked NaN out of values and gradients alike."""
     kept = tuple(jnp.where(mask, x, jnp.zeros_like(x)) for x in arrays)
     return kept[0] if len(kept) == 1 else kept

@@ -122,7 +122,7 @@ def _chunked(
     targets: jax.Array,
     chunk: int | None,
     temperature: float,
-    mask: jax.Array,
+    mask: jax.Array | None,
     soft_cap: float | None,
     *,
     with_entropy: bool,
@@ -150,9 +150,9 @@ def _chunked(
     elif chunk is None and mask is not None and positions * vocabulary > WORTH_SKIPPING:
         held = max(1, positions // 8)
     settings = _Settings(soft_cap, with_entropy, chunk=0)
-    temperature = jnp.asarray(temperature, jnp.promote_types(jnp.result_type(hidden, head), jnp.float32))
+    scale = jnp.asarray(temperature, jnp.promote_types(jnp.result_type(hidden, head), jnp.float32))
     if held >= positions:
-        outputs = _from_logits(_logits(hidden, head, temperature, settings), targets, settings)
+        outputs = _from_logits(_logits(hidden, head, scale, settings), targets, settings)
     else:
         # Rows are the unit that a mesh spreads over devices; slicing across them would gather the hidden states.
         rows = 1 if jax.sharding.get_abstract_mesh().empty else shape[0]
@@ -160,7 +160,7 @@ def _chunked(
         pieces = -(-length // max(1, held // rows))
         settings = settings._replace(chunk=-(-length // pieces))
         by_row = hidden.reshape(rows, length, -1), targets.reshape(rows, length)
-        outputs = _scan_rows(*by_row, head, temperature, None if mask is None else mask.reshape(rows, length), settings)
+        outputs = _scan_rows(*by_row, head, scale, None if mask is None else mask.reshape(rows, length), settings)
         outputs = tuple(x.reshape(shape) for x in outputs)
     return outputs if mask is None else tuple(keep(mask, x) for x in outputs)
 
@@ -179,14 +179,14 @@ def _raw(hidden: jax.Array, head: jax.Array):
     return jnp.matmul(hidden, head, preferred_element_type=dtype)
 
 
-def _shape_logits(raw: Any, temperature: float, settings: _Settings):
+def _shape_logits(raw: Any, temperature: Any, settings: _Settings):
     """softcap(raw) / temperature."""
     if settings.soft_cap is not None:
         raw = settings.soft_cap * jnp.tanh(raw / settings.soft_cap)
     return raw / jax.lax.stop_gradient(temperature)
 
 
-def _logits(hidden: jax.Array, head: jax.Array, temperature: float, settings: _Settings):
+def _logits(hidden: jax.Array, head: jax.Array, temperature: Any, settings: _Settings):
     return _shape_logits(_raw(hidden, head), temperature, settings)
 
 

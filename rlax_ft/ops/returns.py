@@ -44,7 +44,7 @@ def gae(
     )
     deltas = rewards + discounts * keep(discounts != 0, next_values) - values
 
-    def step(advantage: jax.Array, at: jax.Array):
+    def step(advantage: jax.Array, at: Any):
         delta, decay = at
         advantage = delta + decay * advantage
         return advantage, advantage
@@ -80,7 +80,7 @@ def token_gae(
     mask = as_mask(rewards.shape, mask=mask)
     rewards, values = keep(mask, rewards, values)
 
-    def step(carry: Any, at: jax.Array):
+    def step(carry: Any, at: Any):
         reward, value, real = at
         advantage = reward + gamma * carry[0] - value + gamma * lam * carry[1]
         carry = jnp.where(real, value, carry[0]), jnp.where(real, advantage, carry[1])
@@ -132,7 +132,7 @@ def vtrace(
     deltas = jnp.minimum(clip_rho, rhos) * (rewards + discounts * next_values - values)
     decays = discounts * traces * lam * jnp.minimum(clip_c, rhos)
 
-    def step(excess: jax.Array, at: jax.Array):
+    def step(excess: jax.Array, at: Any):
         delta, decay = at
         return delta + decay * excess, excess  # the excess of t + 1 goes out with t
 

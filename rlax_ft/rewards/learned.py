@@ -4,6 +4,7 @@ Centring keeps the meaning of the KL coefficient from one reward model to the ne
 training (experiments/reward_model.py).
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -54,7 +55,9 @@ class RewardModel:
     def normalized(self, scores: np.ndarray, *, scale: bool) -> 'RewardModel':
         """The same model, centred (and scaled) on these scores of reference samples."""
         spread = float(np.std(scores)) if scale else 1.0
-        return self.replace(mean=self.mean + self.scale * float(np.mean(scores)), scale=self.scale * max(spread, 1e-6))
+        return dataclasses.replace(
+            self, mean=self.mean + self.scale * float(np.mean(scores)), scale=self.scale * max(spread, 1e-6)
+        )
 
 
 def save_reward_model(path: str | Path, model: RewardModel, tokenizer) -> None:

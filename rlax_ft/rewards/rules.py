@@ -8,6 +8,7 @@ A function whose first argument is called `records` is given the batch. Leaves o
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,12 +35,13 @@ def as_reward(function: RewardFn | Rule) -> RewardFn:
         raise InputError(
             f'a reward takes (records, completions, **info) or (prompt, completion); found ({", ".join(parameters)})'
         )
+    given: Callable[..., Any] = function  # Which of both it is its first argument says.
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if positional[0].name == 'records':
         known = lambda info: {k: v for k, v in info.items() if takes_any or k in parameters}  # noqa: E731
-        return lambda records, completions, **info: function(records, completions, **known(info))
+        return lambda records, completions, **info: given(records, completions, **known(info))
     return lambda records, completions, **_: [
-        function(plain_text(record['prompt']), completion) for record, completion in zip(records, completions)
+        given(plain_text(record['prompt']), completion) for record, completion in zip(records, completions)
     ]
 
 

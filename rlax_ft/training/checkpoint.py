@@ -111,7 +111,11 @@ class Checkpoints:
             steps = ', '.join(map(str, self._manager.all_steps())) or 'none'
             raise InputError(f'{self.folder}: no checkpoint of that step; there are: {steps}')
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+            # Onto one device, wherever its arrays lay when it was saved: those devices may not be here.
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            tree = self._manager.item_metadata(step).state.tree
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
+            return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like))).state
         except Exception as error:
             raise InputError(f'{self.folder / str(step)}: cannot be read ({_in_a_line(error)})') from error
 

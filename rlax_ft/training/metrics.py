@@ -71,7 +71,7 @@ class MetricsWriter:
         hidden = not is_first()
         self._bar = tqdm(total=total, initial=start, desc=title, mininterval=pace, dynamic_ncols=True, disable=hidden)
         self._show = show
-        self._pending = None
+        self._pending: tuple | None = None
         self._performance = performance
         self._profile, self._profile_folder = profile or (0, 0), Path(folder) / 'profile'
         self._trace(start)

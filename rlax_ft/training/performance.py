@@ -29,9 +29,9 @@ _compiling = {'seconds': 0.0}
 
 
 @jax.monitoring.register_event_duration_secs_listener
-def _count_compilation(event: str, seconds: float, **_) -> None:
+def _count_compilation(event: str, duration_secs: float, **_) -> None:
     if event.endswith('backend_compile_duration'):
-        _compiling['seconds'] += seconds
+        _compiling['seconds'] += duration_secs
 
 
 def peak_flops() -> float | None:

@@ -117,7 +117,9 @@ def parameters(folder: Path) -> list[bytes]:
 
     checkpoints = Checkpoints(folder)
     state = checkpoints.read(checkpoints.latest_step())
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
+    leaves = (jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state))
+    return [np.asarray(leaf).tobytes() for leaf in leaves]
 
 
 def compare(case: str, base: Path, work: Path, kills: int, rng: random.Random) -> str:
