@@ -7,6 +7,12 @@ goes back. Leaves out the table that says who uses which (families.py).
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import ModelConfig
 
+# Which families have sliding windows, in all their layers, or in those that layer_types names. transformers does not
+# look at such an entry in any other's config.json.
+_WINDOWED = ('mistral', 'mixtral', 'phi3', 'qwen3_moe')
+_WINDOWED_BY_LAYER = ('qwen2', 'qwen3', 'gemma2', 'gemma3_text', 'smollm3')
+_PARTLY_ROTARY = ('phi3', 'stablelm', 'gpt_neox')
+
 
 def read_rotary(raw: dict, head_dim: int) -> dict:
     """Bases and scaling of the rotary frequencies; Gemma 3 has one base for its local layers and one for the others."""
@@ -19,6 +25,8 @@ def read_rotary(raw: dict, head_dim: int) -> dict:
     if kind not in ('default', 'linear', 'llama3', 'yarn'):
         raise InputError(f'rope_type {kind!r} is not supported; default, linear, llama3 and yarn are')
     theta, fraction = rope.pop('rope_theta', 10_000.0), rope.pop('partial_rotary_factor', 1.0)
+    if fraction != 1.0 and raw.get('model_type') not in _PARTLY_ROTARY:
+        raise InputError(f'partial_rotary_factor {fraction}: a {raw.get("model_type")} model turns whole heads')
     if int(head_dim * fraction) % 2:
         raise InputError(
             f'head_dim {head_dim} times partial_rotary_factor {fraction} is odd, but rotary pairs need it even'
@@ -48,6 +56,11 @@ def write_rotary(config: ModelConfig) -> dict:
 def read_windows(raw: dict) -> dict:
     """The sliding window, and which layers have it: all of them where nothing says which."""
     window, kinds = raw.get('sliding_window'), raw.get('layer_types')
+    family = raw.get('model_type')
+    if family not in (*_WINDOWED, *_WINDOWED_BY_LAYER) or (family == 'smollm3' and not raw.get('use_sliding_window')):
+        return {}
+    if family in _WINDOWED:
+        kinds = None
     if unknown := set(kinds or ()) - {'full_attention', 'sliding_attention'}:
         raise InputError(f'layer_types: {min(unknown)!r} is not supported; full_attention and sliding_attention are')
     layers = raw.get('num_hidden_layers', 0)
@@ -76,7 +89,8 @@ def read_activation(raw: dict) -> dict:
         'gelu_pytorch_tanh': 'gelu_tanh',
         'relu': 'relu',
     }
-    name = raw.get('hidden_activation') or raw.get('hidden_act') or raw.get('activation_function')
+    entry = {'gpt2': 'activation_function', 'gemma2': 'hidden_activation', 'gemma3_text': 'hidden_activation'}
+    name = raw.get(entry.get(raw.get('model_type'), 'hidden_act'))
     if name not in known:
         raise InputError(f'the activation {name!r} is not supported; {", ".join(known)} are')
     return {'activation': known[name]}

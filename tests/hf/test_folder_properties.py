@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from rlax_ft.errors import InputError
@@ -41,7 +41,8 @@ ENTRIES = {
 FAMILIES = st.sampled_from(['llama', 'mistral', 'qwen2', 'qwen3', 'olmo2', 'mixtral'])
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@example('llama', {'sliding_window': 3, 'hidden_activation': 'gelu', 'rms_norm_eps': 1e-2}, 'float32', False)
 @given(FAMILIES, st.fixed_dictionaries({}, optional=ENTRIES), st.sampled_from(['float32', 'bfloat16']), either)
 def test_any_folder_gives_its_logits_or_one_line(family, entries, dtype, sharded):
     shape = dict(vocab_size=48, hidden_size=32, intermediate_size=24, num_attention_heads=4, max_position_embeddings=32)
