@@ -91,8 +91,8 @@ def collectives(text: str, mesh=None) -> list[Collective]:
                     times,
                     source.group(1) if source else '',
                 )
-                # The TPU compiler spreads one collective over the fusions that it runs beside: they share a channel, and
-                # the one that starts it runs least often.
+                # The TPU compiler spreads one collective over the fusions that it runs beside: they share a channel,
+                # and the one that starts it runs least often.
                 key = (channel.group(1), kind, one.shapes) if channel else len(found)
                 if key not in found or times < found[key].times:
                     found[key] = one
