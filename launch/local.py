@@ -98,10 +98,9 @@ def run(command, given) -> tuple[int, bool]:
 def _wait(processes):
     """Waits for all; when one has failed, the rest have a while to end by themselves."""
     failed, since = 0, None
-    while any(process.poll() is None for process in processes):
-        codes = [process.returncode for process in processes if process.returncode]
-        if codes and since is None:
-            failed, since = codes[0], time.monotonic()
+    while None in (codes := [process.poll() for process in processes]):
+        if since is None and any(codes):
+            failed, since = next(filter(None, codes)), time.monotonic()
         if since is not None and time.monotonic() - since > (30 if failed == STOPPED else 5):
             for process in processes:
                 if process.poll() is None:

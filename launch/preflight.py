@@ -75,7 +75,7 @@ def preflight(given, rest) -> int:
     from rlax_ft.errors import InputError
     from rlax_ft.parallel.mesh import compiling_for
 
-    if bool(given['topology']) == (given['devices'] == '0'):
+    if bool(given['topology']) == (given['devices'] != '0'):
         raise InputError('give --topology=CHIP:SHAPE or --devices=N, one of them')
     devices, chip = target(given)
     with compiling_for(devices):

@@ -56,7 +56,8 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         leave(2)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        if is_first():
+            print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt as interrupt:
         print('stopped; the same command resumes from what has been saved', file=sys.stderr)

@@ -283,17 +283,17 @@ def _scan_rows_backward(settings: Any, arguments: Any, cotangents: Any):
         d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_part.astype(hidden.dtype), i * chunk, axis=1)
         return d_hidden, add_to_head(d_head, part_hidden, d_logits)
 
-    add_to_head, zeros, total = _head_sums(targets.shape[0], head.shape, cotangents[0].dtype)
+    add_to_head, zeros, total = _head_sums(targets.shape[0], head, cotangents[0].dtype)
     d_hidden, d_head = jax.lax.fori_loop(0, pieces, step, (jnp.zeros_like(moved[0]), zeros))
-    d_head = total(d_head).astype(head.dtype)
-    return _to_place(d_hidden, order, length), None, d_head, jnp.zeros_like(temperature), None
+    return _to_place(d_hidden, order, length), None, total(d_head), jnp.zeros_like(temperature), None
 
 
-def _head_sums(rows: int, shape: tuple[int, ...], dtype: Any):
+def _head_sums(rows: int, head: jax.Array, dtype: Any):
     """(add, zeros, total) of the head's gradient: one sum, or on a mesh one for each device's rows.
 
-    Devices add theirs up once, after the last chunk, and not after every one.
+    Devices add theirs up once, after the last chunk, and not after every one; under `fsdp` each gets its part.
     """
+    shape = head.shape
     mesh = jax.sharding.get_abstract_mesh()
     axes = () if mesh.empty or mesh.manual_axes else tuple(a for a in ROW_AXES if mesh.shape.get(a, 1) > 1)
     groups = math.prod(mesh.shape[axis] for axis in axes)
@@ -302,7 +302,7 @@ def _head_sums(rows: int, shape: tuple[int, ...], dtype: Any):
         def add(total: jax.Array, hidden: jax.Array, gradient: jax.Array):
             return total + jnp.einsum('rcd,rcv->dv', hidden, gradient, preferred_element_type=dtype)
 
-        return add, jnp.zeros(shape, dtype), lambda total: total
+        return add, jnp.zeros(shape, dtype), lambda total: total.astype(head.dtype)
     split = P(axes, None, P.UNCONSTRAINED)
 
     def add_by_group(total: jax.Array, hidden: jax.Array, gradient: jax.Array):
@@ -310,8 +310,21 @@ def _head_sums(rows: int, shape: tuple[int, ...], dtype: Any):
         total = total + jnp.einsum('grcd,grcv->gdv', *parts, preferred_element_type=dtype)
         return jax.lax.with_sharding_constraint(total, split)
 
+    def scattered(own: jax.Array):
+        rest = tuple(axis for axis in axes if axis != 'fsdp')
+        own = jax.lax.psum(own[0], rest) if rest else own[0]
+        return jax.lax.psum_scatter(own, 'fsdp', tiled=True)
+
+    def sum_over_groups(total: jax.Array):
+        total = total.astype(head.dtype)
+        if 'fsdp' not in axes or shape[0] % mesh.shape['fsdp']:
+            return jnp.sum(total, axis=0)
+        # The compiler would reduce the whole head to every device, and slice.
+        how = dict(in_specs=P(axes), out_specs=P('fsdp'), axis_names=set(axes), check_vma=False)
+        return jax.shard_map(scattered, **how)(total)
+
     zeros = jax.lax.with_sharding_constraint(jnp.zeros((groups, *shape), dtype), split)
-    return add_by_group, zeros, lambda total: jnp.sum(total, axis=0)
+    return add_by_group, zeros, sum_over_groups
 
 
 _scan_rows.defvjp(_scan_rows_forward, _scan_rows_backward)

@@ -67,7 +67,7 @@ def collectives(text: str, mesh=None) -> list[Collective]:
       mesh: whose axes replica groups are named by.
     """
     computations, entry = parse(text)
-    found = []
+    found: dict[object, Collective] = {}
     for name, times in multiplicities(computations, entry).items():
         for instruction in computations[name]:
             kind = _kind(instruction, name)
@@ -81,18 +81,22 @@ def collectives(text: str, mesh=None) -> list[Collective]:
                 size = sum(array_bytes(*shape) for shape in shapes)
                 scattered = kind == 'reduce-scatter' and instruction.opcode.startswith('reduce-scatter')
                 source = re.search(r'op_name="([^"]*)"', instruction.rest)
-                found.append(
-                    Collective(
-                        kind,
-                        tuple(shapes),
-                        size * ways if scattered else size,
-                        ways,
-                        axes,
-                        times,
-                        source.group(1) if source else '',
-                    )
+                channel = re.search(r'channel_id=(\d+)', instruction.rest)
+                one = Collective(
+                    kind,
+                    tuple(shapes),
+                    size * ways if scattered else size,
+                    ways,
+                    axes,
+                    times,
+                    source.group(1) if source else '',
                 )
-    return found
+                # The TPU compiler spreads one collective over the fusions that it runs beside: they share a channel,
+                # and the one that starts it runs least often.
+                key = (channel.group(1), kind, one.shapes) if channel else len(found)
+                if key not in found or times < found[key].times:
+                    found[key] = one
+    return list(found.values())
 
 
 def unbounded_loops(text: str) -> list[str]:
@@ -119,7 +123,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             if head and not line.startswith('HloModule'):
                 current = computations.setdefault(head.group(2), [])
                 entry = head.group(2) if head.group(1) else entry
-        elif line.startswith('}'):
+        elif line.rstrip() == '}' or line.startswith('}, execution_thread'):
             current = None
         elif match := _INSTRUCTION.match(line):
             kind, rest = _split_type(match.group(2))
@@ -200,29 +204,62 @@ def _below(computations, instruction):
 
 
 def _trips(instruction, computations):
-    """How often a loop turns: as the compiler has noted, or as the one number that its condition compares with."""
+    """How often a loop turns: as the compiler has noted, or as its condition and its counter's step say; None else."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest)
     if known:
         return int(known.group(1))
-    condition = re.search(r'condition=%?([\w.\-]+)', instruction.rest)
+    condition, body = (re.search(rf'{name}=%?([\w.\-]+)', instruction.rest) for name in ('condition', 'body'))
     lines = computations.get(condition.group(1), []) if condition else []
-    numbers = [
-        int(value.group(1))
-        for line in lines
-        if line.opcode == 'constant' and (value := re.match(r'constant\((\d+)\)', line.rest))
-    ]
-    return max(numbers) if numbers else None
+    limits = [value for line in lines if (value := _constant(line)) is not None]
+    if not limits:
+        return None
+    return -(-max(limits) // _step(lines, computations.get(body.group(1), []) if body else []))
+
+
+def _step(condition, body):
+    """By how much the number that a condition looks at grows in a turn; 1 where that cannot be seen."""
+    test = next((line for line in condition if line.opcode == 'compare'), None)
+    looked_at = {line.name: line for line in condition if line.opcode == 'get-tuple-element'}
+    counter = next((looked_at[name] for name in _operands(test) if name in looked_at), None) if test else None
+    place = counter and re.search(r'index=(\d+)', counter.rest)
+    lines = {line.name: line for line in body}
+    results = _operands(body[-1]) if body and body[-1].opcode == 'tuple' else []
+    if not place or int(place.group(1)) >= len(results):
+        return 1
+    grown = lines.get(results[int(place.group(1))])
+    steps = [_constant(lines[name]) for name in _operands(grown) if name in lines] if grown else []
+    steps = [step for step in steps if step]
+    return steps[0] if grown is not None and grown.opcode == 'add' and len(steps) == 1 else 1
+
+
+def _operands(instruction):
+    """Names of an instruction's operands, in order."""
+    inside = re.match(r'[\w\-]+\(([^)]*)\)', instruction.rest)
+    return re.findall(r'%([\w.\-]+)', re.sub(r'/\*[^*]*\*/', '', inside.group(1))) if inside else []
+
+
+def _constant(instruction):
+    value = re.match(r'constant\((\d+)\)', instruction.rest) if instruction.opcode == 'constant' else None
+    return int(value.group(1)) if value else None
 
 
 def _group(rest, mesh):
     """(devices in a group, mesh axes that it spans)."""
     iota = re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest)
+    named = re.search(r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([\d,]+)\))? *\{([^}]*)\}', rest)
     listed = re.search(r'(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}', rest)
     if iota:
         dims = [int(d) for d in iota.group(3).split(',')]
         ids = np.arange(math.prod(dims)).reshape(dims)
         ids = ids.transpose([int(d) for d in iota.group(4).split(',')]) if iota.group(4) else ids
         group = ids.reshape(int(iota.group(1)), int(iota.group(2)))[0]
+    elif named and ':(' not in named.group(3):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named.group(1)))
+        across = re.findall(r"'(\w+)'", named.group(3))
+        ids = np.arange(math.prod(int(size) for size in sizes.values()))
+        ids = np.asarray([int(i) for i in named.group(2).split(',')]) if named.group(2) else ids
+        ids = ids.reshape([int(size) for size in sizes.values()])
+        group = ids[tuple(slice(None) if name in across else 0 for name in sizes)].reshape(-1)
     elif listed:
         group = np.asarray([int(i) for i in listed.group(1).split(',') if i], int)
     else:

@@ -1,0 +1,73 @@
+"""The report on a step that was compiled from shapes, against counts made by hand."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+from rlax_ft.errors import InputError
+from rlax_ft.harness.loading import load_script
+from rlax_ft.models.shapes import SHAPES, named_config
+from rlax_ft.models.transformer import init_params
+from rlax_ft.parallel.mesh import compiling_for
+from rlax_ft.parallel.roofline import CHIPS, estimate
+
+preflight = load_script(Path(__file__).parents[2] / 'launch/preflight.py')
+TOY = dict(
+    vocab_size=256, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp_width=128, max_length=64, tied=False
+)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setitem(SHAPES, 'toy', TOY)
+
+
+def report(script, *flags, chip=CHIPS['h100']):
+    given = preflight.OWN | {'script': script, 'devices': '8', 'model': 'toy', 'length': '32'}
+    with compiling_for(jax.devices()):
+        return preflight.compile_one(given, ['--batch_size=8', '--mesh=fsdp=8', *flags], chip)
+
+
+def count(config):
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+    return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def test_state_flops_and_verdict():
+    found = report('sft', '--remat=full')
+    norms = (2 * 2 + 1) * 64  # Whole on every device; matrices are split eight ways.
+    bytes_of_one = 4 * ((count(named_config('toy')) - norms) / 8 + norms)
+    assert found['state']['parameters'] == bytes_of_one
+    assert found['state']['optimiser'] == pytest.approx(2 * bytes_of_one, rel=1e-3)
+    assert found['peak'] > 3 * bytes_of_one and found['fits'] and not found['advice']
+    matrices = 2 * (64 * 16 * 12 + 3 * 64 * 128) + 64 * 256
+    assert found['model_flops'] == 3 * 8 * 32 * (2 * matrices + 2 * 2 * 4 * 16 * 32) / 8
+    assert found['done_flops'] == pytest.approx(found['model_flops'] * 4 / 3)
+    assert {row['kind'] for row in found['collectives']} >= {'all-gather'}
+    assert 'fits' in preflight.table(found)
+
+
+def test_what_does_not_fit_says_what_would_make_it():
+    found = report('ppo', chip=dataclasses.replace(CHIPS['h100'], memory=1e5))
+    assert not found['fits'] and set(found['state']) == {'parameters', 'optimiser', 'reward model', 'reference'}
+    assert any('--remat=full' in line for line in found['advice'])
+    assert 'DOES NOT FIT' in preflight.table(found)
+
+
+def test_the_roofline_by_hand():
+    chip = dataclasses.replace(CHIPS['v5p'], flops=100.0, bandwidth=10.0, links=5.0)
+    ours = estimate(chip, model_flops=30.0, done_flops=40.0, traffic=1.0, moved=4.0, efficiency=0.5)
+    assert (ours.compute, ours.memory, ours.network) == (0.8, 0.1, 0.8)
+    assert ours.step == 0.8 and ours.mfu == pytest.approx(30 / 80) and ours.serial == pytest.approx(1.7)
+
+
+def test_mistakes():
+    with pytest.raises(InputError, match=r'--script=evaluate: use one of sft'):
+        report('evaluate')
+    with pytest.raises(InputError, match=r'--model=nobody: no config\.json and no named shape'):
+        preflight.shape_of(preflight.OWN | {'model': 'nobody'}, preflight.settings_of({'script': 'sft'}, []))
+    with pytest.raises(InputError, match=r'give --topology=CHIP:SHAPE or --devices=N'):
+        preflight.preflight(dict(preflight.OWN), [])
