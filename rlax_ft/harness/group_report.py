@@ -106,12 +106,21 @@ def write_rollouts(path: Path, step: int, batch, advantages, ref, codec, records
             | {'completion': codec.tokenizer.decode(ids, skip_special_tokens=True)}
             | {'reward': _rounded(batch.scores[row]), 'ended': bool(groups.ended[at])}
             | {'rewards': {name: _rounded(values[row]) for name, values in batch.parts.items()}}
-            | {'sampled_at': int(groups.step[at[0]]), 'tokens': [codec.tokenizer.decode([i]) for i in ids]}
+            | {'sampled_at': int(groups.step[at[0]]), 'tokens': token_texts(codec.tokenizer, ids)}
             | {name: [_rounded(x) for x in values] for name, values in per_token.items()}
         )
     before = read_records(path)
     kept = [r for r in before if r.get('step', 0) < step or (r.get('step') == step and 'advantages' not in r)]
     write_records(path, kept + written)
+
+
+def token_texts(tokenizer, ids: list[int]) -> list[str]:
+    """The text that each token adds after the one before it: a blank that decoding it alone would lose is there."""
+    texts = []
+    for before, token in zip([None, *ids], ids):
+        start = [] if before is None else [before]
+        texts.append(tokenizer.decode([*start, token])[len(tokenizer.decode(start)) :])
+    return texts
 
 
 def _rounded(x):
