@@ -22,9 +22,8 @@ class Clock:
     """Where the time of a loop goes."""
 
     def __init__(self):
-        """Starts the clock."""
+        """Has counted nothing yet."""
         self._spent: dict[str, float] = {}
-        self._since = time.perf_counter()
 
     @contextlib.contextmanager
     def on(self, name: str) -> Iterator[None]:
@@ -34,10 +33,10 @@ class Clock:
         self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start
 
     def shares(self) -> dict[str, float]:
-        """`time/` + each name: its share of the time since the last call."""
-        whole = max(time.perf_counter() - self._since, 1e-9)
+        """`time/` + each name: its share of all that was counted since the last call."""
+        whole = max(sum(self._spent.values()), 1e-9)
         shares = {f'time/{name}': spent / whole for name, spent in self._spent.items()}
-        self._spent, self._since = {}, time.perf_counter()
+        self._spent = {}
         return shares
 
 
