@@ -41,10 +41,8 @@ def collector(folder, useful='02468', records=40, **given):
         drawn = np.array(jax.random.randint(key, (rows, 4), 0, 10))
         drawn[:, 0] = np.where(np.arange(rows) % 2 == 0, drawn[:, 0] % 3, 3 + drawn[:, 0] % 7)
         ids = np.concatenate([np.asarray(letters)[drawn], np.full((rows, 2), codec.pad_id)], axis=1)
-        real = np.arange(6) < 4
-        return Rollout(
-            tokens, mask, ids, np.broadcast_to(real, ids.shape), -0.1 * real * np.ones(ids.shape, np.float32)
-        )
+        real = np.broadcast_to(np.arange(6) < 4, ids.shape)
+        return Rollout(tokens, mask, ids, real, np.where(real, -0.1, 0.0).astype(np.float32))
 
     made._sample = sample
     return made
