@@ -52,6 +52,7 @@ class GRPOSettings(PolicySettings, GroupSettings, EvalSettings, Settings):
 def train(settings: GRPOSettings) -> dict:
     """Runs the stage, or resumes it; returns its summary."""
     check(settings)
+    loss, how = make_loss(settings)
     run = open_run(settings, 'grpo')
     if run.summary:
         return run.summary
@@ -65,7 +66,6 @@ def train(settings: GRPOSettings) -> dict:
     rewarded = lambda records, texts, _, rows: collector.score(rows, records, lambda: texts)[0]  # noqa: E731
     measures = {} if settings.reward == 'gold' else {'reward': rewarded}
     evaluator = make_evaluator(settings, run, codec, learner, task, held_out, measures)
-    loss, how = make_loss(settings)
     estimator = partial(
         estimate,
         learner.apply,

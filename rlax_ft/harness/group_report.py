@@ -22,9 +22,8 @@ class Clock:
     """Where the time of a loop goes."""
 
     def __init__(self):
-        """Starts the clock."""
+        """Has counted nothing yet."""
         self._spent: dict[str, float] = {}
-        self._since = time.perf_counter()
 
     @contextlib.contextmanager
     def on(self, name: str) -> Iterator[None]:
@@ -34,10 +33,10 @@ class Clock:
         self._spent[name] = self._spent.get(name, 0.0) + time.perf_counter() - start
 
     def shares(self) -> dict[str, float]:
-        """`time/` + each name: its share of the time since the last call."""
-        whole = max(time.perf_counter() - self._since, 1e-9)
+        """`time/` + each name: its share of all that was counted since the last call."""
+        whole = max(sum(self._spent.values()), 1e-9)
         shares = {f'time/{name}': spent / whole for name, spent in self._spent.items()}
-        self._spent, self._since = {}, time.perf_counter()
+        self._spent = {}
         return shares
 
 
@@ -106,12 +105,21 @@ def write_rollouts(path: Path, step: int, batch, advantages, ref, codec, records
             | {'completion': codec.tokenizer.decode(ids, skip_special_tokens=True)}
             | {'reward': _rounded(batch.scores[row]), 'ended': bool(groups.ended[at])}
             | {'rewards': {name: _rounded(values[row]) for name, values in batch.parts.items()}}
-            | {'sampled_at': int(groups.step[at[0]]), 'tokens': [codec.tokenizer.decode([i]) for i in ids]}
+            | {'sampled_at': int(groups.step[at[0]]), 'tokens': token_texts(codec.tokenizer, ids)}
             | {name: [_rounded(x) for x in values] for name, values in per_token.items()}
         )
     before = read_records(path)
     kept = [r for r in before if r.get('step', 0) < step or (r.get('step') == step and 'advantages' not in r)]
     write_records(path, kept + written)
+
+
+def token_texts(tokenizer, ids: list[int]) -> list[str]:
+    """The text that each token adds after the one before it: a blank that decoding it alone would lose is there."""
+    texts = []
+    for before, token in zip([None, *ids], ids):
+        start = [] if before is None else [before]
+        texts.append(tokenizer.decode([*start, token])[len(tokenizer.decode(start)) :])
+    return texts
 
 
 def _rounded(x):

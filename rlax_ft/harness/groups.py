@@ -162,7 +162,7 @@ class GroupCollector:
         self._sample = sampler(temperature=settings.temperature)
         self._sample_greedy = sampler(temperature=0.0) if settings.baseline == 'greedy' else None
         self._cursor = 0
-        self._waiting = self._blank(0)
+        self._waiting, self._failed = self._blank(0), 0
         self._tries = self._solved = np.zeros(len(records), np.float32)
 
     def start(self, params, step: int) -> Pending:
@@ -185,7 +185,7 @@ class GroupCollector:
           params: of the policy now, for replacements.
           step: updates that it has had.
         """
-        settings, refills = self._settings, 0
+        settings, refills, self._failed = self._settings, 0, 0
         seen = self._scored(pending, params)
         usable = seen if not settings.dynamic_sampling else self._waiting + seen[_differ(seen)]
         while settings.dynamic_sampling and len(usable) < self.count and refills < settings.max_refills:
@@ -198,6 +198,7 @@ class GroupCollector:
         metrics = group_metrics(seen, self.score.weights, settings.success_at) | {
             'sampling/staleness/mean': float(np.mean(step - groups.step)),
             'sampling/staleness/max': float(np.max(step - groups.step)),
+            'groups/failed': self._failed,
         }
         if settings.dynamic_sampling:
             metrics |= {
@@ -260,6 +261,7 @@ class GroupCollector:
             scores, parts = self._rewards(pending.rollout, pending.index, size)
             groups = self._fetched(pending).replace(scores=scores, parts=parts)
             failed = ~np.isfinite(scores).all(axis=1)
+            self._failed += int(failed.sum())
             groups = groups.replace(
                 scores=np.where(failed[:, None], 0.0, scores).astype(np.float32),
                 parts=np.where(failed[:, None, None], 0.0, parts).astype(np.float32),

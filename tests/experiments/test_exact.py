@@ -1,4 +1,4 @@
-"""On the enumerable task the optimum is known: PPO and DPO with soft labels must arrive there by their scripts."""
+"""On the enumerable task the optimum is known: PPO, RLOO and DPO with soft labels arrive there by their scripts."""
 
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from rlax_ft.tasks import exact
 
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
 dpo = load_script(SCRIPTS / 'dpo.py')
+grpo = load_script(SCRIPTS / 'grpo.py')
 ppo = load_script(SCRIPTS / 'ppo.py')
 sft = load_script(SCRIPTS / 'sft.py')
 
@@ -101,6 +102,27 @@ def test_ppo_reaches_the_optimum(base):
         )
     )
     check_arrived(base, 'ppo')
+
+
+def test_rloo_reaches_the_optimum(base):
+    grpo.train(
+        grpo.GRPOSettings(
+            out=f'{base}/rloo',
+            task='exact',
+            init_from=f'{base}/sft',
+            loss='ppo_clip',
+            baseline='leave_one_out',
+            scale='none',
+            beta=BETA,
+            kl_in='reward',
+            batch_size=1024,
+            max_steps=60,
+            update_epochs=2,
+            minibatches=8,
+            learning_rate=3e-3,
+        )
+    )
+    check_arrived(base, 'rloo')
 
 
 def test_enumeration_is_a_distribution(base):

@@ -141,6 +141,7 @@ def test_algorithms_run(tmp_path, how):
         ({'max_refills': 3}, r'--max_refills=3: has no effect without --dynamic_sampling'),
         ({'ahead': 1, 'baseline': 'greedy', 'scale': 'none'}, r'--ahead=1: the likeliest completion'),
         ({'group_size': 3}, r'--group_size=3: does not divide --batch_size=32'),
+        ({'loss': 'nope'}, r'--loss=nope: no such loss; use MODULE:FUNCTION or one of cispo'),
         ({'scale': 'mean', 'baseline': 'leave_one_out'}, r'--scale=mean: is for --baseline=mean'),
     ],
 )

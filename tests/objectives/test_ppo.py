@@ -1,13 +1,16 @@
 """PPO's estimates by hand, its minibatches, and the objective at ratio 1."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlax_ft.losses.policy_gradient import gspo_loss
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.heads import ScalarModel, reward_params, score_last_token, value_params
-from rlax_ft.models.scoring import rollout_batch
+from rlax_ft.models.scoring import rollout_batch, token_logps
 from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.objectives.ppo import end_scores, ended, estimate, minibatch, ppo_objective
 from rlax_ft.sampling.sampler import generate
@@ -84,6 +87,27 @@ def test_the_first_step_is_at_ratio_one(setting):
     assert float(metrics['policy/approxkl_avg']) < 1e-9 and float(metrics['policy/clipfrac_avg']) == 0.0
     # Whitened advantages have mean 0, so the policy loss at ratio 1 is 0.
     assert float(metrics['loss/policy_avg']) == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize('mode', ['seq_mean_token_mean', 'seq_mean_token_sum', 'constant'])
+def test_the_policy_loss_is_aggregated_as_asked(setting, mode):
+    ref, params, rollout = setting
+    tokens = rollout_batch(rollout)
+    data, _ = estimate(POLICY, VALUE, params, ref, tokens, rollout_logps(rollout), jnp.arange(16.0), 0.1)
+    moved = {'policy': jax.tree.map(lambda x: 1.1 * x, params['policy']), 'value': params['value']}
+    batch = minibatch(data, jax.random.key(0), 0, 0, count=1, mode=mode, max_len=6)
+    loss = partial(gspo_loss, clip_low=0.9, clip_high=9.0)
+    _, metrics = ppo_objective(POLICY, VALUE, loss=loss, mode=mode)(moved, batch, None)
+    rows, mask = batch[0], np.asarray(batch[0].tokens.mask)
+    logps = token_logps(POLICY, {'params': moved['policy']}, rows.tokens)
+    losses = np.asarray(loss(logps, rows.logps, rows.advantages, rows.tokens.mask))
+    by_hand = {
+        'seq_mean_token_mean': np.mean((losses * mask).sum(1) / mask.sum(1)),
+        'seq_mean_token_sum': (losses * mask).sum() / 16,
+        'constant': (losses * mask).sum() / (16 * 6),
+    }
+    assert float(metrics['loss/policy_avg']) == pytest.approx(by_hand[mode], rel=1e-4, abs=1e-7)
+    assert by_hand[mode] != pytest.approx((losses * mask).sum() / mask.sum(), rel=1e-2)
 
 
 def test_minibatches_cover_the_batch_in_a_fresh_order_each_epoch_and_update(setting):
