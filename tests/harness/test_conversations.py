@@ -109,6 +109,19 @@ def test_the_samplers_numbers_are_the_trainers(model, talks):
     np.testing.assert_allclose(logps, talks.logps, atol=1e-4)
 
 
+def test_prompts_that_are_shared_give_the_same_numbers(model):
+    """As branches, a prompt once for its two conversations: the sampler's log-probabilities again."""
+    collect, _ = collector(model, echo())
+    talks = collect(model[2], [r for r in RECORDS[:3] for _ in range(2)], jax.random.key(3))
+    tokens, logps, rewards = talks.branches(2)
+    assert tokens.responses.tokens.shape[:2] == (3, 2) and tokens.mask.shape == logps.shape == rewards.shape
+    assert tokens.mask.sum() == talks.tokens.mask.sum() and logps.sum() == pytest.approx(talks.logps.sum(), rel=1e-5)
+    np.testing.assert_allclose(rewards.sum(axis=1), talks.scores)
+    apply = Transformer(model[1]).apply
+    found = jax.jit(lambda p, rows: token_logps(apply, {'params': p}, rows))(model[2], tokens)
+    np.testing.assert_allclose(found, logps, atol=1e-4)
+
+
 def test_a_cache_that_is_full_is_read_again(model, talks):
     """With room for one reading and one turn every turn reads its row from the beginning: the same numbers."""
     collect, _ = collector(model, echo(), slots=128 + 6)

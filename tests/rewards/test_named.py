@@ -73,10 +73,10 @@ def test_mistakes(text, message):
 
 def test_a_failed_group_teaches_nothing():
     records, texts = [{'answer': '1'}] * 2 + [{}] * 2, ['1', '2', '3', '4']
-    found = scores('maths', records, texts, group_size=2, reward_failures=0.5)[0]
+    found = scores('maths', records, texts, reward_failures=0.5)[0]
     assert found[:2] == [1.0, 0.0] and np.isnan(found[2:]).all()
     with pytest.raises(InputError, match='no field "answer"'):
-        scores('maths', records, texts, group_size=2)
+        scores('maths', records, texts)
     ones = np.ones((4, 3))
     rollout = Rollout(prompts=ones, prompt_mask=ones > 0, tokens=ones, mask=ones > 0, logps=-ones)
     kept, left, failed = without_failed(rollout, jnp.asarray([1.0, 0.0, jnp.nan, 2.0]), 2)
