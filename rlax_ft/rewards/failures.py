@@ -49,7 +49,11 @@ def guarded_scores(
     def scores(part: slice) -> np.ndarray:
         given = records[part], completions[part]
         with time_limit(seconds, f'{name}: took more than {seconds:g} s on completions such as {given[1][0]!r}'):
-            return reward_scores(reward, *given, name=name, **info)
+            try:
+                return reward_scores(reward, *given, name=name, **info)
+            except InputError as error:
+                told = str(error)  # A rule says what it misses in a record, and not which rule it is.
+                raise InputError(told if told.startswith(name) else f'{name}: {told}') from error
 
     try:
         return scores(slice(None))
