@@ -56,11 +56,13 @@ def converse(settings: ConverseSettings) -> dict:
     how = dict(temperature=settings.temperature)
     collect = make_conversations(settings, env, codec, Transformer(config).apply, **how)
     played, scores = [], []
-    for start in range(0, len(records), _BATCH):
+    devices = jax.device_count()
+    size = -(-min(_BATCH, len(records)) // devices) * devices
+    for start in range(0, len(records), size):
         # Every batch has one shape; what fills up the last one is left out.
-        batch = [records[i % len(records)] for i in range(start, start + _BATCH)]
+        batch = [records[i % len(records)] for i in range(start, start + size)]
         talks = collect(params, batch, jax.random.fold_in(jax.random.key(settings.seed), start))
-        count = min(_BATCH, len(records) - start)
+        count = min(size, len(records) - start)
         for i in range(count):
             said = {'messages': talks.messages[i], 'reward': float(talks.scores[i]), 'turns': int(talks.turns[i])}
             played.append({**said, 'ended': bool(talks.ended[i])})

@@ -27,7 +27,7 @@ from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.settings import flag
 from rlax_ft.harness.step import placement
 from rlax_ft.sampling.turns import make_turns
-from rlax_ft.types import TokenBatch
+from rlax_ft.types import BranchBatch, TokenBatch
 
 ENVIRONMENTS = {env.name: env for env in (CALCULATOR, TWENTY_QUESTIONS, GRID_WORDS)}
 
@@ -60,6 +60,7 @@ class Conversations:
       ended: bool[B], the environment ended it; False where it was cut, by its length or number of turns.
       failed: bool[B], the environment raised; such rows, and those of their group, are masked.
       messages: each conversation as messages.
+      prompt_lengths: int32[B], tokens before the first turn of the assistant.
     """
 
     tokens: TokenBatch
@@ -70,6 +71,7 @@ class Conversations:
     ended: np.ndarray
     failed: np.ndarray
     messages: list[list[dict]]
+    prompt_lengths: np.ndarray
 
     def metrics(self) -> dict[str, float]:
         """Means over the conversations that did not fail."""
@@ -83,6 +85,29 @@ class Conversations:
             'conversations/cut': 1.0 - self.ended[fine].mean(),
             'conversations/failed': self.failed.sum(),
         }
+
+    def branches(self, group_size: int) -> tuple[BranchBatch, np.ndarray, np.ndarray]:
+        """The same with the prompt once for its group: (BranchBatch, logps, rewards), arrays [B, N] behind the prompt.
+
+        Args:
+          group_size: conversations of one record, in adjacent rows.
+        """
+        first, lengths = self.prompt_lengths[::group_size], self.prompt_lengths
+        width = _width(int(first.max()))
+        real = np.asarray(self.tokens.segment_ids).sum(axis=1)
+        rest = min(_width(int((real - lengths).max())), self.tokens.tokens.shape[1])
+        prompt_at = np.arange(width)[None] - (width - first)[:, None]
+        answer_at = np.arange(rest)[None] + lengths[:, None]
+        take = lambda x, at: np.take_along_axis(x, np.clip(at, 0, x.shape[1] - 1), axis=1)  # noqa: E731
+        rows, seen = jax.tree.map(np.asarray, self.tokens), (prompt_at >= 0).astype(np.int32)
+        said = (answer_at < real[:, None]).astype(np.int32)
+        prompt = TokenBatch(
+            take(rows.tokens[::group_size], prompt_at), np.zeros(seen.shape, np.float32), np.maximum(prompt_at, 0), seen
+        )
+        answers = take(rows.tokens, answer_at), take(rows.mask, answer_at) * said, answer_at, said
+        by_group = (np.asarray(x).reshape(-1, group_size, rest) for x in answers)
+        arrays = (take(x, answer_at) * said for x in (self.logps, self.rewards))
+        return BranchBatch(prompt, TokenBatch(*by_group)), *arrays
 
 
 def text_environment(name: str) -> TextEnvironment:
@@ -143,6 +168,7 @@ def make_conversations(
         rows = [_Row(env, record, failures > 0) for record in records]
         prompts = [Conversation(row.messages, list(env.tools)) for row in rows]
         for row, ids in zip(rows, codec.encode_prompts(prompts)):
+            row.prompt_length = len(ids)
             row.read(ids)
         talk, used, number = None, 0, 0
         while any(row.active for row in rows):
@@ -281,4 +307,5 @@ def _gathered(rows: list[_Row], codec: Codec, group_size: int) -> Conversations:
         ended=np.asarray([row.ended for row in rows]),
         failed=failed,
         messages=[row.messages for row in rows],
+        prompt_lengths=np.asarray([row.prompt_length for row in rows], np.int32),
     )

@@ -33,7 +33,6 @@ def make_reward(
     task: Task | None,
     codec: Codec,
     *,
-    group_size: int = 1,
     reward_failures: float = 0.0,
     reward_seconds: float = 0.0,
 ) -> Callable:
@@ -48,7 +47,6 @@ def make_reward(
         with :mean, :min or :lcb=K behind it.
       task: whose reward `gold` is, or None.
       codec: of the policy.
-      group_size: completions of one prompt, adjacent in a batch.
       reward_failures: the share of a batch's groups whose reward may fail.
       reward_seconds: after which a reward has failed; 0 sets no limit.
 
@@ -56,7 +54,7 @@ def make_reward(
       InputError: a part that is none of these, a weight that is no number, or a reward model of another vocabulary.
     """
     parts: dict[str, tuple[Score, float]] = {}
-    guard = dict(group_size=group_size, share=reward_failures, seconds=reward_seconds)
+    guard = dict(share=reward_failures, seconds=reward_seconds)
     for name, weight in split_parts(text):
         try:
             number = float(weight or 1.0)

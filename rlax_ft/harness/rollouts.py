@@ -120,7 +120,7 @@ def make_collector(settings, task: Task | None, codec: Codec, learner: Learner) 
     """
     group, place = settings.group_size, placement(settings)
     may_fail = dict(reward_failures=settings.reward_failures, reward_seconds=settings.reward_seconds)
-    score = make_reward(settings.reward, task, codec, group_size=group, **may_fail)
+    score = make_reward(settings.reward, task, codec, **may_fail)
     sample = make_sampler(learner.apply, codec, rows=settings.engine_rows or None, temperature=settings.temperature)
 
     def collect(params, tokens, mask, records, key):

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 
+from rlax_ft.data.records import plain_text
 from rlax_ft.errors import InputError
 from rlax_ft.rewards import sandbox
 from rlax_ft.rewards.fields import field_of
@@ -44,7 +45,8 @@ def code(
     The program is the last fenced block of the completion, or all of it. Tests are, in the record's field: a text of
     Python that runs behind the program (with HumanEval's `check(candidate)`, which is called); a list of such texts,
     a test each (MBPP); a list of {"input", "output"}, what the program reads and prints, or arguments and result of the
-    entry point where the input is a list; or {"inputs": [..], "outputs": [..]} (APPS). Text of JSON is read as such.
+    entry point where the input is a list; or {"inputs": [..], "outputs": [..]} (APPS). Text of JSON is
+    read as such.
 
     Args:
       records: with the tests.
@@ -65,9 +67,10 @@ def code(
         raise InputError(f'code(seconds={seconds}, memory_mb={memory_mb}): give seconds above 0 and 64 MB or more')
     jobs = []
     for record, text in zip(records, completions):
-        program = str(field_of(record, before)) + '\n' + program_of(text) if before else program_of(text)
-        name = str(record.get(entry_point) or '')
-        jobs.append((program, tests_of(record, tests, name), name))
+        start = plain_text(field_of(record, before)) + '\n' if before else ''
+        inner = _read(record, tests)
+        name = record.get(entry_point) or (inner.get('fn_name') if isinstance(inner, dict) else '') or ''
+        jobs.append((start + program_of(text), tests_of(record, tests, str(name)), str(name)))
     how = dict(seconds=seconds, memory_mb=memory_mb, network=network)
     with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         passed = list(pool.map(lambda job: run_tests(*job, **how), jobs))
@@ -91,12 +94,7 @@ def tests_of(record: dict, field: str, entry_point: str = '') -> list[list]:
     Raises:
       InputError: there are none, or they have another form.
     """
-    value = given = field_of(record, field)
-    if isinstance(value, str) and value.lstrip()[:1] in ('[', '{'):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = given  # Python that begins with a list.
+    value, given = _read(record, field), record[field]
     if isinstance(value, dict) and isinstance(value.get('inputs'), list) and isinstance(value.get('outputs'), list):
         if len(value['inputs']) != len(value['outputs']):
             raise InputError(f'field "{field}" has {len(value["inputs"])} inputs and {len(value["outputs"])} outputs')
@@ -155,6 +153,15 @@ def run_tests(
         lines = verdicts.read().decode('utf-8', 'replace').split('\n')
     passed = {line for line in lines if line.startswith(token)}
     return [f'{token} {i}' in passed for i in range(len(tests))]
+
+
+def _read(record, field):
+    """The field, its text read as JSON where it is JSON."""
+    value = field_of(record, field)
+    try:
+        return json.loads(value) if isinstance(value, str) and value.lstrip()[:1] in ('[', '{') else value
+    except ValueError:
+        return value  # Python that begins with a list.
 
 
 def _is_test(test):

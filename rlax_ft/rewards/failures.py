@@ -27,7 +27,6 @@ def guarded_scores(
     completions: Sequence[str],
     *,
     name: str = 'reward',
-    group_size: int = 1,
     share: float = 0.0,
     seconds: float = 0.0,
     **info,
@@ -36,10 +35,9 @@ def guarded_scores(
 
     Args:
       reward: `f(records, completions, **info)`.
-      records: B records; those of one group are adjacent.
+      records: B records; a group is the adjacent rows of one record, the very same object.
       completions: B texts.
       name: of the reward, for messages.
-      group_size: completions of one prompt.
       share: of the groups of a batch that may fail; 0 stops at the first failure.
       seconds: a call that takes longer has failed; 0 sets no limit.
       **info: what else the reward may ask for.
@@ -51,7 +49,11 @@ def guarded_scores(
     def scores(part: slice) -> np.ndarray:
         given = records[part], completions[part]
         with time_limit(seconds, f'{name}: took more than {seconds:g} s on completions such as {given[1][0]!r}'):
-            return reward_scores(reward, *given, name=name, **info)
+            try:
+                return reward_scores(reward, *given, name=name, **info)
+            except InputError as error:
+                told = str(error)  # A rule says what it misses in a record, and not which rule it is.
+                raise InputError(told if told.startswith(name) else f'{name}: {told}') from error
 
     try:
         return scores(slice(None))
@@ -59,9 +61,9 @@ def guarded_scores(
         if not share:
             raise
     result, failures = np.full(len(completions), np.nan, np.float32), []
-    groups = len(completions) // group_size
-    for group in range(groups):
-        part = slice(group * group_size, (group + 1) * group_size)
+    starts = [i for i, record in enumerate(records) if i == 0 or record is not records[i - 1]]
+    groups = len(starts)
+    for group, part in enumerate(map(slice, starts, [*starts[1:], None])):
         try:
             result[part] = scores(part)
         except InputError as error:

@@ -1,6 +1,7 @@
 """Conversations: token in, token out; the sampler's numbers are the trainer's; a policy learns from them."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from rlax_ft.data.tokenizers import train_tokenizer
 from rlax_ft.envs.text import TextEnvironment, TextStep
 from rlax_ft.envs.text_calculator import CALCULATOR
 from rlax_ft.errors import InputError
+from rlax_ft.harness.conversation_groups import ConversationCollector
 from rlax_ft.harness.conversations import ConversationSettings, make_conversations, text_environment
 from rlax_ft.losses.policy_gradient import reinforce_loss
 from rlax_ft.models.config import embedded_config
@@ -109,6 +111,19 @@ def test_the_samplers_numbers_are_the_trainers(model, talks):
     np.testing.assert_allclose(logps, talks.logps, atol=1e-4)
 
 
+def test_prompts_that_are_shared_give_the_same_numbers(model):
+    """As branches, a prompt once for its two conversations: the sampler's log-probabilities again."""
+    collect, _ = collector(model, echo())
+    talks = collect(model[2], [r for r in RECORDS[:3] for _ in range(2)], jax.random.key(3))
+    tokens, logps, rewards = talks.branches(2)
+    assert tokens.responses.tokens.shape[:2] == (3, 2) and tokens.mask.shape == logps.shape == rewards.shape
+    assert tokens.mask.sum() == talks.tokens.mask.sum() and logps.sum() == pytest.approx(talks.logps.sum(), rel=1e-5)
+    np.testing.assert_allclose(rewards.sum(axis=1), talks.scores)
+    apply = Transformer(model[1]).apply
+    found = jax.jit(lambda p, rows: token_logps(apply, {'params': p}, rows))(model[2], tokens)
+    np.testing.assert_allclose(found, logps, atol=1e-4)
+
+
 def test_a_cache_that_is_full_is_read_again(model, talks):
     """With room for one reading and one turn every turn reads its row from the beginning: the same numbers."""
     collect, _ = collector(model, echo(), slots=128 + 6)
@@ -162,3 +177,29 @@ def test_names_and_mistakes(model):
         text_environment('calc')
     with pytest.raises(InputError, match='--turn_tokens=200: more than --max_new_tokens=128'):
         collector(model, CALCULATOR, turn_tokens=200)
+
+
+def test_groups_step_after_step(model):
+    settings = types.SimpleNamespace(
+        **dataclasses.asdict(Flags(turn_tokens=4)),
+        batch_size=4,
+        group_size=2,
+        seed=1,
+        temperature=1.0,
+        reward_failures=0.0,
+    )
+    tokenizer, config, params = model
+    codec, learner = Codec(tokenizer, 64, 64), types.SimpleNamespace(apply=Transformer(config).apply)
+    make = lambda: ConversationCollector(settings, echo(), codec, learner, RECORDS)  # noqa: E731
+    collector = make()
+    collector.finish(collector.start(params, 0), params, 0)
+    state = collector.state()
+    batch = collector.finish(collector.start(params, 1), params, 1)
+    again = make()
+    again.restore(state)
+    same = again.finish(again.start(params, 1), params, 1)
+    np.testing.assert_array_equal(batch.tokens.responses.tokens, same.tokens.responses.tokens)
+    assert batch.scores.shape == (4,) and batch.parts['env'] is batch.scores
+    assert 0 <= batch.metrics['frac_reward_zero_std'] <= 1 and batch.tokens.mask.shape == batch.logps.shape
+    asked = [talk[0]['content'] for talk in batch.talks.messages]
+    assert asked[0] == asked[1] and asked[2] == asked[3]

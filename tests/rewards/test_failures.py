@@ -11,7 +11,7 @@ import pytest
 from rlax_ft.errors import InputError
 from rlax_ft.rewards.failures import guarded_scores
 
-RECORDS = [{'prompt': str(i)} for i in range(8)]
+RECORDS = [record for i in range(4) for record in [{'prompt': str(i)}] * 2]
 TEXTS = [f'text {i}' for i in range(8)]
 
 
@@ -43,7 +43,7 @@ def wrong_count(records, completions):
 
 @pytest.mark.parametrize('reward', [raises, hangs, hangs_in_a_pattern, not_a_number, wrong_count])
 def test_a_failure_costs_its_group_alone(reward, caplog):
-    how = dict(name='--reward=mine', group_size=2, seconds=0.3)
+    how = dict(name='--reward=mine', seconds=0.3)
     with caplog.at_level(logging.WARNING):
         scores = guarded_scores(reward, RECORDS, TEXTS, share=0.25, **how)
     np.testing.assert_array_equal(np.isnan(scores), [False] * 4 + [True] * 2 + [False] * 2)
@@ -58,6 +58,6 @@ def test_a_failure_costs_its_group_alone(reward, caplog):
 def test_what_does_not_fail_is_scored_in_one_call():
     calls = []
     reward = lambda records, completions: calls.append(len(completions)) or range(len(completions))  # noqa: E731
-    scores = guarded_scores(reward, RECORDS, TEXTS, group_size=4, share=0.5, seconds=5.0)
+    scores = guarded_scores(reward, RECORDS, TEXTS, share=0.5, seconds=5.0)
     np.testing.assert_array_equal(scores, np.arange(8.0))
     assert calls == [8]

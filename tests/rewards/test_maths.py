@@ -99,7 +99,7 @@ def test_rewards_compare_exactly():
 
 def test_a_record_without_an_answer_is_named():
     with pytest.raises(InputError, match=r'no field "answer"; found \'prompt\''):
-        maths([{'prompt': 'x'}], ['4'])
+        maths([{'prompt': 'x'}], ['no number'])
     with pytest.raises(InputError, match='field "answer" is None'):
         maths([{'answer': None}], ['4'])
 

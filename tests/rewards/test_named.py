@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlax_ft.data.codec import Codec
+from rlax_ft.data.templates import TEMPLATES
 from rlax_ft.data.tokenizers import train_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.harness.rewards import make_reward
@@ -14,7 +15,7 @@ from rlax_ft.hf.folder import save_pretrained
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.scoring import sequence_logps
 from rlax_ft.models.transformer import Transformer, init_params
-from rlax_ft.rewards.judge import _score, fill_template, judge
+from rlax_ft.rewards.judge import _loaded, _score, fill_template, judge
 from rlax_ft.rewards.named import parse_call, split_parts
 from rlax_ft.tasks import get_task
 from rlax_ft.types import Rollout, TokenBatch
@@ -73,10 +74,10 @@ def test_mistakes(text, message):
 
 def test_a_failed_group_teaches_nothing():
     records, texts = [{'answer': '1'}] * 2 + [{}] * 2, ['1', '2', '3', '4']
-    found = scores('maths', records, texts, group_size=2, reward_failures=0.5)[0]
+    found = scores('maths', records, texts, reward_failures=0.5)[0]
     assert found[:2] == [1.0, 0.0] and np.isnan(found[2:]).all()
     with pytest.raises(InputError, match='no field "answer"'):
-        scores('maths', records, texts, group_size=2)
+        scores('maths', records, texts)
     ones = np.ones((4, 3))
     rollout = Rollout(prompts=ones, prompt_mask=ones > 0, tokens=ones, mask=ones > 0, logps=-ones)
     kept, left, failed = without_failed(rollout, jnp.asarray([1.0, 0.0, jnp.nan, 2.0]), 2)
@@ -93,22 +94,28 @@ def judge_folder(tmp_path_factory):
     return folder, config, params
 
 
-def test_a_judges_log_odds(judge_folder):
+def test_a_judges_log_odds(judge_folder, monkeypatch):
     folder, config, params = judge_folder
     records, texts = [{'prompt': 'p', 'aim': 'x'}, {'prompt': 'quite', 'aim': 'y'}], ['yes', 'n']
     given = dict(model=str(folder), template='{prompt} {aim}: {completion}?', good=' Y', bad=' No')
     found = judge(records, texts, **given)
 
-    def logp(question, answer):
+    def logp(question, answer, end=False):
         encode = lambda text: CODEC.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
-        start, end = [CODEC.tokenizer.bos_token_id, *encode(question)], encode(answer)
-        ids = jnp.asarray([start + end])
-        mask = jnp.asarray([[0.0] * len(start) + [1.0] * len(end)])
+        start, answer_ids = [CODEC.tokenizer.bos_token_id, *encode(question)], encode(answer)
+        answer_ids += [CODEC.tokenizer.eos_token_id] * end
+        ids = jnp.asarray([start + answer_ids])
+        mask = jnp.asarray([[0.0] * len(start) + [1.0] * len(answer_ids)])
         row = TokenBatch(ids, mask, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
-        return float(sequence_logps(Transformer(config).apply, {'params': params}, row)[0])
+        return float(jax.jit(lambda r: sequence_logps(Transformer(config).apply, {'params': params}, r))(row)[0])
 
     questions = ['p x: yes?', 'quite y: n?']
     np.testing.assert_allclose(found, [logp(q, ' Y') - logp(q, ' No') for q in questions], atol=1e-4)
+    # With a chat template the question is a message, and the answer a whole turn.
+    monkeypatch.setattr(_loaded(str(folder))[2], 'chat_template', TEMPLATES['plain'])
+    asked = [f'\n\nHuman: {question}\n\nAssistant:' for question in questions]
+    expected = [logp(a, '  Y', end=True) - logp(a, '  No', end=True) for a in asked]
+    np.testing.assert_allclose(judge(records, texts, **given), expected, atol=1e-4)
 
 
 def test_a_score_that_a_judge_writes(judge_folder):

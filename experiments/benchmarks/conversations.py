@@ -1,0 +1,70 @@
+"""Conversations whose beginning stays in the cache from turn to turn, against reading all of it again at each turn.
+
+    python experiments/benchmarks/conversations.py --turns=8 --rounds=5
+
+Both sides sample the same tokens from one random model; only what is read differs. A round times each side once.
+"""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from rlax_ft.data.codec import Codec
+from rlax_ft.data.tokenizers import train_tokenizer
+from rlax_ft.envs.text import TextEnvironment, TextStep
+from rlax_ft.harness.benchmark import ROUNDS, SHAPE, SHAPES, random_llama
+from rlax_ft.harness.conversations import ConversationSettings, make_conversations
+from rlax_ft.models.transformer import Transformer
+
+_TURNS = flags.DEFINE_integer('turns', 8, 'Turns of the assistant in a conversation.')
+_TOLD = flags.DEFINE_integer('told', 100, 'Characters (tokens, here) that the environment answers each time.')
+_PROMPT = flags.DEFINE_integer('prompt', 400, 'Characters of the first message.')
+_SPOKEN = flags.DEFINE_integer('spoken', 16, 'Tokens of a turn of the assistant.')
+_ROWS = flags.DEFINE_integer('rows', 32, 'Conversations at a time.')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings(ConversationSettings):
+    mesh: str = 'data=1'
+    backend: str = 'pmap'  # Arrays stay where they are.
+
+
+def talking(turns: int, told: int, prompt: int) -> TextEnvironment:
+    """Answers every turn with a text of one length."""
+
+    def step(turn, text):
+        return TextStep(turn + 1, [{'role': 'user', 'content': 'b' * told}], 0.0, turn + 1 == turns)
+
+    return TextEnvironment('talking', lambda _: (0, [{'role': 'user', 'content': 'a' * prompt}]), step, turns)
+
+
+def main(_):
+    """Prints seconds of both sides, and their ratio, by median."""
+    tokenizer = train_tokenizer('bytes', [])
+    config, params = random_llama({**SHAPES[SHAPE.value], 'vocab': len(tokenizer)})
+    env = talking(_TURNS.value, _TOLD.value, _PROMPT.value)
+    # A turn of a codec without ends has its full length.
+    each = _TOLD.value + _SPOKEN.value + 40
+    codec = Codec(tokenizer, _PROMPT.value + 40, _TURNS.value * each, ends=False)
+    settings, apply = _Settings(turn_tokens=_SPOKEN.value), Transformer(config).apply
+    sides = {
+        'cached': make_conversations(settings, env, codec, apply),
+        'read again': make_conversations(settings, env, codec, apply, slots=1),
+    }
+    seconds, tokens = {name: [] for name in sides}, {}
+    for number in range(ROUNDS.value + 1):
+        for name, collect in sides.items():
+            start = time.perf_counter()
+            tokens[name] = collect(params, [{}] * _ROWS.value, jax.random.key(0)).tokens.tokens
+            if number:  # The first round compiles.
+                seconds[name].append(time.perf_counter() - start)
+    same = np.mean(tokens['cached'] == tokens['read again'])
+    cached, again = (float(np.median(seconds[name])) for name in sides)
+    print(f'cached {cached:.3f} s, read again {again:.3f} s: {again / cached:.2f} times; {same:.1%} of tokens alike')
+
+
+if __name__ == '__main__':
+    app.run(main)

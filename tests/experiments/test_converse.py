@@ -1,0 +1,47 @@
+"""converse.py: demonstrations that sft.py takes, conversations of what it trained, and one's own environment."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlax_ft.data.records import write_records
+from rlax_ft.errors import InputError
+from rlax_ft.harness.loading import load_script
+from rlax_ft.training.metrics import read_records
+
+SCRIPTS = Path(__file__).parents[2] / 'experiments'
+converse = load_script(SCRIPTS / 'converse.py')
+sft = load_script(SCRIPTS / 'sft.py')
+LENGTHS = dict(max_prompt_tokens=32, max_new_tokens=64)
+
+
+def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
+    shown = converse.ConverseSettings(out=f'{tmp_path}/shown', env='calculator', demonstrations=40)
+    assert converse.converse(shown) == {'demonstrations': 40}
+    data = f'{tmp_path}/shown/demonstrations.jsonl'
+    given = dict(data=data, tokenizer='bytes', model='tiny', max_steps=2, batch_size=8, eval_prompts=4, report_to='')
+    sft.train(sft.SFTSettings(out=f'{tmp_path}/sft', **given, **LENGTHS))
+    played = dict(init_from=f'{tmp_path}/sft', conversations=3, **LENGTHS)
+    summary = converse.converse(converse.ConverseSettings(out=f'{tmp_path}/run', env='calculator', **played))
+    assert summary['conversations'] == 3 and summary['optimum'] == 1.0 and 0 <= summary['reward'] <= 1
+    talks = read_records(tmp_path / 'run/conversations.jsonl')
+    assert len({talk['messages'][0]['content'] for talk in talks}) == 3
+    # One's own, with records of its own, in the working directory.
+    page = (Path(__file__).parents[2] / 'docs/text_environments.md').read_text()
+    (tmp_path / 'my_talks.py').write_text(page.split('```python\n')[1].split('```')[0])
+    write_records(tmp_path / 'numbers.jsonl', [{'prompt': 'x', 'number': 3}])
+    monkeypatch.chdir(tmp_path)
+    mine = converse.ConverseSettings(out='mine', env='my_talks.py:counts', data='numbers.jsonl', **played)
+    assert converse.converse(mine)['turns'] == 1
+    for message, wrong in (
+        ('brings no records of its own; give --data', dict(env='my_talks.py:counts')),
+        ('--env=chess: no such text environment', dict(env='chess')),
+        ('--init_from: give the run folder', dict(env='calculator', init_from='')),
+        ('--task=sort: has no effect here', dict(env='calculator', task='sort')),
+        ('has no demonstrations of its own', dict(env='my_talks.py:counts', demonstrations=3)),
+    ):
+        with pytest.raises(InputError) as caught:
+            converse.converse(converse.ConverseSettings(**{'out': 'wrong', **played, **wrong}))
+        assert message in str(caught.value)
+    assert json.loads((tmp_path / 'run/summary.json').read_text())['turns'] >= 1
