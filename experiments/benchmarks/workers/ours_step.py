@@ -1,7 +1,8 @@
 """Our optimiser step, as a worker of train_step.py: `ours_step.py STAGE SHAPE`.
 
 STAGE is sft, dpo, dpo_cached, kto, reward, ensemble (of 5) or ppo: the steps that the scripts compile, on a batch that
-stays the same; or score and score_plain: the log-probabilities, with gradients, of groups of completions, with their prompts shared and as rows.
+stays the same; or score and score_plain: the log-probabilities, with gradients, of groups of completions, with their
+prompts shared and as rows.
 """
 
 import json
