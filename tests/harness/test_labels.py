@@ -15,7 +15,7 @@ from rlax_ft.harness.labels import preference_accuracy, soft_labels
 CODEC = Codec(word_tokenizer('abcde'), 4, 6)
 PAIRS = [
     {'prompt': 'a', 'chosen': 'b c', 'rejected': 'd', 'agreement': 2 / 3},
-    {'prompt': 'a b', 'chosen': 'e', 'rejected': 'c c c', 'agreement': 1},
+    {'prompt': 'a b', 'chosen': 'e', 'rejected': 'c c c'},  # all agree
 ]
 SETTINGS = types.SimpleNamespace(labels='agreement', reward='')
 
@@ -26,10 +26,15 @@ def test_agreement_is_a_soft_label():
 
 
 @pytest.mark.parametrize('value', [None, 'most', 1.5])
-def test_a_comparison_without_agreement_is_named(value):
+def test_an_agreement_that_is_no_share_is_named(value):
     pairs = [PAIRS[0], {**PAIRS[1], 'agreement': value}]
     with pytest.raises(InputError, match=rf'field "agreement" of comparison 2 is {value!r}; the share of annotators'):
         soft_labels(SETTINGS, None, CODEC, pairs, preference_rows(CODEC, pairs))
+
+
+def test_data_without_annotators_is_refused():
+    with pytest.raises(InputError, match='no comparison has a field "agreement"'):
+        soft_labels(SETTINGS, None, CODEC, PAIRS[1:], preference_rows(CODEC, PAIRS[1:]))
 
 
 def test_margins_are_kept(tmp_path):
