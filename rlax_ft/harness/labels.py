@@ -100,15 +100,15 @@ def _agreement(pairs):
     """The field "agreement" of each pair, float32[N]; 1 where a pair has none, and another has."""
     if not any('agreement' in pair for pair in pairs):
         raise InputError(
-            '--labels=agreement: no comparison has a field "agreement", the share of its annotators who prefer "chosen"; '
-            "PandaLM's form gives it"
+            '--labels=agreement: no comparison has a field "agreement", the share of its annotators who prefer '
+            '"chosen"; PandaLM\'s form gives it'
         )
     for number, pair in enumerate(pairs, 1):
         value = pair.get('agreement', 1.0)
         if not isinstance(value, int | float) or not 0 <= value <= 1:
             raise InputError(
-                f'--labels=agreement: field "agreement" of comparison {number} is {value!r}; the share of annotators who '
-                'prefer "chosen" was expected, 0 to 1'
+                f'--labels=agreement: field "agreement" of comparison {number} is {value!r}; the share of annotators '
+                'who prefer "chosen" was expected, 0 to 1'
             )
     return np.asarray([pair.get('agreement', 1.0) for pair in pairs], np.float32)
 
