@@ -5,7 +5,7 @@
     {"conversations": [{"from", "value"}, ..]}                  ShareGPT; with "chosen" and "rejected", or "kto_tag"
     {"instruction", "input", "output"}                          Alpaca; or "chosen" and "rejected" for "output"
     {"instruction", "input", "response1", "response2", ..}      PandaLM: up to three annotators' 0 (tie), 1 or 2; the
-                                                                share that agrees becomes "agreement"
+                                                                share that agrees is "agreement", where not all do
     {"question", "answer"}                                      GSM8K; or "chosen" and "rejected" for "answer"
     {"text"}                                                    plain text, all of it learned
 
@@ -120,7 +120,8 @@ def _pandalm(record, where):
     agreement = (max(votes[1], votes[2]) + votes[0] / 2) / len(given)
     # In the published file a few answers have become true, false or a number.
     completions = [[_message('assistant', str(record[field]))] for field in ('response1', 'response2')]
-    return {**prompt, 'completions': completions, 'ranks': ranks, 'agreement': agreement}
+    parted = {'agreement': agreement} if agreement < 1 else {}
+    return {**prompt, 'completions': completions, 'ranks': ranks, **parted}
 
 
 def _question(record, where):

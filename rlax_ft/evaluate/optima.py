@@ -37,20 +37,12 @@ def sppo_iterate(ref_logps: jax.Array, rewards: jax.Array, beta: float, iteratio
 
 def _squared_loss_optimum(ref_logps, target):
     def ratio(level):
-        low, high = target - 40.0, target + 1e-6
-        for _ in range(60):
-            h = 0.5 * (low + high)
-            above = h + level * jnp.exp(h) > target
-            low, high = jnp.where(above, low, h), jnp.where(above, h, high)
-        return 0.5 * (low + high)
+        return _bisect(lambda h: h + level * jnp.exp(h) > target, target - 40.0, target + 1e-6)
 
     # E[t] = 0, so that E[exp(t)] >= 1: the level is at least 0.
-    low, high = jnp.zeros((target.shape[0], 1)), jnp.full((target.shape[0], 1), 40.0)
-    for _ in range(60):
-        level = 0.5 * (low + high)
-        too_much = jax.nn.logsumexp(ref_logps + ratio(level), axis=-1, keepdims=True) > 0
-        low, high = jnp.where(too_much, level, low), jnp.where(too_much, high, level)
-    return jax.nn.log_softmax(ref_logps + ratio(0.5 * (low + high)), axis=-1)
+    too_small = lambda level: jax.nn.logsumexp(ref_logps + ratio(level), axis=-1, keepdims=True) <= 0  # noqa: E731
+    zeros = jnp.zeros((target.shape[0], 1))
+    return jax.nn.log_softmax(ref_logps + ratio(_bisect(too_small, zeros, zeros + 40.0)), axis=-1)
 
 
 def game_optimum(
@@ -65,11 +57,12 @@ def game_optimum(
       opponent: `log pi -> log of the opponent's distribution`, float[P, Y] both.
       rounds: of a damped iteration.
     """
-    logps = ref_logps
-    for _ in range(rounds):
+
+    def improve(_, logps):
         wins = win_rates(rewards, logps if opponent is None else opponent(logps))
-        logps = jax.nn.log_softmax(0.5 * logps + 0.5 * (ref_logps + wins / beta), axis=-1)
-    return logps
+        return jax.nn.log_softmax(0.5 * logps + 0.5 * (ref_logps + wins / beta), axis=-1)
+
+    return jax.lax.fori_loop(0, rounds, improve, ref_logps)
 
 
 def kto_optimum(
@@ -95,16 +88,25 @@ def kto_optimum(
 
     def log_u(log_level):
         """log u of every y at which the expression above has that value; it falls with u."""
-        low, high = jnp.full(a.shape, -60.0), jnp.full(a.shape, 60.0)
-        for _ in range(60):
-            at = 0.5 * (low + high)
-            value = jnp.log(jnp.maximum(a, 1e-30) * beta) + (beta - 1.0) * at - 2.0 * jax.nn.softplus(beta * at)
-            low, high = jnp.where(value > log_level, at, low), jnp.where(value > log_level, high, at)
-        return jnp.where(a > 0, 0.5 * (low + high), -jnp.inf)
 
-    low, high = jnp.full((a.shape[0], 1), -60.0), jnp.full((a.shape[0], 1), 60.0)
-    for _ in range(60):
-        middle = 0.5 * (low + high)
-        too_much = jax.nn.logsumexp(ref_logps + log_u(middle), axis=-1, keepdims=True) > 0
-        low, high = jnp.where(too_much, middle, low), jnp.where(too_much, high, middle)
-    return jax.nn.log_softmax(ref_logps + log_u(0.5 * (low + high)), axis=-1)
+        def low_enough(at):
+            value = jnp.log(jnp.maximum(a, 1e-30) * beta) + (beta - 1.0) * at - 2.0 * jax.nn.softplus(beta * at)
+            return value <= log_level
+
+        return jnp.where(a > 0, _bisect(low_enough, jnp.full(a.shape, -60.0), jnp.full(a.shape, 60.0)), -jnp.inf)
+
+    too_small = lambda level: jax.nn.logsumexp(ref_logps + log_u(level), axis=-1, keepdims=True) <= 0  # noqa: E731
+    far = jnp.full((a.shape[0], 1), 60.0)
+    return jax.nn.log_softmax(ref_logps + log_u(_bisect(too_small, -far, far)), axis=-1)
+
+
+def _bisect(holds: Callable, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Where a condition begins to hold, between where it does not and where it does; elementwise."""
+
+    def halve(_, ends):
+        middle = 0.5 * (ends[0] + ends[1])
+        there = holds(middle)
+        return jnp.where(there, ends[0], middle), jnp.where(there, middle, ends[1])
+
+    low, high = jax.lax.fori_loop(0, 60, halve, (low, high))
+    return 0.5 * (low + high)

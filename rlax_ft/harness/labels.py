@@ -33,14 +33,7 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
     if settings.labels == 'human':
         return rows
     if settings.labels == 'agreement':
-        good = lambda value: isinstance(value, int | float) and 0 <= value <= 1  # noqa: E731
-        for number, pair in enumerate(pairs, 1):
-            if not good(pair.get('agreement')):
-                raise InputError(
-                    f'--labels=agreement: field "agreement" of comparison {number} is {pair.get("agreement")!r}; the '
-                    'share of annotators who prefer "chosen" was expected, 0 to 1, which PandaLM\'s form gives'
-                )
-        return rows.replace(label=np.asarray([pair['agreement'] for pair in pairs], np.float32))
+        return rows.replace(label=_agreement(pairs))
     if settings.labels == 'gold':
         if task is None:
             raise InputError('--labels=gold: only an embedded --task has a gold reward')
@@ -103,6 +96,23 @@ def pair_lengths(rows: PreferenceBatch | RankingBatch) -> np.ndarray:
         return lengths.T
     n, better, worse = np.nonzero(_preferred(rows))
     return np.stack([lengths[n, better], lengths[n, worse]])
+
+
+def _agreement(pairs):
+    """The field "agreement" of each pair, float32[N]; 1 where a pair has none, and another has."""
+    if not any('agreement' in pair for pair in pairs):
+        raise InputError(
+            '--labels=agreement: no comparison has a field "agreement", the share of its annotators who prefer '
+            '"chosen"; PandaLM\'s form gives it'
+        )
+    for number, pair in enumerate(pairs, 1):
+        value = pair.get('agreement', 1.0)
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise InputError(
+                f'--labels=agreement: field "agreement" of comparison {number} is {value!r}; the share of annotators '
+                'who prefer "chosen" was expected, 0 to 1'
+            )
+    return np.asarray([pair.get('agreement', 1.0) for pair in pairs], np.float32)
 
 
 def _preferred(rows):

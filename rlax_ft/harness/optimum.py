@@ -35,7 +35,7 @@ APPLY = TABLE.apply
 REWARDS = jnp.asarray([[exact.reward(p, c) for c in exact.completions()] for p in exact.PROMPTS])
 # KTO's thumbs are those of an undecided annotator; at equal weights an answer that is bad more often than not has no
 # place in its optimum, at these each has one.
-GOOD, KTO_WEIGHTS = jax.nn.sigmoid(REWARDS / 2), dict(desirable_weight=1.0, undesirable_weight=0.1)
+GOOD, KTO_WEIGHTS = jax.nn.sigmoid(REWARDS / 2), dict(desirable_weight=1.0, undesirable_weight=0.05)
 MIXTURE = 0.125
 
 

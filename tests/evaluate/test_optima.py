@@ -73,5 +73,5 @@ def test_sppos_iterate_solves_its_squared_loss():
 
 @pytest.mark.parametrize('name', ['DPO, soft labels', 'KTO'])
 def test_training_gets_there(name):
-    own, away = optimum.train(name, 1, 250, 256)
-    assert own[0] < 0.03 and (away[0] > 0.05 or name.startswith('DPO'))
+    own, away = optimum.train(name, 1, 300, 256)
+    assert own[0] < 0.045 and (away[0] > 0.1 or name.startswith('DPO'))

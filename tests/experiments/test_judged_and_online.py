@@ -84,7 +84,7 @@ def test_bco_on_comparisons(folder, tmp_path):
 
 def test_online_dpo_resumes_exactly(folder, tmp_path, monkeypatch):
     given = dict(max_steps=5, reward=f'{folder}/rm:lcb', group_size=4, pairs='all', sync_reference=2, sync_share=0.5)
-    given['minibatches'] = 2
+    given |= dict(minibatches=2, batch_size=64)
     make = lambda out: online_dpo.OnlineDPOSettings(**common(folder, out, 'judged', **given))  # noqa: E731
     summary, metrics = cut_off(monkeypatch, online_dpo.train, make, tmp_path)
     assert {'kl', 'reward', 'length'} <= summary.keys()
@@ -92,10 +92,9 @@ def test_online_dpo_resumes_exactly(folder, tmp_path, monkeypatch):
     assert min(spread) > 0 and 0 <= metrics[0]['judged/share'] <= 1
 
 
-@pytest.mark.parametrize('method', ['xpo', 'nash_md'])
-def test_opponents(folder, tmp_path, method):
+def test_an_opponent(folder, tmp_path):
     (tmp_path / 'short.py').write_text('def short(prompt, completion):\n    return -len(completion)\n')
-    given = dict(reward=f'{tmp_path}/short.py:short', method=method, max_steps=2)
+    given = dict(reward=f'{tmp_path}/short.py:short', method='nash_md', max_steps=2, batch_size=16)
     online_dpo.train(online_dpo.OnlineDPOSettings(**common(folder, tmp_path / 'run', 'judged', **given)))
     records = read_records(tmp_path / 'run/metrics.jsonl')
     assert all(np.isfinite(r['loss']) and r['objective/opponent_scores'] < 0 for r in records)

@@ -82,6 +82,29 @@ def test_soft_labels_mix_the_two_outcomes():
     )
 
 
+def test_wpo_weighs_by_how_likely_the_policy_is_to_write_both(params):
+    rows = preference_rows(CODEC, PAIRS).replace(ref_logps=np.asarray([[0.0, 1.0]] * 3))
+
+    def alignment(row):
+        """Mean over response tokens of log pi_t - log sum_v pi_v^2, from whole logits."""
+        logits = APPLY({'params': params}, APPLY({'params': params}, row.tokens[None])[0], method='unembed')[0]
+        logps = np.asarray(jax.nn.log_softmax(logits))
+        own = [logps[t - 1, row.tokens[t]] - np.log(np.sum(np.exp(2 * logps[t - 1])))
+               for t in range(1, len(row.tokens)) if row.mask[t] > 0]  # fmt: skip
+        return np.mean(own)
+
+    weights = [np.exp(sum(alignment(take_rows(rows.candidates, (i, k))) for k in (0, 1))) for i in range(3)]
+    assert np.ptp(weights) > 0.01
+    objective = lambda wpo: jax.jit(  # noqa: E731
+        jax.value_and_grad(preference_objective(APPLY, partial(dpo_loss, beta=0.5), beta=0.5, wpo=wpo), has_aux=True)
+    )
+    (loss, _), gradient = objective(True)(params, (rows, 3.0), None)
+    weighted = rows.replace(weight=np.asarray(weights, np.float32))
+    (expected, _), by_hand = objective(False)(params, (weighted, 3.0), None)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, by_hand)
+
+
 def test_parts_of_a_batch_add_up(params):
     rows = preference_rows(CODEC, PAIRS).replace(ref_logps=np.asarray([[0.0, 1.0]] * 3))
     objective = preference_objective(APPLY, partial(dpo_loss, beta=0.1), beta=0.1)
