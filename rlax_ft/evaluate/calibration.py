@@ -55,7 +55,7 @@ def fit_temperature(margins: np.ndarray) -> float:
     """The T > 0 that minimises the mean of -log sigma(margin / T) (arXiv 1706.04599, section 4.2).
 
     Above 1 the model was too sure. The loss is convex in 1 / T; where its minimum is at an end (every judgement right,
-    or more wrong than right) T is the nearest of 0.001 and 1000.
+    or more wrong than right) T is the nearest of 0.02 and 50.
 
     Args:
       margins: float[N]; fit on others than those that you then measure on.
@@ -63,7 +63,7 @@ def fit_temperature(margins: np.ndarray) -> float:
     margins = np.asarray(margins, np.float64)
     if not margins.any():
         return 1.0  # It says nothing, at any temperature.
-    low, high = 1e-3, 1e3  # Of the inverse temperature: the slope of the loss rises along it.
+    low, high = 0.02, 50.0  # Of the inverse temperature: the slope of the loss rises along it.
     for _ in range(200):
         middle = np.sqrt(low * high)
         slope = -(margins * expit(-margins * middle)).mean()

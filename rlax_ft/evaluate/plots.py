@@ -189,6 +189,9 @@ def plot_bars(
                 axes.plot(value, place, marker='o', ms=6.5, color=colour, mec='white', mew=0.8)
             axes.set_title(panel, fontsize=10)
             axes.margins(x=0.12)
+            # A difference of nothing is not to fill a panel.
+            left, right = axes.get_xlim()
+            axes.set_xlim(min(left, (left + right) / 2 - 0.05), max(right, (left + right) / 2 + 0.05))
             axes.grid(alpha=0.2, lw=0.6)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
@@ -206,7 +209,7 @@ def plot_reliability(path: str | Path, curves: dict[str, Reliability]) -> None:
       curves: by judge.
     """
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(4.6, 4.2), layout='constrained')
+        figure, axes = plt.subplots(figsize=(4.6, 4.0 + 0.22 * len(curves)), layout='constrained')
         axes.plot([0.5, 1.0], [0.5, 1.0], color='0.6', lw=1.0, ls='--', label='calibrated')
         for number, (name, curve) in enumerate(curves.items()):
             colour = _COLOURS[number % len(_COLOURS)]
@@ -220,7 +223,7 @@ def plot_reliability(path: str | Path, curves: dict[str, Reliability]) -> None:
         axes.set_xlabel('confidence σ(|margin|)')
         axes.set_ylabel('accuracy')
         axes.grid(alpha=0.2, lw=0.6)
-        axes.legend(frameon=False, loc='upper left', fontsize=8.5)
+        figure.legend(frameon=False, loc='outside lower left', fontsize=8.5)
         _save(figure, path)
 
 
