@@ -36,7 +36,7 @@ class RLHFSettings(DeviceSettings, RunSettings):
     task: str = flag('reviews', 'Embedded task: reviews, exact or sort.', ('reviews', 'exact', 'sort'))
     model: str = flag('small', 'tiny, small, medium or large.', ('tiny', 'small', 'medium', 'large'))
     max_steps: int = flag(0, 'Cap on the steps of every stage, for a quick look; 0: no cap.', at_least=0)
-    sft_steps: int = flag(300, 'Steps of supervised fine-tuning.', at_least=1)
+    sft_steps: int = flag(600, 'Steps of supervised fine-tuning.', at_least=1)
     comparisons: int = flag(2048, 'Prompts whose completions are compared.', at_least=2)
     annotator_noise: float = flag(1.0, 'Temperature of the simulated annotator; 0 never errs.', at_least=0)
     reward_steps: int = flag(200, 'Steps of the reward model.', at_least=1)
