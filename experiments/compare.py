@@ -23,7 +23,7 @@ from rlax_ft.evaluate.plots import plot_frontier, plot_overoptimisation
 from rlax_ft.evaluate.report import comparison_report, small_task
 from rlax_ft.harness import grid
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.policies import Policies, furthest, measured, once, read_trace
+from rlax_ft.harness.policies import Policies, measured, nearest_optimum, once, read_trace
 from rlax_ft.harness.run import open_run, write_text
 from rlax_ft.harness.settings import DeviceSettings, RunSettings, flag
 from rlax_ft.harness.stages import make_stage, task_recipe
@@ -148,7 +148,7 @@ def reference_curves(settings: CompareSettings, policies: Policies, out: Path, r
         found = once(home / f'best_of_n_{grid.slug(reward.label)}.json', make)
         best_of_n.setdefault((reward.label, size), []).append(found['rows'])
     parts = [(policies.reference, pool, rows)]
-    for record in furthest(records, 2):
+    for record in nearest_optimum(records, 2):
         _, params, _ = load_pretrained(out / record['folder'] / 'model')
         parts.append((params, *policies.samples(params, settings.pool // 2, 2)))
     return best_of_n, optimum_curve(*policies.mixture(parts))

@@ -125,7 +125,8 @@ def on_pairs(settings: EvaluateSettings, run, names: dict[str, str], reference) 
     records += [compared.rule(name) for name in [settings.reward] if name]
     records += [compared.judge(name) for name in [settings.judge] if name]
     plot_bars(run.folder / 'models.png', judge_panels(records))
-    plot_reliability(run.folder / 'reliability.png', {r['name']: reliability(r['margins']) for r in records})
+    if calibrated := {r['name']: reliability(r['margins']) for r in records if 'ece' in r}:
+        plot_reliability(run.folder / 'reliability.png', calibrated)
     return {'models': [{k: v for k, v in r.items() if k != 'margins'} for r in records]}, judge_report(records)
 
 

@@ -18,7 +18,7 @@ from rlax_ft.evaluate.plots import plot_frontier
 from rlax_ft.evaluate.report import TITLES, policy_table, rlhf_report, small_task
 from rlax_ft.evaluate.win_rate import correlation
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.policies import Policies, furthest, measured, read_trace
+from rlax_ft.harness.policies import Policies, measured, nearest_optimum, read_trace
 from rlax_ft.harness.run import open_run, write_text
 from rlax_ft.harness.settings import DeviceSettings, RunSettings, flag
 from rlax_ft.harness.stages import make_stage, task_recipe
@@ -36,7 +36,7 @@ class RLHFSettings(DeviceSettings, RunSettings):
     task: str = flag('reviews', 'Embedded task: reviews, exact or sort.', ('reviews', 'exact', 'sort'))
     model: str = flag('small', 'tiny, small, medium or large.', ('tiny', 'small', 'medium', 'large'))
     max_steps: int = flag(0, 'Cap on the steps of every stage, for a quick look; 0: no cap.', at_least=0)
-    sft_steps: int = flag(300, 'Steps of supervised fine-tuning.', at_least=1)
+    sft_steps: int = flag(600, 'Steps of supervised fine-tuning.', at_least=1)
     comparisons: int = flag(2048, 'Prompts whose completions are compared.', at_least=2)
     annotator: str = flag('simulated', 'simulated, human, MODULE:FUNCTION or a reward model; as in collect.py.')
     annotator_noise: float = flag(1.0, 'Temperature of the simulated annotator; 0 never errs.', at_least=0)
@@ -126,8 +126,8 @@ def evaluate(settings: RLHFSettings, folder: Path) -> tuple[dict, tuple, dict]:
         if name == 'best_of_n':
             record |= {'n': settings.best_of, 'kl': float(best_of_n_kl(settings.best_of))}
         records.append(record)
-    far = furthest([record for record in records if record['name'] in TRAINED], 1)[0]['name']
-    further = params[far], *policies.samples(params[far], max(settings.pool // 2, each), 8)
+    best = nearest_optimum([record for record in records if record['name'] in TRAINED], 1)[0]['name']
+    further = params[best], *policies.samples(params[best], max(settings.pool // 2, each), 8)
     optimum = optimum_curve(*policies.mixture([(policies.reference, pool, pool_rows), further]))
     curve = best_of_n_curve(policies.by_prompt(pool.measures['gold']), policies.by_prompt(scores))
     summary = {

@@ -63,12 +63,15 @@ def judge_report(records: Sequence[dict]) -> str:
     if len(subsets) > 1:
         parts += ['## Accuracy by subset', _subset_table(records, subsets)]
     parts += [
-        'Accuracies with 95 % Wilson intervals; a tie is half right. Where an answer has more words is the longer; the '
-        'calibration is that of σ(margin), and its temperature is fitted on one half of the pairs and measured on the '
-        'other, both ways.',
+        'Accuracies with 95 % Wilson intervals; a tie is half right. The longer answer is that of more words.',
         '![accuracy](models.png)',
-        '![calibration](reliability.png)',
     ]
+    if any('ece' in record for record in records):
+        parts += [
+            'Calibration is that of σ(margin); its temperature is fitted on one half of the pairs and measured on the '
+            'other, both ways.',
+            '![calibration](reliability.png)',
+        ]
     return '\n\n'.join(parts)
 
 
@@ -85,7 +88,7 @@ def policy_panels(records: Sequence[dict]) -> dict[str, list[tuple]]:
 
 def judge_panels(records: Sequence[dict]) -> dict[str, list[tuple]]:
     """What `plots.plot_bars` draws of judges: the accuracy on each subset."""
-    subsets = list(dict.fromkeys(row['subset'] for record in records for row in record['subsets']))
+    subsets = list(dict.fromkeys(r['subset'] for record in records for r in record['subsets'] if 'low' in r))
     return {
         f'accuracy, {subset}': [
             (record['name'], row['accuracy'], row.get('low'), row.get('high'))
@@ -133,6 +136,10 @@ def _cell(record, name, form):
     value, low, high = (record.get(name + side) for side in ('', *_SIDES))
     if value is None:
         return ''
-    if isinstance(value, float) and value == 0.0:
-        value = 0.0  # Not -0.
-    return f'{value:{form}}' + ('' if low is None else f' ({low:{form}} to {high:{form}})')
+    return _number(value, form) + ('' if low is None else f' ({_number(low, form)} to {_number(high, form)})')
+
+
+def _number(value, form):
+    text = f'{value:{form}}'
+    # What is rounded to 0 has no sign.
+    return text.lstrip('+-') if not any(digit in text for digit in '123456789') and form else text

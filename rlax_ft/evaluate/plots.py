@@ -45,8 +45,8 @@ def plot_frontier(
     """
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(7.6, 5.0), layout='constrained')
-        furthest = max([point[0] for m in methods for seed in m.seeds for point in [*seed, *m.trace]] or [0.0])
-        right = max(furthest * 1.08, 1.0)
+        # A policy that strays in training leaves the frame: it is where policies end that matters.
+        right = max(1.25 * max([point[0] for m in methods for seed in m.seeds for point in seed] or [0.0]), 1.0)
         _draw_optimum(axes, [point for point in optimum if point[0] <= 1.2 * right])
         for number, (name, points) in enumerate(best_of_n.items()):
             _draw_best_of_n(axes, name, points, right, dashes=('--', ':', '-.')[number % 3], numbered=number == 0)
@@ -58,7 +58,7 @@ def plot_frontier(
         axes.set_ylabel('gold reward')
         axes.set_xlim(-0.03 * right, right)
         shown = [y for x, y in [*optimum, *(p for points in best_of_n.values() for p in points.values())] if x <= right]
-        shown += [y for method in methods for seed in method.seeds for _, y in [*seed, *method.trace]]
+        shown += [y for method in methods for seed in method.seeds for _, y in seed]
         low, high = min([start[1], *shown]), max([start[1], *shown])
         axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
         axes.grid(alpha=0.2, lw=0.6)
@@ -189,6 +189,9 @@ def plot_bars(
                 axes.plot(value, place, marker='o', ms=6.5, color=colour, mec='white', mew=0.8)
             axes.set_title(panel, fontsize=10)
             axes.margins(x=0.12)
+            # A difference of nothing is not to fill a panel.
+            left, right = axes.get_xlim()
+            axes.set_xlim(min(left, (left + right) / 2 - 0.05), max(right, (left + right) / 2 + 0.05))
             axes.grid(alpha=0.2, lw=0.6)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
@@ -206,7 +209,7 @@ def plot_reliability(path: str | Path, curves: dict[str, Reliability]) -> None:
       curves: by judge.
     """
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(4.6, 4.2), layout='constrained')
+        figure, axes = plt.subplots(figsize=(4.6, 4.0 + 0.22 * len(curves)), layout='constrained')
         axes.plot([0.5, 1.0], [0.5, 1.0], color='0.6', lw=1.0, ls='--', label='calibrated')
         for number, (name, curve) in enumerate(curves.items()):
             colour = _COLOURS[number % len(_COLOURS)]
@@ -220,7 +223,7 @@ def plot_reliability(path: str | Path, curves: dict[str, Reliability]) -> None:
         axes.set_xlabel('confidence σ(|margin|)')
         axes.set_ylabel('accuracy')
         axes.grid(alpha=0.2, lw=0.6)
-        axes.legend(frameon=False, loc='upper left', fontsize=8.5)
+        figure.legend(frameon=False, loc='outside lower left', fontsize=8.5)
         _save(figure, path)
 
 

@@ -83,9 +83,9 @@ seed: compare.py puts several beside each other.
 
 ![gold reward against KL](frontier.png)
 
-Thin lines are the policies during training, crosses their intervals at the end. The optimum is estimated by importance
-weights from samples of the SFT policy and of the trained policy furthest from it, as far as they carry:
-{optimum[-1][0]:.2f} nats.
+Thin lines are the policies during training, which may leave the frame; crosses are their intervals at the end. The
+optimum is estimated by importance weights from samples of the SFT policy and of the trained policy of highest gold
+reward, as far as they carry: {optimum[-1][0]:.2f} nats.
 
 ## The same prompts before and after
 
@@ -146,6 +146,6 @@ compilation and evaluations included.
 
 {peak_table(peaks)}
 
-π\\* is estimated by importance weights from samples of the SFT model and of the two policies furthest from it, as far
-as {ENOUGH} effective samples of each prompt carry it: {optimum[-1][0]:.2f} nats.
+π\\* is estimated by importance weights from samples of the SFT model and of the two policies of highest gold reward,
+as far as {ENOUGH} effective samples of each prompt carry it: {optimum[-1][0]:.2f} nats.
 """

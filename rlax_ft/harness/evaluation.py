@@ -194,7 +194,10 @@ class Sampled:
         """Means with intervals, diversity, and what several attempts are worth."""
         s, found = self._settings, {}
         groups = lambda values: np.asarray(values).reshape(-1, s.samples)  # noqa: E731
-        for name in ('gold', 'reward', 'kl', 'length', 'ended', 'ungrammatical'):
+        for name in ('ended', 'ungrammatical'):
+            if name in samples[0]:
+                found[name] = float(np.mean([x[name] for x in samples]))
+        for name in ('gold', 'reward', 'kl', 'length'):
             if name in samples[0]:
                 # Samples of one prompt are alike: it is prompts that are drawn again.
                 found |= with_interval(
@@ -289,16 +292,18 @@ class Compared:
             reward_scores(reward, self.pairs, [plain_text(p[side]) for p in self.pairs], name=f'--reward={name}')
             for side in ('chosen', 'rejected')
         ]
-        return self._record(name, 'function', self.pairs, scores[0] - scores[1])
+        # A rule's numbers stand for no probability.
+        return self._record(Path(name).name, 'function', self.pairs, scores[0] - scores[1], calibrated=False)
 
     def judge(self, name: str) -> dict:
         """A judge of two texts, in both orders."""
         texts = ([plain_text(pair[side]) for pair in self.pairs] for side in ('chosen', 'rejected'))
         both = both_orders(find_function(name, 'judge'), f'--judge={name}', self.pairs, *texts)
         wins = both.wins()
-        # As a margin, so that sigma(margin) is the verdict; a verdict of 0 or 1 is never quite sure.
+        # As a margin, so that sigma(margin) is the verdict; one of 0 or 1 is never quite sure.
         margins = np.log(np.clip(wins, 1e-4, 1 - 1e-4) / np.clip(1 - wins, 1e-4, 1 - 1e-4))
-        found = self._record(name, 'judge', self.pairs, margins)
+        soft = bool((np.abs(2 * wins - 1) % 1 > 0).any())
+        found = self._record(Path(name).name, 'judge', self.pairs, margins, calibrated=soft)
         return found | {'position_bias': both.position_bias(), 'consistency': both.consistency()}
 
     def _logps(self, model, candidates):
@@ -310,12 +315,14 @@ class Compared:
         size = min(self._settings.batch_size, len(self.pairs))
         return np.asarray(map_rows(partial(jax.jit(function), model), candidates, batch_size=size), np.float64)
 
-    def _record(self, name, kind, pairs, margins):
+    def _record(self, name, kind, pairs, margins, *, calibrated=True):
         subsets = [str(pair.get('subset', ALL)) for pair in pairs]
         lengths = [[len(plain_text(pair[side]).split()) for pair in pairs] for side in ('chosen', 'rejected')]
         rows = subset_accuracies(margins, subsets)
         whole = next((row for row in rows if row['subset'] == ALL), rows[0])
         found = {'name': name, 'kind': kind, 'pairs': len(pairs)}
         found |= with_interval('accuracy', (whole['accuracy'], whole['low'], whole['high']))
-        found |= length_bias(margins, *lengths) | calibration(margins, seed=self._settings.seed)
+        found |= length_bias(margins, *lengths)
+        if calibrated:
+            found |= calibration(margins, seed=self._settings.seed)
         return found | {'subsets': rows, 'margins': [round(float(margin), 5) for margin in margins]}

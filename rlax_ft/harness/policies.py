@@ -152,9 +152,9 @@ def measured(samples: Samples, scores: np.ndarray | None, baseline: np.ndarray, 
     return found | with_interval('win_rate', win_rate(samples.measures['gold'], baseline, seed=seed))
 
 
-def furthest(records: list[dict], count: int) -> list[dict]:
-    """The records of largest `kl`: their policies' samples carry the optimum's estimate furthest."""
-    return sorted(records, key=lambda record: record['kl'], reverse=True)[:count]
+def nearest_optimum(records: list[dict], count: int) -> list[dict]:
+    """The records of highest `gold`: their policies' samples carry the optimum's estimate furthest."""
+    return sorted(records, key=lambda record: record['gold'], reverse=True)[:count]
 
 
 def read_trace(folder: Path) -> list[dict]:

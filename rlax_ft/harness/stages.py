@@ -78,9 +78,12 @@ def takes(settings_class: type, name: str) -> bool:
 
 
 def samples_per_step(settings) -> int:
-    """Completions that one step learns from: both of a pair, all of a ranking; elsewhere a row is one."""
+    """Completions that one step learns from, each as often as it goes through them.
+
+    Both of a pair count, all of a ranking, and what is sampled for each pass over it; elsewhere a row is one.
+    """
     if not isinstance(settings, FeedbackSettings):
-        return settings.batch_size
+        return settings.batch_size * getattr(settings, 'update_epochs', 1)
     return settings.batch_size * (settings.candidates if getattr(settings, 'loss', '') == 'plackett_luce' else 2)
 
 

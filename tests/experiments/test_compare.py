@@ -66,9 +66,9 @@ def test_a_method_that_asks_a_reward_runs_with_each(tmp_path):
     )
 
 
-@pytest.mark.parametrize(('name', 'recipe', 'steps'), [('ppo', 'ppo', 4), ('dpo', 'dpo', 2), ('dpo', 'dpo_ranking', 4)])
+@pytest.mark.parametrize(('name', 'recipe', 'steps'), [('ppo', 'ppo', 1), ('dpo', 'dpo', 2), ('dpo', 'dpo_ranking', 4)])
 def test_a_budget_of_samples_counts_what_a_step_learns_from(name, recipe, steps, tmp_path):
-    # A batch of 256 completions, of 256 pairs, of 64 rankings of four.
+    # Four passes over 256 completions, one over 256 pairs, and over 64 rankings of four.
     stage = make_stage('s', SCRIPTS / f'{name}.py', SCRIPTS / f'recipes/reviews_{recipe}.flags')
     assert budgeted(stage, tmp_path, samples=1024).settings().max_steps == steps
     assert budgeted(stage, tmp_path, samples=1).settings().max_steps == 1

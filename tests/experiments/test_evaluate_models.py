@@ -146,3 +146,26 @@ def test_what_the_harness_asks_is_what_the_trainer_computes(base):
     stop = whole.split()[1]
     cut = model.complete([('the plot', {'until': [stop], 'max_gen_toks': 6}), ('the', {'max_gen_toks': 3})])
     assert cut[0] == whole[: whole.index(stop)] and len(cut[1].split()) <= 3
+
+
+def test_a_task_of_the_harness(base, tmp_path):
+    pytest.importorskip('lm_eval')
+    docs = [{'start': 'the plot was', 'choices': ['funny .', 'very dull .'], 'label': i % 2} for i in range(6)]
+    (tmp_path / 'docs.jsonl').write_text('\n'.join(map(json.dumps, docs)) + '\n')
+    source = f'dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/docs.jsonl\ntest_split: test\n'
+    choice = (
+        'output_type: multiple_choice\ndoc_to_text: "{{start}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: label\n'
+    )
+    (tmp_path / 'mood.yaml').write_text(f'task: mood\n{source}{choice}metric_list:\n  - metric: acc\n')
+    whole = 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{start}}"\n'
+    (tmp_path / 'whole.yaml').write_text(f'task: whole\n{source}{whole}metric_list:\n  - metric: word_perplexity\n')
+    how = dict(lm_eval='mood,whole', lm_eval_tasks=str(tmp_path), batch_size=4)
+    (found,) = run(base, 'harness', models=f'{base}/sft', **how)
+    # One of two answers is the likelier everywhere, and half of the labels name it.
+    assert found['mood/acc'] == 0.5
+    config, params, tokenizer = load_pretrained(base / 'sft/model')
+    model = HarnessModel(config, params, tokenizer)
+    logp = model.continuations([(model.start, model.encode('the plot was'))])[0][0]
+    assert found['whole/word_perplexity'] == pytest.approx(np.exp(-logp / 3), rel=1e-4)
+    with pytest.raises(InputError, match=r"--lm_eval=nothing: lm_eval knows no task 'nothing'"):
+        run(base, 'none', models=f'{base}/sft', lm_eval='nothing')
