@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import resources
 
 from rlax_ft.errors import InputError
@@ -60,13 +60,18 @@ class Collection:
             said[name] = item
         self.annotators = set(queue.standing)
 
-    def add(self, items: list[dict]) -> int:
-        """Adds items, also while people work; gives how many are new. Items that are there get their new priority."""
+    def add(self, items: Iterable[dict]) -> int:
+        """Adds items, all or none, also while people work; gives how many are new. Known ones are ranked anew."""
+        ranked = []
+
+        def noted():
+            for item in items:
+                ranked.append((item['id'], item['purpose'], priority(item['content'].get('scores'), self.strategy)))
+                yield item
+
         with self.lock:
-            new = self.store.add_items(items)
-            self.queue.add(
-                [(i['id'], i['purpose'], priority(i['content'].get('scores'), self.strategy)) for i in items]
-            )
+            new = self.store.add_items(noted())
+            self.queue.add(ranked)
         return new
 
     def rank(self, priorities: dict[str, float]) -> None:
