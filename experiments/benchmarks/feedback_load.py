@@ -41,7 +41,7 @@ class LoadSettings(Checked):
     judgements: int = flag(10_000, 'How many judgements they make together.', at_least=1)
     items: int = flag(100_000, 'Items in the store.', at_least=1)
     kills: int = flag(5, 'How often the server is killed (SIGKILL) and started again meanwhile.', at_least=0)
-    think: float = flag(0.0, 'Mean seconds between an item and its judgement; 0: at once.', at_least=0)
+    think: float = flag(1.0, 'Mean seconds between an item and its judgement; people take ten and more.', at_least=0)
     port: int = flag(8650, 'Port of the server.', at_least=1, at_most=65535)
     out: str = flag('', 'JSON file for the numbers.')
 
@@ -86,8 +86,8 @@ class Annotator(threading.Thread):
     def run(self):
         """Judges."""
         self.enter()
+        asked, _ = self.post('next', {})
         for i in range(self.count):
-            asked, _ = self.post('next', {})
             if 'ticket' not in asked:
                 raise SystemExit(f'annotator {self.number}: nothing is left to judge; give more --items')
             time.sleep(self.random.expovariate(1 / self.settings.think) if self.settings.think else 0)
@@ -98,6 +98,7 @@ class Annotator(threading.Thread):
             (self.times if tries == 1 else self.disturbed).append(time.perf_counter() - began)
             assert answer['saved'] == name, answer
             self.told.append(name)
+            asked = answer['next']
 
     def enter(self):
         """Says its name, and keeps what every later request must carry."""
