@@ -69,8 +69,8 @@ class Collection:
                 ranked.append((item['id'], item['purpose'], priority(item['content'].get('scores'), self.strategy)))
                 yield item
 
+        new = self.store.add_items(noted())
         with self.lock:
-            new = self.store.add_items(noted())
             self.queue.add(ranked)
         return new
 
