@@ -141,6 +141,8 @@ def serve(settings: CollectFeedbackSettings, store: Store) -> None:
             collection.add(read_items([source], purpose=purpose))
     if settings.samples:
         collection.add(read_items(list(settings.samples), together=settings.responses))
+    if not queue.names and not settings.run:
+        raise InputError(f'--out={settings.out}: holds no item yet; give --samples=FILE.jsonl or --run=FOLDER')
     with background(settings, collection):
         serve_app(
             collection,

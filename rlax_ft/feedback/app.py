@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import resources
 
 from rlax_ft.errors import InputError
@@ -60,13 +60,18 @@ class Collection:
             said[name] = item
         self.annotators = set(queue.standing)
 
-    def add(self, items: list[dict]) -> int:
-        """Adds items, also while people work; gives how many are new. Items that are there get their new priority."""
+    def add(self, items: Iterable[dict]) -> int:
+        """Adds items, all or none, also while people work; gives how many are new. Known ones are ranked anew."""
+        ranked = []
+
+        def noted():
+            for item in items:
+                ranked.append((item['id'], item['purpose'], priority(item['content'].get('scores'), self.strategy)))
+                yield item
+
+        new = self.store.add_items(noted())
         with self.lock:
-            new = self.store.add_items(items)
-            self.queue.add(
-                [(i['id'], i['purpose'], priority(i['content'].get('scores'), self.strategy)) for i in items]
-            )
+            self.queue.add(ranked)
         return new
 
     def rank(self, priorities: dict[str, float]) -> None:
@@ -165,13 +170,16 @@ class Server:
         name, _ = self._checked(request)
         posted = await self._posted(request)
         held = self.keys.task(name, posted.get('ticket')) if posted.get('ticket') else None
+        return JSONResponse(self._next(name, held))
+
+    def _next(self, name, held=None):
         queue = self.collection.queue
         with self.collection.lock:
             if held is not None:
                 queue.resume(name, held)
             task = queue.next(name)
             waiting = task is None and queue.waiting(name)
-        return JSONResponse(self._asked(name, task) if task else self._progress(name) | {'waiting': waiting})
+        return self._asked(name, task) if task else self._progress(name) | {'waiting': waiting}
 
     def _asked(self, name, task):
         item = self.collection.store.item(task.item)
@@ -213,7 +221,10 @@ class Server:
                     self.collection.queue.reopen(name, task)
                 raise
             before = row
-        return JSONResponse({'saved': before['id']} | self._lesson(task, item, before) | self._progress(name))
+        # What is asked next comes along; after training the annotator reads first.
+        lesson = self._lesson(task, item, before)
+        rest = lesson | self._progress(name) if lesson else {'next': self._next(name)}
+        return JSONResponse({'saved': before['id']} | rest)
 
     def _lesson(self, task, item, row):
         """After a training item: what the gold answer is, in the order shown, and whether it was found."""

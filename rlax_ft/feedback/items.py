@@ -39,8 +39,8 @@ _USED = {
 }
 
 
-def read_items(sources: list[str], *, purpose: str = 'item', together: int = 2) -> list[dict]:
-    """The items of files, each once, with "id", "hash", "purpose" and "content".
+def read_items(sources: list[str], *, purpose: str = 'item', together: int = 2) -> Iterator[dict]:
+    """Yields the items of files, each once, with "id", "hash", "purpose" and "content".
 
     Args:
       sources: files as above, or run folders, whose samples.jsonl is read.
@@ -50,7 +50,7 @@ def read_items(sources: list[str], *, purpose: str = 'item', together: int = 2) 
     Raises:
       InputError: naming file and line.
     """
-    items, singles, same = {}, defaultdict(list), 0
+    hashes, singles, same = {}, defaultdict(list), 0
     for source in sources:
         path = Path(source) / 'samples.jsonl' if Path(source).is_dir() else Path(source)
         default = (
@@ -65,15 +65,15 @@ def read_items(sources: list[str], *, purpose: str = 'item', together: int = 2) 
             item = _item(record, where, purpose)
             if item is None:
                 same += 1
-            else:
-                _add(items, item, where)
+            elif _is_new(hashes, item, where):
+                yield item
     for item in _joined(singles, together, ' and '.join(sources)):
-        _add(items, item, ' and '.join(sources))
+        if _is_new(hashes, item, ' and '.join(sources)):
+            yield item
     if same:
         logging.warning('%s: %d items left out whose responses are all the same', ' and '.join(sources), same)
-    if not items:
+    if not hashes:
         raise InputError(f'{" and ".join(sources)}: not one item with two different responses; give such')
-    return list(items.values())
 
 
 def make_item(prompt, responses: list[dict], *, name: str = '', purpose: str = 'item', **content) -> dict:
@@ -227,11 +227,12 @@ def _joined(singles, together, where) -> Iterator[dict]:
         logging.warning('%s: %d samples left out: nothing to compare them with under their prompt', where, alone)
 
 
-def _add(items, item, where):
-    before = items.get(item['id'])
-    if before is not None and before['hash'] != item['hash']:
+def _is_new(hashes, item, where):
+    new = item['id'] not in hashes
+    before = hashes.setdefault(item['id'], item['hash'])
+    if before != item['hash']:
         raise InputError(f'{where}: the id {item["id"]!r} stands there twice for different items; give each its own')
-    items.setdefault(item['id'], item)
+    return new
 
 
 def _text(record, name, where):

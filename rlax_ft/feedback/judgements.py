@@ -4,6 +4,7 @@ A row is what the page writes, and what every script reads with `--data` (rlax_f
 Equal texts get equal ranks. Leaves out who judges, and where rows are kept (store.py).
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -88,9 +89,14 @@ def choice_of(ranks: Sequence[int]) -> str:
     return 'tie' if ranks[0] == ranks[1] else 'A' if ranks[0] < ranks[1] else 'B'
 
 
+@functools.cache
+def _version():
+    return importlib.metadata.version('rlax_ft')
+
+
 def versions() -> dict[str, str]:
     """What wrote a row."""
-    return {'rlax_ft': importlib.metadata.version('rlax_ft')}
+    return {'rlax_ft': _version()}
 
 
 def judged_by(annotator: Callable, name: str, records: list[dict], candidates: list[list]) -> list[dict]:

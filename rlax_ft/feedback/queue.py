@@ -179,14 +179,14 @@ class Queue:
 
     def progress(self, annotator: str) -> dict:
         """Numbers for the page: what he has done, what is left for him, and for all."""
-        done = len([1 for item, _ in self.standing[annotator] if self._purpose.get(item) != 'training'])
-        open_rows = (self.counts < self.overlap) & ~self._seen_by(annotator)
+        trained = self._trained(annotator)
+        open_rows = self.counts < self.overlap
         return {
-            'done': done,
-            'left': int(open_rows.sum()),
+            'done': len(self.standing[annotator]) - trained,
+            'left': int(np.count_nonzero(open_rows & ~self._seen_by(annotator))),
             'items': len(self.names),
-            'complete': int((self.counts >= self.overlap).sum()),
-            'training': [self._trained(annotator), self._training_size()],
+            'complete': len(self.names) - int(np.count_nonzero(open_rows)),
+            'training': [trained, self._training_size()],
         }
 
     def _training_size(self):

@@ -45,6 +45,7 @@ def _bind(host, port):
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(256)  # Whoever reads the line below may connect at once.
     except OSError as error:
         raise InputError(
             f'--host={host} --port={port}: {error.strerror}; give another port, or 0 for a free one'

@@ -61,7 +61,7 @@ class Store:
           InputError: another server has it, it cannot be written, or it is damaged.
         """
         self.path = Path(path)
-        self._mutex = threading.Lock()
+        self._mutex, self._reading = threading.Lock(), threading.Lock()
         new = not self.path.exists() or self.path.stat().st_size == 0
         try:
             self._lock = _locked(self.path)
@@ -70,6 +70,9 @@ class Store:
                 check_store(self._db)
             self._db.executescript('PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;')
             self._db.executescript('BEGIN;' + _SCHEMA + _triggers() + 'COMMIT;')
+            # Who reads does not wait for the disk that a writer waits for.
+            self._reader = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+            self._reader.execute('PRAGMA query_only=ON')
             self._set_once('version', str(_VERSION))
             self._set_once('secret', secrets.token_hex(32))
             os.chmod(self.path, 0o600)  # It holds what people wrote, and the key of their sessions.
@@ -90,7 +93,8 @@ class Store:
 
     def close(self) -> None:
         """Ends writing; another server may open the file."""
-        with self._mutex:
+        with self._mutex, self._reading:
+            self._reader.close()
             self._db.close()
             self._lock.close()
 
@@ -150,27 +154,27 @@ class Store:
 
     def item_list(self) -> list[tuple[str, str]]:
         """(id, purpose) of every item, in the order in which they came."""
-        with self._mutex:
-            return self._db.execute('SELECT id, purpose FROM items ORDER BY seq').fetchall()
+        with self._reading:
+            return self._reader.execute('SELECT id, purpose FROM items ORDER BY seq').fetchall()
 
     def item(self, name: str) -> dict | None:
         """An item's content with its "id", "hash" and "purpose"; None where there is none."""
-        with self._mutex:
-            found = self._db.execute('SELECT id, hash, purpose, content FROM items WHERE id = ?', [name]).fetchone()
+        with self._reading:
+            found = self._reader.execute('SELECT id, hash, purpose, content FROM items WHERE id = ?', [name]).fetchone()
         return None if found is None else {**json.loads(found[3]), **dict(zip(ITEM_COLUMNS[:3], found))}
 
     def row(self, name: str) -> dict | None:
         """The columns of one judgement; None where there is none."""
-        with self._mutex:
+        with self._reading:
             query = f'SELECT {", ".join(ROW_COLUMNS)} FROM judgements WHERE id = ?'
-            found = self._db.execute(query, [name]).fetchone()
+            found = self._reader.execute(query, [name]).fetchone()
         return None if found is None else dict(zip(ROW_COLUMNS, found))
 
     def marks(self) -> list[tuple]:
         """(id, item, annotator, purpose, repeat, choice, supersedes) of every judgement, in order."""
         query = 'SELECT id, item, annotator, purpose, repeat, choice, supersedes FROM judgements ORDER BY seq'
-        with self._mutex:
-            return self._db.execute(query).fetchall()
+        with self._reading:
+            return self._reader.execute(query).fetchall()
 
     def light_rows(self) -> list[dict]:
         """What statistics need of every judgement, without the texts but with their length."""
@@ -188,8 +192,8 @@ class Store:
         )
         length = "length(json_extract(i.content, '$.prompt')) + length(json_extract(i.content, '$.completions'))"
         query = f'SELECT {", ".join("j." + name for name in columns)}, {length} FROM judgements j '
-        with self._mutex:
-            found = self._db.execute(query + 'JOIN items i ON i.id = j.item ORDER BY j.seq').fetchall()
+        with contextlib.closing(open_read_only(self.path)) as connection:
+            found = connection.execute(query + 'JOIN items i ON i.id = j.item ORDER BY j.seq').fetchall()
         rows = [dict(zip((*columns, 'length'), values)) for values in found]
         for row in rows:
             for name in ('shown', 'ranks', 'ratings'):

@@ -113,6 +113,7 @@ def sampling_job(settings: SamplingSettings, collection) -> Callable:
 
 def _policy(settings, path):
     """(name, checkpoint, codec, parameters, sampler) of a run folder."""
+    model_folder(path, 'run')  # Refuses a folder without a model under the flag's own name.
     given = LanguageSettings(
         init_from=path,
         task=settings.task,

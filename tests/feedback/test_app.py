@@ -91,7 +91,7 @@ def test_training_comes_first_and_tells_the_answer(make_page, pairs):
 
 
 def test_the_same_judgement_twice_is_one_and_another_one_is_refused(make_page, pairs):
-    page = make_page(pairs(2))
+    page = make_page(pairs(3))
     ann, bob = page.login('Ann'), page.login('Bob')
     asked, identity = page.ask(ann), next(IDS)
     assert page.judge(ann, asked, identity)[0] == 200

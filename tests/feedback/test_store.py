@@ -194,7 +194,7 @@ def test_items_of_every_form(tmp_path):
 def test_samples_that_make_no_items_are_one_line(tmp_path, record, message):
     (tmp_path / 's.jsonl').write_text(json.dumps(record))
     with pytest.raises(InputError, match=message) as caught:
-        read_items([str(tmp_path / 's.jsonl')])
+        list(read_items([str(tmp_path / 's.jsonl')]))
     assert '\n' not in str(caught.value)
 
 

@@ -294,7 +294,7 @@ async function save() {
       progress(answer);
       return teach(answer.lesson);
     }
-    await next();
+    await ask(answer.next);
     say('Saved', 'good');
   } catch (error) {
     store('pending', null);
