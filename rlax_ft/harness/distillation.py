@@ -71,8 +71,9 @@ def make_teachers(settings, codec: Codec, learner) -> dict[str, Teacher]:
             config, params, tokenizer = load_pretrained(folder, dtype=settings.dtype)
             if 'backbone' in params:
                 raise InputError(f'--teacher={source}: a reward model where a language model is needed')
-            if tokenizer is not None:
-                check_vocabulary(f'--teacher={source}', tokenizer, codec)
+            if tokenizer is None:
+                raise InputError(f'--teacher={source}: holds no tokenizer, so its words cannot be compared; add it')
+            check_vocabulary(f'--teacher={source}', tokenizer, codec)
             config = dataclasses.replace(config, dtype=settings.dtype, kernel=settings.attention)
             apply = Transformer(config).apply
         if config.max_length < codec.max_length:

@@ -160,9 +160,10 @@ def plain(text: str, *, keep_blanks: bool = False) -> str:
     text = re.sub(r'\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}', _fraction, text)
     text = _LAYOUT.sub(' ', text)
     text = re.sub(r'\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}', r' \1', text)
-    text = text.strip().rstrip('.').removeprefix('\\(').removesuffix('\\)')
+    text = re.sub(r'^\\[(\[](.*)\\[)\]]$', r'\1', text.strip().rstrip('.'), flags=re.DOTALL)
     # One dollar is a currency, a pair of them is LaTeX's.
     text = text.strip('$ \n') if text.count('$') != 1 else text.strip()
+    text = re.sub(r'^\(([a-zA-Z])\)$', r'\1', text)  # (B)
     return text if keep_blanks else re.sub(r'\s+', '', text).casefold()
 
 

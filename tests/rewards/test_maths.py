@@ -46,6 +46,7 @@ GRADED = ROOT.parent / 'shared/data/gsm8k/example_model_solutions.jsonl'
         (r'50\%', 50),
         ('**42**', 42),
         (r'\(8\)', 8),
+        (r'\[ 8 \]', 8),
         ('0.1', Fraction(1, 10)),
         ('2x', None),
         (r'5\pi', None),
@@ -92,6 +93,7 @@ def test_rewards_compare_exactly():
     assert maths([{'answer': 'so 2 + 2\n#### 4'}] * 2, ['4', '5']) == [1.0, 0.0]
     assert maths([{'answer': '(3, 4)'}] * 2, ['\\boxed{(3,4)}', '\\boxed{(4,3)}']) == [1.0, 0.0]
     assert maths([{'gold': '4'}], ['4'], answer='gold') == [1.0]
+    assert maths([{'answer': 'B'}] * 2, ['The answer is (b).', 'The answer is (C)']) == [1.0, 0.0]
     both = 'The answer is 4, or 5'
     assert (boxed([{'answer': '4'}], [both]), last_number([{'answer': '5'}], [both])) == ([0.0], [1.0])
     assert boxed([{'answer': '4'}], ['\\boxed{4}, not 5']) == [1.0]
