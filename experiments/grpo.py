@@ -3,11 +3,12 @@
     python experiments/grpo.py --data=problems.jsonl --model=FOLDER_OR_ID --reward=my_rewards.py:is_right
     python experiments/grpo.py --flagfile=experiments/recipes/grpo_trl_dapo.flags --data=... --reward=...
     python experiments/grpo.py --flagfile=experiments/recipes/grpo_sort.flags
+    python experiments/grpo.py --env=calculator --init_from=runs/sft
 
 A reward is a function of (records, completions), with every field of the data, or of (prompt, completion), a reward
-model's run folder, or several with weights. docs/grpo.md says which flags are which algorithm. Leaves out formulas:
---loss names one of rlax_ft.losses.policy_gradient, or a function `f(logps, old_logps, advantages, mask) -> float[B, T]`
-of your own.
+model's run folder, or several with weights; a text environment (--env) gives its own. docs/grpo.md says which flags are
+which algorithm. Leaves out formulas: --loss names one of rlax_ft.losses.policy_gradient, or a function
+`f(logps, old_logps, advantages, mask) -> float[B, T]` of your own.
 """
 
 import dataclasses
@@ -18,6 +19,13 @@ import jax
 
 from rlax_ft.data.records import plain_text
 from rlax_ft.harness.command_line import run_script
+from rlax_ft.harness.conversation_groups import (
+    ConversationCollector,
+    ConversationEvaluator,
+    conversation_records,
+    write_conversations,
+)
+from rlax_ft.harness.conversations import ConversationSettings, text_environment
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.group_report import Clock, write_rollouts
 from rlax_ft.harness.group_setup import PolicySettings, check_policy, correction, make_credit, make_loss, prompts
@@ -34,7 +42,7 @@ from rlax_ft.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPOSettings(PolicySettings, GroupSettings, EvalSettings, Settings):
+class GRPOSettings(PolicySettings, GroupSettings, ConversationSettings, EvalSettings, Settings):
     """Flags of grpo.py."""
 
     batch_size: int = flag(64, 'Completions in an update, over all devices together.', at_least=1)
@@ -56,16 +64,20 @@ def train(settings: GRPOSettings) -> dict:
     run = open_run(settings, 'grpo')
     if run.summary:
         return run.summary
-    task = task_of(settings)
-    records, held_out = prompts(settings, task)
-    codec = make_codec(settings, run, lambda: [plain_text(record['prompt']) for record in records])
+    task, env = task_of(settings), text_environment(settings.env) if settings.env else None
+    records, held_out = conversation_records(settings, env) if env else prompts(settings, task)
+    codec = make_codec(settings, run, list if env else lambda: [plain_text(record['prompt']) for record in records])
     settings = with_steps(settings, len(records) * settings.group_size)
     learner, clock = make_learner(settings, *starting_model(settings, codec)), Clock()
     announce_model(run, learner.config, codec)
-    collector = GroupCollector(settings, task, codec, learner, records, clock)
-    rewarded = lambda records, texts, _, rows: collector.score(rows, records, lambda: texts)[0]  # noqa: E731
-    measures = {} if settings.reward == 'gold' else {'reward': rewarded}
-    evaluator = make_evaluator(settings, run, codec, learner, task, held_out, measures)
+    if env:
+        collector = ConversationCollector(settings, env, codec, learner, records)
+        evaluator = ConversationEvaluator(settings, run, env, codec, learner, held_out)
+    else:
+        collector = GroupCollector(settings, task, codec, learner, records, clock)
+        rewarded = lambda records, texts, _, rows: collector.score(rows, records, lambda: texts)[0]  # noqa: E731
+        measures = {} if settings.reward == 'gold' else {'reward': rewarded}
+        evaluator = make_evaluator(settings, run, codec, learner, task, held_out, measures)
     estimator = partial(
         estimate,
         learner.apply,
@@ -111,7 +123,11 @@ def train(settings: GRPOSettings) -> dict:
             if settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(learner.whole(state.params), i + 1)
             if settings.sample_every and (i + 1) % settings.sample_every == 0:
-                write_rollouts(run.folder / 'samples.jsonl', i + 1, batch, data.advantages, data.ref, codec, records)
+                samples = run.folder / 'samples.jsonl'
+                if env:
+                    write_conversations(samples, i + 1, batch.talks, len(batch.talks.messages))
+                else:
+                    write_rollouts(samples, i + 1, batch, data.advantages, data.ref, codec, records)
             writer.write(i + 1, metrics | clock.shares(), batch.tokens)
             run.save_if_due(settings, i + 1, last, writer, lambda: (state, collector.state(pending)))  # noqa: B023
 

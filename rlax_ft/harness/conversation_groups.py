@@ -1,26 +1,59 @@
-"""Groups of conversations for training without a critic: the records of an environment, step after step.
+"""Groups of conversations for training without a critic, step after step, and conversations that measure the policy.
 
-It has the methods of a collector of completions: `start`, `finish`, `state`, `restore`. Leaves out how a conversation
-goes (conversations.py), advantages and updates.
+The collector has the methods of a collector of completions: `start`, `finish`, `state`, `restore`; the evaluator those
+of evaluator.py. Leaves out how a conversation goes (conversations.py), advantages and updates.
 """
 
 import dataclasses
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.data.codec import Codec
-from rlax_ft.data.loader import batch_indices
+from rlax_ft.data.loader import batch_indices, split_rows
+from rlax_ft.data.records import read_prompts, write_records
 from rlax_ft.envs.text import TextEnvironment
+from rlax_ft.errors import InputError
 from rlax_ft.harness.conversations import Conversations, make_conversations
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.step import placement
+from rlax_ft.training.metrics import read_records
 from rlax_ft.types import BranchBatch
 
 # What a checkpoint and metrics call the one reward that there is.
 _REWARD = 'env'
+
+
+# Conversations of an evaluation that are written down.
+_SHOWN = 64
+
+
+def conversation_records(settings, env: TextEnvironment) -> tuple[list[dict], list[dict]]:
+    """(records to talk about, held-out ones): those of --data, or the environment's own.
+
+    Raises:
+      InputError: there are none, or a flag has no effect beside --env.
+    """
+    for name in ('task', 'ahead', 'dynamic_sampling', 'curriculum', 'overlong_tokens', 'mask_truncated', 'engine_rows'):
+        if getattr(settings, name):
+            raise InputError(f'--{name}={getattr(settings, name)}: has no effect beside --env; leave it out')
+    if settings.reward != type(settings).reward:
+        raise InputError(
+            f'--reward={settings.reward}: has no effect beside --env, which gives the reward; leave it out'
+        )
+    if settings.baseline == 'greedy':
+        raise InputError('--baseline=greedy: there is no likeliest conversation; give mean or leave_one_out')
+    if settings.data:
+        records = read_prompts(settings.data)
+        if settings.eval_data:
+            return records, read_prompts(settings.eval_data)
+        return split_rows(records, seed=settings.seed)
+    if env.records is None:
+        raise InputError(f'--env={settings.env}: has no records of its own; give --data')
+    return env.records(settings.prompts, settings.seed), env.records(settings.eval_prompts, settings.seed + 1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,3 +137,63 @@ class ConversationCollector:
     def restore(self, state: dict) -> None:
         """Goes on from a `state`."""
         self._cursor = int(state['cursor'])
+
+
+class ConversationEvaluator:
+    """Measures a policy by conversations about held-out records."""
+
+    def __init__(self, settings, run, env: TextEnvironment, codec: Codec, learner: Learner, records: list[dict]):
+        """Takes what all measurements share.
+
+        Args:
+          settings: of the script.
+          run: whose samples.jsonl is written.
+          env: with whom the policy talks.
+          codec, learner: of the run.
+          records: what conversations are about, at most --eval_prompts of them.
+        """
+        records = records[: settings.eval_prompts]
+        self._optimum = {'optimum': env.optimum(records)} if env.optimum else {}
+        # Devices take equal shares; what fills up the last one is not measured.
+        self._count, whole = len(records), -(-len(records) // jax.device_count()) * jax.device_count()
+        self._records = [records[i % len(records)] for i in range(whole)]
+        self._samples, self._key = run.folder / 'samples.jsonl', jax.random.key(settings.seed + 1000)
+        self._collect = make_conversations(settings, env, codec, learner.apply, temperature=settings.temperature)
+
+    def metrics(self, params, step: int) -> dict[str, float]:
+        """`eval/reward`, `eval/turns`, `eval/cut` and, where it is known, `eval/optimum`; writes conversations down."""
+        return {f'eval/{name}': value for name, value in self.finish(params, step).items()}
+
+    def finish(self, params, step: int) -> dict[str, float]:
+        """The same numbers without `eval/`."""
+        talks = self._collect(params, self._records, self._key)
+        write_conversations(self._samples, step, talks, self._count, evaluated=True)
+        own = slice(0, self._count)
+        return {
+            'reward': float(talks.scores[own].mean()),
+            'turns': float(talks.turns[own].mean()),
+            'cut': float(1.0 - talks.ended[own].mean()),
+            **self._optimum,
+        }
+
+
+def write_conversations(path: Path, step: int, talks: Conversations, count: int, *, evaluated: bool = False) -> None:
+    """Adds conversations of a step to samples.jsonl; those of later steps, of a run that is resumed, go.
+
+    Args:
+      path: of the file.
+      step: of the run.
+      talks: of which the first are written.
+      count: how many there are to choose from.
+      evaluated: whether they measured the policy, or trained it.
+    """
+    kind = {'step': step, 'evaluated': evaluated}
+    before = read_records(path)
+    kept = [r for r in before if r.get('step', 0) < step or (r.get('step') == step and r.get('evaluated') != evaluated)]
+    written = [
+        kind
+        | {'messages': talks.messages[i], 'reward': float(talks.scores[i])}
+        | {'turns': int(talks.turns[i]), 'ended': bool(talks.ended[i])}
+        for i in range(min(count, _SHOWN))
+    ]
+    write_records(path, kept + written)

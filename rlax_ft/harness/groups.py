@@ -157,7 +157,8 @@ class GroupCollector:
         self.count = settings.batch_size // settings.group_size
         self._prompts, self._prompt_mask = prompt_arrays(codec, [record['prompt'] for record in records])
         self._place = placement(settings)
-        self.score = make_reward(settings.reward, task, codec)
+        may_fail = dict(reward_failures=settings.reward_failures, reward_seconds=settings.reward_seconds)
+        self.score = make_reward(settings.reward, task, codec, **may_fail)
         sampler = functools.partial(make_sampler, learner.apply, codec, rows=settings.engine_rows or None)
         self._sample = sampler(temperature=settings.temperature)
         self._sample_greedy = sampler(temperature=0.0) if settings.baseline == 'greedy' else None

@@ -17,7 +17,7 @@ from rlax_ft.harness.rewards import make_reward
 from rlax_ft.models.config import LoRAConfig, embedded_config
 from rlax_ft.models.ensemble import member
 from rlax_ft.models.heads import least_step_scores
-from rlax_ft.models.lora import adapter_objective
+from rlax_ft.models.lora import Adapter, adapter_objective
 from rlax_ft.models.scoring import candidate_rows
 from rlax_ft.models.transformer import init_params
 from rlax_ft.objectives.reward import ensemble_objective, reward_objective
@@ -47,7 +47,9 @@ def trained(learner):
     params = learner.start_ensemble(3)
     keys = iter(jax.random.split(jax.random.key(5), 100))
     nudge = lambda leaf: leaf + 0.3 * jax.random.normal(next(keys), leaf.shape)  # noqa: E731
-    return {k: jax.tree.map(nudge, v) if k in ('head', 'lora') else v for k, v in params.items()}
+    if isinstance(params, Adapter):
+        return jax.tree.map(nudge, params)
+    return {k: jax.tree.map(nudge, v) if k == 'head' else v for k, v in params.items()}
 
 
 def test_an_ensemble_is_its_members(learner):
