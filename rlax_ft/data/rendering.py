@@ -110,7 +110,7 @@ def render(tokenizer, template: str, messages: list[dict], *, tools=None, spans=
     )
     if 'error' not in answer:
         return answer['text'], [tuple(span) for span in answer['spans']]
-    source = getattr(tokenizer, 'template_source', '') or tokenizer.name_or_path
+    source = getattr(tokenizer, 'template_source', tokenizer.name_or_path)
     source = f'; the template is that of {source}' if source else ''
     if 'line' in answer:
         raise InputError(f'the chat template, line {answer["line"]}: {answer["error"]}{source}')

@@ -34,6 +34,7 @@ def set_chat_template(tokenizer, name: str) -> None:
         tokenizer.chat_template = tokenizer.chat_template or TEMPLATES['plain']
         return
     own = tokenizer.chat_template
+    tokenizer.template_source = ''  # The message below names it itself.
     tokenizer.chat_template = own[name] if isinstance(own, dict) and name in own else _source(name)
     try:
         render(tokenizer, tokenizer.chat_template, list(_PROBE))
