@@ -46,14 +46,12 @@ def main(_):
 
 def measure(folder: Path, updates: int, settled: int) -> dict:
     """Runs PPO for so many updates; returns what grew and what was compiled after `settled` of them."""
-    sft, ppo = load_script(SCRIPTS / 'sft.py'), load_script(SCRIPTS / 'ppo.py')
-    start = sft.SFTSettings(out=f'{folder}/sft', model='tiny', demonstrations=64, max_steps=2, batch_size=16)
-    sft.train(start)
+    ppo = load_script(SCRIPTS / 'ppo.py')
     compilations = Compilations(folder / 'ppo/metrics.jsonl')
     ppo.train(
         ppo.PPOSettings(
             out=f'{folder}/ppo',
-            init_from=f'{folder}/sft',
+            model='tiny',
             max_steps=updates,
             batch_size=8,
             prompts=64,
@@ -63,8 +61,10 @@ def measure(folder: Path, updates: int, settled: int) -> dict:
     )
     compilations.close()
     peaks = [record['perf/peak_memory_gb'] * 1e3 for record in read_records(folder / 'ppo/metrics.jsonl')]
-    late = [name for step, name in compilations.seen if settled <= step < updates - 1]
-    often = Counter(name for _, name in compilations.seen)
+    # What follows the last update, the evaluation, is compiled once more for its own shapes.
+    within = [(step, name) for step, name in compilations.seen if step < updates - 1]
+    late = [name for step, name in within if step >= settled]
+    often = Counter(name for _, name in within)
     return {
         'updates': updates,
         'settled_mb': round(peaks[settled - 1], 1),
