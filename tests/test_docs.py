@@ -168,6 +168,9 @@ def test_flags_exist():
     flags = set()
     for source in sources:
         flags |= set(re.findall(r'^    (\w+): \w+ = flag\(', source.read_text(), re.MULTILINE))
+    for source in (ROOT / 'launch').glob('*.py'):
+        flags |= set(re.findall(r"add_argument\('--(\w+)'|^    --(\w+)[= ]", source.read_text(), re.MULTILINE))
+    flags = {name for flag in flags for name in (flag if isinstance(flag, tuple) else (flag,))}
     flags |= {'flagfile', 'help', 'strict'}  # absl's own, and mkdocs'.
     wrong = [(p.name, f) for p in PAGES for f in re.findall(r'(?<![\w-])--([a-z]\w*)', p.read_text()) if f not in flags]
     assert len(flags) > 60 and not wrong
