@@ -25,7 +25,7 @@ from rlax_ft.losses import preference, unpaired
 HERE = Path(__file__).resolve().parents[1]
 # Further hyperparameters, where the defaults are for rewards of another scale.
 _BETAS = {'simpo': 2.0, 'dpo_norm': 2.0, 'ipo': 0.1}
-_DATA = flags.DEFINE_string('data', '', 'Comparisons.', required=True)
+_DATA = flags.DEFINE_string('data', None, 'Comparisons.', required=True)
 _RECIPE = flags.DEFINE_enum('recipe', 'hh', ('hh', 'pandalm'), 'Which recipes.')
 _OUT = flags.DEFINE_string('out', 'runs/human', 'Folder of the runs.')
 _LOSSES = flags.DEFINE_list('losses', [], 'Which losses; all where empty.')
