@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from rlax_ft.evaluate.win_rate import paired_difference
 from rlax_ft.harness.command_line import parse
@@ -50,6 +50,7 @@ def run(script: str, settings: str, name: str, **given) -> dict:
 
 def main(_):
     """Trains, and prints the table."""
+    logging.set_verbosity(logging.WARNING)
     run('sft', 'SFTSettings', 'sft', model=_MODEL.value)
     start, summaries = Path(_OUT.value) / 'sft', {}
     for module, script, settings in ((preference, 'dpo', 'DPOSettings'), (unpaired, 'kto', 'KTOSettings')):
