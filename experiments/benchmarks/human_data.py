@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from rlax_ft.evaluate.win_rate import paired_difference
 from rlax_ft.harness.command_line import parse
@@ -25,7 +25,7 @@ from rlax_ft.losses import preference, unpaired
 HERE = Path(__file__).resolve().parents[1]
 # Further hyperparameters, where the defaults are for rewards of another scale.
 _BETAS = {'simpo': 2.0, 'dpo_norm': 2.0, 'ipo': 0.1}
-_DATA = flags.DEFINE_string('data', '', 'Comparisons.', required=True)
+_DATA = flags.DEFINE_string('data', None, 'Comparisons.', required=True)
 _RECIPE = flags.DEFINE_enum('recipe', 'hh', ('hh', 'pandalm'), 'Which recipes.')
 _OUT = flags.DEFINE_string('out', 'runs/human', 'Folder of the runs.')
 _LOSSES = flags.DEFINE_list('losses', [], 'Which losses; all where empty.')
@@ -50,6 +50,7 @@ def run(script: str, settings: str, name: str, **given) -> dict:
 
 def main(_):
     """Trains, and prints the table."""
+    logging.set_verbosity(logging.WARNING)
     run('sft', 'SFTSettings', 'sft', model=_MODEL.value)
     start, summaries = Path(_OUT.value) / 'sft', {}
     for module, script, settings in ((preference, 'dpo', 'DPOSettings'), (unpaired, 'kto', 'KTOSettings')):
