@@ -261,7 +261,8 @@ def budgeted(stage: Stage, trial: Path, *, samples: int = 0, seconds: float = 0.
     if samples:
         budgets.append(samples // samples_per_step(stage.settings()))
     if seconds:
-        stage.with_flags(out=trial, max_steps=_TRIAL_STEPS).run()
+        if not (trial / 'summary.json').exists():
+            stage.with_flags(out=trial, max_steps=_TRIAL_STEPS).run()
         records = read_records(trial / 'metrics.jsonl')[_COMPILING:]
         budgets.append(int(seconds / np.mean([record['perf/step_seconds'] for record in records])))
     if cap:

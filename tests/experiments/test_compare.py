@@ -88,6 +88,10 @@ def test_budget_of_seconds_times_a_trial_once(tmp_path):
 
     stage = Stage('s', SCRIPTS / 'dpo.py', ('--task=reviews',))
     assert budgeted(stage, tmp_path / 'trial', seconds=10.0).settings().max_steps == 20 and ran == [8]
+    (tmp_path / 'trial/summary.json').write_text('{}')
+    # Of another beta or seed a step takes as long.
+    other = stage.with_flags(beta=0.9, seed=3)
+    assert budgeted(other, tmp_path / 'trial', seconds=5.0).settings().max_steps == 10 and ran == [8]
 
 
 def test_settings_of_any_script_are_found():
