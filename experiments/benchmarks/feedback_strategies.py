@@ -27,6 +27,7 @@ from rlax_ft.harness.feedback_sampling import model_scorer
 from rlax_ft.harness.loading import load_script
 from rlax_ft.harness.run import write_json
 from rlax_ft.harness.settings import Checked, flag
+from rlax_ft.tasks import get_task
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 
@@ -93,7 +94,7 @@ def one_curve(settings, seed, strategy, pool, test) -> list[tuple[int, float]]:
         done = script.train(script.RewardModelSettings(out=str(folder / 'rm'), report_to='', **data, **how))
         curve.append((len(chosen), done['eval_accuracy']))
         if strategy == 'uncertain':
-            scores = model_scorer(folder / 'rm/model')([rows[i] for i in rest])
+            scores = model_scorer(folder / 'rm/model', get_task('reviews'))([rows[i] for i in rest])
             order = np.argsort([priority(pair[:, None].tolist(), strategy) for pair in scores], kind='stable')
             rest = [rest[i] for i in order]
     return curve

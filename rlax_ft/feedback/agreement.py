@@ -135,12 +135,14 @@ def interval(
         return float('nan'), float('nan')
     rng = np.random.default_rng(seed)
     groups = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    order = np.argsort(groups, kind='stable')
-    parts = np.split(order, np.cumsum(np.bincount(groups))[:-1])
+    order, sizes = np.argsort(groups, kind='stable'), np.bincount(groups)
+    starts = np.cumsum(sizes) - sizes
     drawn = []
     for _ in range(resamples):
-        rows = np.concatenate([parts[i] for i in rng.integers(len(parts), size=len(parts))])
-        drawn.append(statistic(values[rows]))
+        picked = rng.integers(len(sizes), size=len(sizes))
+        # Every unit of the groups that were drawn: where each begins, and its place within.
+        within = np.arange(sizes[picked].sum()) - np.repeat(np.cumsum(sizes[picked]) - sizes[picked], sizes[picked])
+        drawn.append(statistic(values[order[np.repeat(starts[picked], sizes[picked]) + within]]))
     drawn = np.asarray(drawn)
     drawn = drawn[~np.isnan(drawn)]
     if len(drawn) < 2:

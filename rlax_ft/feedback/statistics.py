@@ -59,10 +59,11 @@ def _rows_of(raw, where, number):
         policies = policies if len(policies) == 2 else None
         vote = {0: [0, 0], 1: [0, 1], 2: [1, 0]}
         given = dict(item=str(raw.get('idx', number)), policies=policies)
-        return [judgement(record['prompt'], record['completions'], vote[raw[name]], name, **given) for name in names]
+        texts = record['prompt'], record['completions']
+        return [judgement(*texts, vote[raw[name]], name, **given) | {'shown': None} for name in names]
     if isinstance(record.get('completions'), list) and isinstance(record.get('ranks'), list):
-        who = str(record.get('annotator', 'annotator'))
-        return [judgement(record['prompt'], record['completions'], record['ranks'], who, policies=raw.get('policies'))]
+        texts, who = (record['prompt'], record['completions']), str(record.get('annotator', 'annotator'))
+        return [judgement(*texts, record['ranks'], who, policies=raw.get('policies')) | {'shown': None}]
     raise InputError(f'{where}: no judgement; rows of feedback, rankings with an "annotator", or PandaLM were expected')
 
 
@@ -178,8 +179,8 @@ def position_of(rows: list[dict]) -> tuple[float, float, float, int]:
     """(share of decided pairs won by what was shown first, low, high, decided pairs); 0.5 is no bias."""
     won = total = 0
     for row in rows:
-        shown = row.get('shown') or range(len(row['ranks']))
-        for i, j in itertools.combinations(shown, 2):
+        # In files of others the order is not drawn at random, so that a side and a policy cannot be told apart.
+        for i, j in itertools.combinations(row.get('shown') or (), 2):
             vote = preference(row['ranks'], i, j)
             won, total = won + (vote == 1.0), total + (vote != 0.5)
     return (*accuracy_interval(won, total), total) if total else (math.nan, math.nan, math.nan, 0)

@@ -45,12 +45,12 @@ def judgements_of(settings, task: Task | None, records: list[dict], candidates: 
     elif ':' in name and not Path(name).exists():
         annotate = find_function(name, 'annotator')
     else:
-        annotate = _reward_model(model_folder(name, 'annotator'))
+        annotate = _reward_model(model_folder(name, 'annotator'), task)
     return judged_by(annotate, name, records, candidates)
 
 
-def _reward_model(folder):
-    score = model_scorer(folder)
+def _reward_model(folder, task):
+    score = model_scorer(folder, task)
 
     def annotate(records, candidates):
         items = [{'prompt': r['prompt'], 'completions': list(some)} for r, some in zip(records, candidates)]

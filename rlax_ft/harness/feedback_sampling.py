@@ -29,6 +29,7 @@ from rlax_ft.harness.starting_model import make_codec, model_folder, starting_mo
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
+from rlax_ft.tasks import Task, get_task
 
 _BATCH = 16  # Prompts sampled, and items scored, at a time.
 _LOOK_EVERY = 5.0  # Seconds between looks for a reward model that has been trained again.
@@ -149,6 +150,7 @@ def _item(record, a, b):
 def scoring_job(settings: SamplingSettings, collection) -> Callable:
     """`job(stop)` that scores the items with --reward_model, and all of them again when a model has been trained on."""
     folders = [model_folder(path, 'reward_model') for path in settings.reward_model]
+    task = get_task(settings.task) if settings.task else None
     for folder in folders:
         load_reward_model(folder)  # A mistake is told before the page is served.
 
@@ -158,7 +160,7 @@ def scoring_job(settings: SamplingSettings, collection) -> Callable:
             now = [(folder / 'config.json').stat().st_mtime_ns for folder in folders]
             if now != stamp:
                 stamp, scored = now, set()
-                models = [model_scorer(folder) for folder in folders]
+                models = [model_scorer(folder, task) for folder in folders]
             with collection.lock:
                 names = [name for name in collection.queue.names if name not in scored][:_BATCH]
             if not names:
@@ -176,10 +178,14 @@ def scoring_job(settings: SamplingSettings, collection) -> Callable:
     return job
 
 
-def model_scorer(folder: Path) -> Callable:
+def model_scorer(folder: Path, task: Task | None = None) -> Callable:
     """`score(items) -> float[B, K]` of a reward model, of items with "prompt" and "completions".
 
     An item gets NaN where a response is empty or longer than the model's context.
+
+    Args:
+      folder: of the model.
+      task: whose samples they are; where there is none, lengths are those of the items.
     """
     model, tokenizer = load_reward_model(folder)
     context = model.config.max_length
@@ -196,7 +202,9 @@ def model_scorer(folder: Path) -> Callable:
             )
         )
         rows = [[next(uncut) for _ in some] for some in texts]
-        fits = [all(any(row.learned) and len(row.response) < context for row in some) for some in rows]
+        # A text of a task that fills all its room was cut off there, and has no EOS.
+        most_tokens = task.max_new_tokens + 1 if task else context - 1
+        fits = [all(any(row.learned) and len(row.response) <= most_tokens for row in some) for some in rows]
         if not any(fits):
             return scores
         longest = max(len(row.response) for some, fit in zip(rows, fits) if fit for row in some)
@@ -208,7 +216,11 @@ def model_scorer(folder: Path) -> Callable:
             for p, some, f in zip(prompts, texts, fits)
             if f
         ]
-        batch = ranking_rows(Codec(tokenizer, context - longest, longest, truncate=True), records)
+        codec = Codec(tokenizer, context - longest, longest, truncate=True)
+        if task:
+            lengths = task.max_prompt_tokens, task.max_new_tokens
+            codec = Codec(tokenizer, *lengths, ends=task.ends, truncate=True, cut_off=True)
+        batch = ranking_rows(codec, records)
         found = map_rows(lambda c: compiled(model, c), batch.candidates, batch_size=_BATCH)
         scores[np.flatnonzero(fits), : found.shape[1]] = found
         return scores

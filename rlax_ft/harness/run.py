@@ -114,7 +114,8 @@ def open_run(settings: RunSettings, name: str) -> Run:
     changed = differing(settings, saved)
     if changed and not _has_begun(folder):
         # It stopped before its first step, perhaps over a flag: what it had prepared goes.
-        (folder / 'judgements.jsonl').unlink(missing_ok=True)
+        for name in ('judgements.jsonl', 'to_judge.jsonl'):
+            (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / 'tokenizer', ignore_errors=True)
     elif changed:
         flag, now, before = changed

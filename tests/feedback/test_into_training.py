@@ -1,6 +1,7 @@
 """What training makes of judgements: soft labels, margins, rankings, edits; what is left out is counted."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rlax_ft.data.records import read_demonstrations, read_judged, read_pairs, r
 from rlax_ft.errors import InputError
 from rlax_ft.feedback.judgements import judged_by, judgement
 from rlax_ft.feedback.store import Store
+from rlax_ft.harness.feedback_sampling import SamplingSettings, sampling_job
 from rlax_ft.harness.loading import load_script
 
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
@@ -171,6 +173,13 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
         assert collect.collect(settings) == {} and '5 of 6 items are judged' in capsys.readouterr().out
         store.append(rows[5:])
         assert collect.collect(settings)['judgements'] == 6
+    # Two runs against each other, sampled in the background.
+    sampled = make_page()
+    runs = SamplingSettings(run=('sft', 'sft/checkpoints/2'), task='reviews', comparisons=4)
+    sampling_job(runs, sampled.collection)(threading.Event())
+    names = sampled.collection.queue.names
+    item = sampled.store.item(names[0])
+    assert len(names) <= 4 and item['policies'] == ['sft', 'sft'] and item['checkpoints'] == [None, '2']
     reward_model = load_script(SCRIPTS / 'reward_model.py')
     given = dict(init_from='sft', task='reviews', data='asked/feedback.sqlite', **tiny)
     summary = reward_model.train(reward_model.RewardModelSettings(out='rm', **given))
