@@ -13,7 +13,7 @@ from flax import struct
 
 from rlax_ft.models.attention import KVCache
 from rlax_ft.models.transformer import for_decoding, layers_apart
-from rlax_ft.sampling.draw import draw, row_uniforms
+from rlax_ft.sampling.draw import draw, row_words
 from rlax_ft.sampling.sampler import blank, is_end
 
 
@@ -72,7 +72,7 @@ def take_turn(
     positions = talk.lengths[:, None] + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     hidden, cache = apply(variables, tokens, positions, mask.astype(jnp.int32), talk.cache)
     lengths = talk.lengths + jnp.sum(mask, axis=1)
-    uniforms = row_uniforms(key, rows, max_new_tokens)
+    words = row_words(key, rows, max_new_tokens)
     how = dict(temperature=temperature, top_k=None, top_p=1.0, min_p=0.0)
 
     def unfinished(carry):
@@ -81,7 +81,7 @@ def take_turn(
 
     def decode(carry):
         step, done, last, cache, drawn, kept, logps = carry
-        token, logp = draw(apply(variables, last, method='unembed'), uniforms[:, step], **how)
+        token, logp = draw(apply(variables, last, method='unembed'), words[:, step], **how)
         token = jnp.where(done, pad_id, token)
         drawn = drawn.at[:, step].set(token)
         kept = kept.at[:, step].set(~done)
