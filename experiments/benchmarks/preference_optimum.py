@@ -20,7 +20,7 @@ from rlax_ft.harness.results import record
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'How many.')
 _STEPS = flags.DEFINE_integer('steps', 1500, 'Steps of each method; SPPO takes a third of them in each iteration.')
 _BATCH = flags.DEFINE_integer('batch_size', 1024, 'Groups in a step.')
-_METHODS = flags.DEFINE_list('methods', [], 'Which of them; all where empty.')
+_METHODS = flags.DEFINE_multi_enum('method', [], list(METHODS), 'Which of them; all where it is not given.')
 _JSON = flags.DEFINE_string('json', '', 'File for the records.')
 _RECORD = flags.DEFINE_bool('record', False, 'Write the table into RESULTS.md.')
 

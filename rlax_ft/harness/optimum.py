@@ -131,8 +131,8 @@ def tilted(ref):
 BT = partial(dpo_loss, beta=1.0)
 # By name: (batch, objective), its own optimum, learning rate, iterations after which the policy becomes the reference.
 METHODS = {
-    'DPO, soft labels': (lambda: offline(BT, 'soft'), tilted, 0.05, 1),
-    'DPO, hard labels': (lambda: offline(BT, 'sampled'), tilted, 0.02, 1),
+    'DPO (soft labels)': (lambda: offline(BT, 'soft'), tilted, 0.05, 1),
+    'DPO (hard labels)': (lambda: offline(BT, 'sampled'), tilted, 0.02, 1),
     'Plackett-Luce DPO': (rankings, tilted, 0.02, 1),
     'online DPO': (lambda: online(BT, 'soft'), tilted, 0.05, 1),
     'XPO': (
@@ -143,7 +143,7 @@ METHODS = {
         lambda ref: optima.ipo_optimum(ref, REWARDS, 0.2), 0.05, 1,
     ),
     'KTO': (lambda: thumbs(0.5), lambda ref: optima.kto_optimum(ref, GOOD, 0.5, **KTO_WEIGHTS), 0.05, 1),
-    'SPPO, 3 iterations': (
+    'SPPO (3 iterations)': (
         lambda: offline(partial(sppo_loss, beta=0.5), 'soft', size=4),
         lambda ref: optima.sppo_iterate(ref, REWARDS, 0.5, 3), 0.05, 3,
     ),
