@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from rlax_ft.harness.results import record
+from rlax_ft.harness.results import RECORD, record
 
 EXPERIMENTS = Path(__file__).parents[1]
 # What each recipe should reach over 100 episodes, and whether each seed or the mean of the seeds should.
@@ -31,7 +31,6 @@ BARS = {
 }
 _ONLY = flags.DEFINE_list('only', list(BARS), 'Recipes to run.')
 _OUT = flags.DEFINE_string('out', 'runs/control', 'Folder of the run folders.')
-_RECORD = flags.DEFINE_bool('record', False, 'Write the section of RESULTS.md.')
 
 
 def scored(name: str) -> dict:
@@ -70,7 +69,7 @@ def main(_):
     for name in _ONLY.value:
         rows.append(row(name, scored(name)))
         print(rows[-1], flush=True)
-    if _RECORD.value:
+    if RECORD.value:
         record('PPO for environments: scores over 100 episodes', '\n'.join(rows))
 
 

@@ -19,7 +19,7 @@ from absl import app, flags, logging
 from rlax_ft.evaluate.win_rate import paired_difference
 from rlax_ft.harness.command_line import parse
 from rlax_ft.harness.loading import load_script
-from rlax_ft.harness.results import record
+from rlax_ft.harness.results import RECORD, record
 from rlax_ft.losses import preference, unpaired
 
 HERE = Path(__file__).resolve().parents[1]
@@ -31,7 +31,6 @@ _OUT = flags.DEFINE_string('out', 'runs/human', 'Folder of the runs.')
 _LOSSES = flags.DEFINE_list('losses', [], 'Which losses; all where empty.')
 _STEPS = flags.DEFINE_integer('max_steps', 0, "Steps of each run; 0: the recipe's.")
 _MODEL = flags.DEFINE_string('model', 'small', 'Of sft.py.')
-_RECORD = flags.DEFINE_bool('record', False, 'Write the table into RESULTS.md.')
 
 
 def names(module) -> list[str]:
@@ -73,7 +72,7 @@ def main(_):
         )
     print('\n'.join(lines))
     (Path(_OUT.value) / 'human_data.json').write_text(json.dumps(summaries, indent=2) + '\n')
-    if _RECORD.value:
+    if RECORD.value:
         record(f'Human comparisons, {_RECIPE.value}', '\n'.join(lines))
 
 

@@ -19,14 +19,13 @@ import jax
 from absl import app, flags
 
 from rlax_ft.harness.loading import load_script
-from rlax_ft.harness.results import record
+from rlax_ft.harness.results import RECORD, record
 from rlax_ft.training.metrics import read_records
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 _UPDATES = flags.DEFINE_integer('updates', 1000, 'Updates of the run.', lower_bound=2)
 _SETTLED = flags.DEFINE_integer('settled', 50, 'Updates after which nothing may grow.', lower_bound=1)
 _LIMIT = flags.DEFINE_float('limit_mb', 20.0, 'By how many MB the peak may grow after them.')
-_RECORD = flags.DEFINE_bool('record', False, 'Write the section of RESULTS.md.')
 
 
 def main(_):
@@ -34,7 +33,7 @@ def main(_):
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), _UPDATES.value, _SETTLED.value)
     print(json.dumps(figures, indent=2))
-    if _RECORD.value:
+    if RECORD.value:
         record(
             'Memory of a long run',
             f'{_UPDATES.value:,} tiny PPO updates in one process: its peak of memory grew by {figures["grown_mb"]} MB '

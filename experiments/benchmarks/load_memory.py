@@ -18,13 +18,12 @@ from pathlib import Path
 
 from absl import app, flags
 
-from rlax_ft.harness.results import record
+from rlax_ft.harness.results import RECORD, record
 
 LAYERS, WIDTH = 16, 1024
 _GIGABYTES = flags.DEFINE_float('gigabytes', 1.0, 'Size of the parameters in float32.')
 _DEVICES = flags.DEFINE_integer('devices', 8, 'Virtual devices.', lower_bound=1)
 _MESH = flags.DEFINE_string('mesh', '', 'Such as data=2,fsdp=4; all devices on fsdp when empty.')
-_RECORD = flags.DEFINE_bool('record', False, 'Write the section of RESULTS.md.')
 _LOAD = flags.DEFINE_string('load', '', 'Be the process that loads this folder.')
 
 
@@ -46,7 +45,7 @@ def main(_):
             ).stdout
         )
     print(json.dumps({'mesh': mesh, **figures}, indent=2))
-    if _RECORD.value:
+    if RECORD.value:
         record(
             'Memory of loading a model',
             f'{figures["parameters_mb"]:,} MB of float32 parameters on {_DEVICES.value} virtual devices '

@@ -15,14 +15,13 @@ from pathlib import Path
 from absl import app, flags
 
 from rlax_ft.harness.optimum import METHODS, train
-from rlax_ft.harness.results import record
+from rlax_ft.harness.results import RECORD, record
 
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'How many.')
 _STEPS = flags.DEFINE_integer('steps', 1500, 'Steps of each method; SPPO takes a third of them in each iteration.')
 _BATCH = flags.DEFINE_integer('batch_size', 1024, 'Groups in a step.')
 _METHODS = flags.DEFINE_multi_enum('method', [], list(METHODS), 'Which of them; all where it is not given.')
 _JSON = flags.DEFINE_string('json', '', 'File for the records.')
-_RECORD = flags.DEFINE_bool('record', False, 'Write the table into RESULTS.md.')
 
 
 def main(_):
@@ -40,7 +39,7 @@ def main(_):
         print(f'{lines[-1]}  {seconds:.0f} s', flush=True)
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(records, indent=2) + '\n')
-    if _RECORD.value:
+    if RECORD.value:
         record('The optimum of preference methods', '\n'.join(lines))
 
 

@@ -16,7 +16,7 @@ from absl import app, flags
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.harness.loading import load_script
-from rlax_ft.harness.results import record
+from rlax_ft.harness.results import RECORD, record
 from rlax_ft.hf.folder import load_pretrained
 from rlax_ft.models.scoring import rollout_batch, sequence_logps
 from rlax_ft.models.transformer import Transformer
@@ -26,7 +26,6 @@ EXPERIMENTS = Path(__file__).parents[1]
 _BEFORE = flags.DEFINE_string('before', None, 'Folder of the model that PPO started from.', required=True)
 _AFTER = flags.DEFINE_string('after', None, 'Folder of the model that it ended with.', required=True)
 _SAMPLES = flags.DEFINE_integer('samples', 16, 'Samples of each prompt at temperature 1.')
-_RECORD = flags.DEFINE_bool('record', False, 'Write the section of RESULTS.md.')
 
 
 def main(_):
@@ -50,7 +49,7 @@ def main(_):
         [*rows, '', 'Greedy, of the first prompts:', '', *shown, '', agreement(tuned, apply, codec, prompts)]
     )
     print(body)
-    if _RECORD.value:
+    if RECORD.value:
         record('PPO on a real model of stories', body)
 
 

@@ -19,7 +19,7 @@ from absl import app, flags
 
 from rlax_ft.evaluate import table
 from rlax_ft.evaluate.enumeration import kl_divergence, optimal_policy
-from rlax_ft.harness.results import record
+from rlax_ft.harness.results import RECORD, record
 from rlax_ft.losses import policy_gradient
 from rlax_ft.objectives.policy import Credit, PolicyBatch, policy_loss, token_advantages
 from rlax_ft.objectives.ppo import minibatch
@@ -31,7 +31,6 @@ _BATCH = flags.DEFINE_integer('batch', 256, 'Completions in a batch.')
 _GROUP = flags.DEFINE_integer('group_size', 8, 'Completions of a prompt.')
 _RATE = flags.DEFINE_float('learning_rate', 0.02, "Adam's rate, which falls to 0.")
 _ONLY = flags.DEFINE_list('only', [], 'Names of rows to run; all when empty.')
-_RECORD = flags.DEFINE_bool('record', False, 'Write the section of RESULTS.md.')
 BETA, NEAR = 1.0, 0.01
 
 
@@ -143,7 +142,7 @@ def main(_):
         worst, mean = float(np.max(distances)), float(np.mean(distances))
         lines.append(f'| {name} | {worst:.4f} | {mean:.4f} | {"yes" if worst <= NEAR else "no"} | {row[0]} |')
         print(lines[-1], flush=True)
-    if _RECORD.value:
+    if RECORD.value:
         setting = (
             f'The reference is {far:.3f} nats from pi\\*; beta {BETA}, {_UPDATES.value} batches of {_BATCH.value} '
             f'completions in groups of {_GROUP.value}, Adam from {_RATE.value} to 0; KL in the reward but where said; '

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from rlax_ft.harness.race import table
-from rlax_ft.harness.results import record
+from rlax_ft.harness.results import RECORD, record
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.transformer import init_params
 from rlax_ft.types import TokenBatch
@@ -33,7 +33,6 @@ PYTHON = flags.DEFINE_string('peer_python', sys.executable, 'Interpreter of the 
 SHAPE = flags.DEFINE_enum('shape', 'cpu', list(SHAPES), 'Sizes of model and batch.')
 ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds that count.')
 JSON = flags.DEFINE_string('json', '', 'File for the records.')
-RECORD = flags.DEFINE_bool('record', False, 'Write the table into RESULTS.md.')
 
 
 def random_llama(shape: dict) -> tuple[ModelConfig, dict]:

@@ -1,6 +1,6 @@
 """RESULTS.md: one section for each benchmark, each with the command that made it, the hardware, versions and date.
 
-A benchmark replaces its own section and leaves the others.
+A benchmark replaces its own section and leaves the others; --record has it do so.
 """
 
 import datetime
@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 import jax
+from absl import flags
+
+RECORD = flags.DEFINE_bool('record', False, 'Write the section of RESULTS.md.')
 
 
 def record(title: str, body: str, file: Path | None = None) -> None:

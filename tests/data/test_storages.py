@@ -75,7 +75,7 @@ def test_lists_that_a_column_holds_as_json(tmp_path):
         ('x.csv', b'a,a\n1,2\n', r"x.csv, line 1: two columns are called 'a'"),
         ('x.csv', b'prompt\n"a\n', r'x.csv, after line \d: no table'),
         ('x.csv', b'prompt\n\xff\n', r'x.csv: cannot be read as a UTF-8 table'),
-        ('x.jsonl.gz', gzip.compress(b'{"prompt": "a"}\n' * 50)[:40], r'x.jsonl.gz: cannot be read'),
+        ('x.jsonl.gz', gzip.compress(b'{"prompt": "a"}\n' * 50, mtime=0)[:40], r'x.jsonl.gz: cannot be read'),
         ('x.jsonl.gz', b'\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03' + b'\xff' * 40, r'x.jsonl.gz: cannot be read'),
         ('x.jsonl.zst', b'nothing', r'x.jsonl.zst: cannot be read'),
         ('x.parquet', b'PAR1nothing', r'x.parquet: cannot be read as Parquet'),

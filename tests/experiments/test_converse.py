@@ -1,4 +1,4 @@
-"""converse.py: demonstrations that sft.py takes, conversations of what it trained, and one's own environment."""
+"""converse.py: demonstrations for sft.py, conversations of what it trained, GRPO on them, one's own environment."""
 
 import json
 from pathlib import Path
@@ -13,6 +13,7 @@ from rlax_ft.training.metrics import read_records
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
 converse = load_script(SCRIPTS / 'converse.py')
 sft = load_script(SCRIPTS / 'sft.py')
+grpo = load_script(SCRIPTS / 'grpo.py')
 LENGTHS = dict(max_prompt_tokens=32, max_new_tokens=64)
 
 
@@ -27,6 +28,7 @@ def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
     assert summary['conversations'] == 3 and summary['optimum'] == 1.0 and 0 <= summary['reward'] <= 1
     talks = read_records(tmp_path / 'run/conversations.jsonl')
     assert len({talk['messages'][0]['content'] for talk in talks}) == 3
+    trained_by_groups(tmp_path)
     # One's own, with records of its own, in the working directory.
     page = (Path(__file__).parents[2] / 'docs/text_environments.md').read_text()
     (tmp_path / 'my_talks.py').write_text(page.split('```python\n')[1].split('```')[0])
@@ -45,3 +47,20 @@ def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
             converse.converse(converse.ConverseSettings(**{'out': 'wrong', **played, **wrong}))
         assert message in str(caught.value)
     assert json.loads((tmp_path / 'run/summary.json').read_text())['turns'] >= 1
+
+
+def trained_by_groups(folder):
+    """GRPO on conversations: what it measures, what it writes down, and what has no effect there."""
+    given = dict(env='calculator', init_from=f'{folder}/sft', prompts=8, eval_prompts=3, batch_size=8, group_size=2)
+    given |= dict(max_steps=2, learning_rate=1e-3, sample_every=1, eval_every=2, report_to='', **LENGTHS)
+    summary = grpo.train(grpo.GRPOSettings(out=f'{folder}/grpo', **given))
+    assert summary['steps'] == 2 and summary['optimum'] == 1.0 and 0 <= summary['reward'] <= 1
+    metrics = read_records(folder / 'grpo/metrics.jsonl')
+    assert metrics[1]['eval/reward'] == summary['reward'] and metrics[0]['grad_norm'] > 0
+    assert max(m['sampling/sampling_logp_difference/mean'] for m in metrics) < 1e-4
+    talks = read_records(folder / 'grpo/samples.jsonl')
+    assert [(t['step'], t['evaluated']) for t in talks] == [(1, False)] * 8 + [(2, False)] * 8 + [(2, True)] * 3
+    assert all(talk['messages'][0]['role'] == 'user' for talk in talks)
+    for wrong in (dict(reward='maths'), dict(curriculum=True), dict(baseline='greedy', scale='none'), dict(ahead=1)):
+        with pytest.raises(InputError, match=f'--{next(iter(wrong))}'):
+            grpo.train(grpo.GRPOSettings(**{**given, 'out': f'{folder}/wrong', **wrong}))

@@ -34,6 +34,16 @@ CASES = {
     'ppo': ('ppo', f'{_START} --prompts=64 --max_steps=5 --minibatches=2 --update_epochs=2 --target_kl=0.5 {_TINY}'),
     'ppo_engine': ('ppo', f'{_START} --prompts=64 --max_steps=5 --engine_rows=4 --group_size=2 --eval_every=2 {_TINY}'),
     'ppo_lora': ('ppo', f'{_START} --prompts=64 --max_steps=5 --lora_rank=2 {_TINY}'),
+    'grpo': (
+        'grpo',
+        f'{_START} --prompts=64 --max_steps=5 --group_size=4 --dynamic_sampling --curriculum --ahead=1 {_TINY}',
+    ),
+    'kto': ('kto', f'{_START} --comparisons=60 --max_steps=7 --eval_every=3 {_TINY}'),
+    'online_dpo': (
+        'online_dpo',
+        f'{_START} --reward=gold --prompts=64 --max_steps=5 --group_size=2 --sync_reference=2 {_TINY}',
+    ),
+    'distill': ('distill', f'{_START} --teacher={{base}}/sft --prompts=64 --max_steps=5 --on_policy_share=1 {_TINY}'),
     'ppo_env': (
         'ppo_env',
         '--env=CartPole-v1 --num_envs=4 --num_steps=32 --total_steps=1536 --gru=8 --num_seeds=2 --log_every=2 '
