@@ -111,7 +111,7 @@ def ensemble_model(settings, run, data, learner, params) -> dict:
     scores = scores.reshape(-1, settings.ensemble).T
     spread = float(disagreement(scores - scores.mean(axis=1, keepdims=True)).mean())
     model = model.normalized(scores, scale=settings.scale_rewards)
-    model = model.replace(params=on_host(model.params))
+    model = on_host(model)
     on_first(lambda: save_ensemble(run.folder / 'model', model, data.codec.tokenizer), 'model')
     return measured | {'members': settings.ensemble, 'disagreement': spread, 'reward_scale': float(model.scale)}
 

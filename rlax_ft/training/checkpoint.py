@@ -3,6 +3,7 @@
 Leaves out the run folder around them (harness/run.py).
 """
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from rlax_ft.errors import InputError
+
+_open: dict[Path, 'Checkpoints'] = {}  # What this process writes to and has not closed.
 
 
 class Checkpoints:
@@ -29,6 +32,10 @@ class Checkpoints:
         self.folder, self._keep = Path(folder).absolute(), keep
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f'{self.folder}: checkpoints go into a folder of this name, and it is a file')
+        if self.folder in _open:
+            # A run that ended in an exception may still be saving in the background, and nobody waits for it.
+            with contextlib.suppress(Exception):
+                _open.pop(self.folder).close()
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_handlers={'state': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()},
@@ -36,6 +43,8 @@ class Checkpoints:
                 max_to_keep=keep, cleanup_tmp_directories=tidy, lightweight_initialize=True
             ),
         )
+        if tidy:
+            _open[self.folder] = self
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -128,6 +137,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for saves under way, and removes what a process that was killed had no time to remove."""
+        if _open.get(self.folder) is self:
+            del _open[self.folder]
         self._manager.wait_until_finished()
         for step in sorted(self._manager.all_steps())[: -self._keep]:
             self._manager.delete(step)
