@@ -79,7 +79,7 @@ def talks(model):
 def test_rows_are_what_was_said_and_told(model, talks):
     talks, codec = talks
     tokens = talks.tokens
-    assert set(talks.turns.tolist()) == {1, 2, 3} and talks.ended.any() and not talks.ended.all()
+    assert {1, 3} <= set(talks.turns.tolist()) <= {1, 2, 3} and talks.ended.any() and not talks.ended.all()
     for i, messages in enumerate(talks.messages):
         row, own = tokens.tokens[i][tokens.segment_ids[i] > 0], tokens.mask[i][tokens.segment_ids[i] > 0]
         runs = np.flatnonzero(np.diff(own, prepend=0.0) == 1)

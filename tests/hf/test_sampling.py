@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from rlax_ft.hf.families import FAMILIES, to_config
 from rlax_ft.models.config import LoRAConfig
-from rlax_ft.models.lora import adapted, attach, init_adapter
+from rlax_ft.models.lora import Adapter, adapted, attach, init_adapter
 from rlax_ft.models.scoring import rollout_batch, token_logps
 from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.sampling.text import make_sampler, rollout_logps
@@ -51,7 +51,7 @@ def test_every_family_is_sampled_whole_and_with_an_adapter(family):
     check(Transformer(config).apply, params)
     adapter = init_adapter(params, lora, jax.random.key(1))
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
-    check(adapted(Transformer(given).apply), attach({'lora': adapter}, params))
+    check(adapted(Transformer(given).apply), attach(Adapter(adapter), params))
 
 
 def goes_through(apply, params):
