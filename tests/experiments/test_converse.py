@@ -51,15 +51,15 @@ def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
 
 def trained_by_groups(folder):
     """GRPO on conversations: what it measures, what it writes down, and what has no effect there."""
-    given = dict(env='calculator', init_from=f'{folder}/sft', prompts=8, eval_prompts=3, batch_size=8, group_size=2)
+    given = dict(env='twenty_questions', init_from=f'{folder}/sft', prompts=8, eval_prompts=3, batch_size=16, group_size=2)
     given |= dict(max_steps=2, learning_rate=1e-3, sample_every=1, eval_every=2, report_to='', **LENGTHS)
     summary = grpo.train(grpo.GRPOSettings(out=f'{folder}/grpo', **given))
-    assert summary['steps'] == 2 and summary['optimum'] == 1.0 and 0 <= summary['reward'] <= 1
+    assert summary['steps'] == 2 and -1 <= summary['reward'] < summary['optimum'] < 1
     metrics = read_records(folder / 'grpo/metrics.jsonl')
     assert metrics[1]['eval/reward'] == summary['reward'] and metrics[0]['grad_norm'] > 0
     assert max(m['sampling/sampling_logp_difference/mean'] for m in metrics) < 1e-4
     talks = read_records(folder / 'grpo/samples.jsonl')
-    assert [(t['step'], t['evaluated']) for t in talks] == [(1, False)] * 8 + [(2, False)] * 8 + [(2, True)] * 3
+    assert [(t['step'], t['evaluated']) for t in talks] == [(1, False)] * 16 + [(2, False)] * 16 + [(2, True)] * 3
     assert all(talk['messages'][0]['role'] == 'user' for talk in talks)
     for wrong in (dict(reward='maths'), dict(curriculum=True), dict(baseline='greedy', scale='none'), dict(ahead=1)):
         with pytest.raises(InputError, match=f'--{next(iter(wrong))}'):
