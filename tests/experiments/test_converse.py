@@ -51,8 +51,8 @@ def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
 
 def trained_by_groups(folder):
     """GRPO on conversations: what it measures, what it writes down, and what has no effect there."""
-    given = dict(env='twenty_questions', init_from=f'{folder}/sft', prompts=8, eval_prompts=3, batch_size=16, group_size=2)
-    given |= dict(max_steps=2, learning_rate=1e-3, sample_every=1, eval_every=2, report_to='', **LENGTHS)
+    given = dict(env='twenty_questions', init_from=f'{folder}/sft', prompts=8, eval_prompts=3, batch_size=16)
+    given |= dict(group_size=2, max_steps=2, learning_rate=1e-3, sample_every=1, eval_every=2, report_to='', **LENGTHS)
     summary = grpo.train(grpo.GRPOSettings(out=f'{folder}/grpo', **given))
     assert summary['steps'] == 2 and -1 <= summary['reward'] < summary['optimum'] < 1
     metrics = read_records(folder / 'grpo/metrics.jsonl')
