@@ -11,6 +11,7 @@ from rlax_ft.harness.benchmark import SHAPES
 from rlax_ft.harness.race import race, table
 from rlax_ft.harness.results import record
 
+pytestmark = pytest.mark.slow
 WORKERS = Path(__file__).parents[2] / 'experiments/benchmarks/workers'
 
 

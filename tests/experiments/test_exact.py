@@ -104,6 +104,7 @@ def test_ppo_reaches_the_optimum(base):
     check_arrived(base, 'ppo')
 
 
+@pytest.mark.slow
 def test_rloo_reaches_the_optimum(base):
     grpo.train(
         grpo.GRPOSettings(

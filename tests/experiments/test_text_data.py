@@ -124,6 +124,7 @@ def test_a_stream_needs_something_to_measure_on(data, tmp_path):
         sft.train(sft.SFTSettings(**common(data, tmp_path / 'x', 'talks.jsonl', streaming=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('script', 'name'),
     [
