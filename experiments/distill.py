@@ -17,8 +17,8 @@ from functools import partial
 
 import jax
 
-from rlax_ft.data.loader import split_rows, whole_batch
-from rlax_ft.data.records import plain_text, read_demonstrations, read_prompts, record_texts
+from rlax_ft.data.loader import whole_batch
+from rlax_ft.data.records import plain_text, record_texts
 from rlax_ft.data.rows import fitting, prompt_arrays, prompt_of, take_rows
 from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
@@ -32,6 +32,7 @@ from rlax_ft.harness.distillation import (
 )
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
+from rlax_ft.harness.rollouts import prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
@@ -86,7 +87,7 @@ def train(settings: DistillSettings) -> dict:
     if run.summary:
         return run.summary
     task, given = task_of(settings), own < settings.batch_size
-    records, held_out = read(settings, task, given)
+    records, held_out = prompt_records(settings, task, answered=given)
     texts = lambda: record_texts(records) if given else [plain_text(record['prompt']) for record in records]  # noqa: E731
     codec = make_codec(settings, run, texts)
     records = fitting(codec, records) if given else records
@@ -156,18 +157,6 @@ def check(settings: DistillSettings) -> int:
     if settings.divergence == 'sampled' and settings.jsd_beta != DistillSettings.jsd_beta:
         raise InputError(f'--jsd_beta={settings.jsd_beta}: has no effect with --divergence=sampled; leave it out')
     return own
-
-
-def read(settings: DistillSettings, task, given: bool) -> tuple[list[dict], list[dict]]:
-    """(records to learn from, held-out records), with completions where the data's own are learned from."""
-    if not settings.data:
-        if given:
-            return task.demonstrations(settings.prompts, settings.seed), []
-        return [{'prompt': prompt} for prompt in task.sample_prompts(settings.prompts, settings.seed)], []
-    records = (read_demonstrations if given else read_prompts)(settings.data)
-    if settings.eval_data or task is not None:
-        return records, read_prompts(settings.eval_data) if settings.eval_data else []
-    return split_rows(records, seed=settings.seed)
 
 
 if __name__ == '__main__':

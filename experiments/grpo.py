@@ -28,10 +28,10 @@ from rlax_ft.harness.conversation_groups import (
 from rlax_ft.harness.conversations import ConversationSettings, text_environment
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.group_report import Clock, write_rollouts
-from rlax_ft.harness.group_setup import PolicySettings, check_policy, correction, make_credit, make_loss, prompts
+from rlax_ft.harness.group_setup import PolicySettings, check_policy, correction, make_credit, make_loss
 from rlax_ft.harness.groups import GroupCollector, GroupSettings, check_collection
 from rlax_ft.harness.learner import make_learner
-from rlax_ft.harness.rollouts import check_groups
+from rlax_ft.harness.rollouts import check_groups, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
@@ -65,7 +65,7 @@ def train(settings: GRPOSettings) -> dict:
     if run.summary:
         return run.summary
     task, env = task_of(settings), text_environment(settings.env) if settings.env else None
-    records, held_out = conversation_records(settings, env) if env else prompts(settings, task)
+    records, held_out = conversation_records(settings, env) if env else prompt_records(settings, task)
     codec = make_codec(settings, run, list if env else lambda: [plain_text(record['prompt']) for record in records])
     settings = with_steps(settings, len(records) * settings.group_size)
     learner, clock = make_learner(settings, *starting_model(settings, codec)), Clock()

@@ -27,8 +27,8 @@ from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import check_pair_loss, load_loss
-from rlax_ft.harness.online import judged_groups, make_groups, prompt_records
-from rlax_ft.harness.rollouts import RolloutSettings, check_groups
+from rlax_ft.harness.online import judged_groups, make_groups
+from rlax_ft.harness.rollouts import RolloutSettings, check_groups, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of

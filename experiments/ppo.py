@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_ft.data.loader import split_rows, whole_batch
-from rlax_ft.data.records import plain_text, read_prompts
+from rlax_ft.data.loader import whole_batch
+from rlax_ft.data.records import plain_text
 from rlax_ft.data.rows import prompt_rows
 from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import aggregation, check_token_loss, load_loss
-from rlax_ft.harness.rollouts import RolloutSettings, check_groups, make_collector
+from rlax_ft.harness.rollouts import RolloutSettings, check_groups, make_collector, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
@@ -67,7 +67,7 @@ def train(settings: PPOSettings) -> dict:
     if run.summary:
         return run.summary
     task = task_of(settings)
-    records, held_out = prompts(settings, task)
+    records, held_out = prompt_records(settings, task)
     codec = make_codec(settings, run, lambda: [plain_text(record['prompt']) for record in records])
     settings = with_steps(settings, len(records) * settings.group_size)
     learner = make_learner(settings, *starting_model(settings, codec))
@@ -135,16 +135,6 @@ def check(settings: PPOSettings) -> None:
             f'--lora_dropout={settings.lora_dropout}: the ratio of PPO needs a policy without dropout; give 0'
         )
     check_groups(settings)
-
-
-def prompts(settings: PPOSettings, task) -> tuple[list[dict], list[dict]]:
-    """(records to sample for, held-out records), each with a `prompt` and all that the data has beside it."""
-    if not settings.data:
-        return [{'prompt': prompt} for prompt in task.sample_prompts(settings.prompts, settings.seed)], []
-    records = read_prompts(settings.data)
-    if settings.eval_data or task is not None:
-        return records, read_prompts(settings.eval_data) if settings.eval_data else []
-    return split_rows(records, seed=settings.seed)
 
 
 def make_update(settings: PPOSettings, learner, loss, mode: str):

@@ -7,14 +7,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
-from rlax_ft.data.loader import split_rows
-from rlax_ft.data.records import read_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import aggregation, check_token_loss, load_loss
 from rlax_ft.harness.settings import flag
 from rlax_ft.objectives.policy import BASELINES, WHITENING, Credit
 from rlax_ft.ops.kl import KINDS
-from rlax_ft.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +109,6 @@ def correction(settings) -> dict | None:
         return None
     bounds = dict(cap=settings.correction_cap, floor=settings.correction_floor)
     return dict(level=settings.correction, mode=settings.correction_mode, **bounds)
-
-
-def prompts(settings, task: Task | None) -> tuple[list[dict], list[dict]]:
-    """(records to sample for, held-out records), each with a `prompt` and all that the data has beside it."""
-    if not settings.data:
-        return [{'prompt': prompt} for prompt in task.sample_prompts(settings.prompts, settings.seed)], []
-    records = read_prompts(settings.data)
-    if settings.eval_data or task is not None:
-        return records, read_prompts(settings.eval_data) if settings.eval_data else []
-    return split_rows(records, seed=settings.seed)
 
 
 def check_policy(settings) -> None:

@@ -11,24 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.data.codec import Codec
-from rlax_ft.data.loader import split_rows
-from rlax_ft.data.records import read_prompts
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.rollouts import make_collector
 from rlax_ft.objectives.online import GroupBatch, compare, group_ranks, join_groups, noisy_scores
 from rlax_ft.sampling.mixture import mixture_apply
 from rlax_ft.tasks.task import Task
 from rlax_ft.types import BranchBatch, RankingBatch
-
-
-def prompt_records(settings, task: Task | None) -> tuple[list[dict], list[dict]]:
-    """(records to sample for, held-out records), each with a `prompt` and all that the data has beside it."""
-    if not settings.data:
-        return [{'prompt': prompt} for prompt in task.sample_prompts(settings.prompts, settings.seed)], []
-    records = read_prompts(settings.data)
-    if settings.eval_data or task is not None:
-        return records, read_prompts(settings.eval_data) if settings.eval_data else []
-    return split_rows(records, seed=settings.seed)
 
 
 def make_groups(settings, task: Task | None, codec: Codec, learner: Learner) -> tuple[Callable, Callable]:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.data.codec import Codec
+from rlax_ft.data.loader import split_rows
+from rlax_ft.data.records import read_demonstrations, read_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.rewards import make_reward
@@ -93,6 +95,24 @@ class Collected:
         return {'val/num_eos_tokens': self.ended.sum(), **failed} | {
             f'rewards/{name}/mean': jnp.nanmean(values) for name, values in several.items()
         }
+
+
+def prompt_records(settings, task: Task | None, *, answered: bool = False) -> tuple[list[dict], list[dict]]:
+    """(records to sample for, held-out records), each with a `prompt` and all that the data has beside it.
+
+    Args:
+      settings: of the script; `prompts` is how many are drawn from the task.
+      task: the embedded one; None where there is --data.
+      answered: those to sample for come with an answer.
+    """
+    if not settings.data:
+        if answered:
+            return task.demonstrations(settings.prompts, settings.seed), []
+        return [{'prompt': prompt} for prompt in task.sample_prompts(settings.prompts, settings.seed)], []
+    records = (read_demonstrations if answered else read_prompts)(settings.data)
+    if settings.eval_data or task is not None:
+        return records, read_prompts(settings.eval_data) if settings.eval_data else []
+    return split_rows(records, seed=settings.seed)
 
 
 def check_groups(settings) -> None:
