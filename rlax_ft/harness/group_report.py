@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rlax_ft.data.records import write_records
-from rlax_ft.ops.groups import pass_at_k
+from rlax_ft.evaluate.pass_at_k import pass_at_k
 from rlax_ft.training.metrics import read_records
 
 # How many completions of a step are written down.
@@ -65,7 +65,7 @@ def group_metrics(groups, weights: Mapping[str, float], success_at: float) -> di
     }
     k = 1
     while k <= size:
-        metrics[f'pass@{k}'] = np.asarray(pass_at_k(solved.reshape(-1), size, k)).mean()
+        metrics[f'pass@{k}'] = pass_at_k(solved, k).mean()
         k *= 2
     for outcome, rows in (('solved', solved), ('unsolved', ~solved)):
         if rows.any():

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rlax_ft.losses.clipping import outside_bounds
 from rlax_ft.losses.policy_gradient import importance_weights, off_policy_mask, ppo_clip_loss
 from rlax_ft.models.scoring import before_each_token, read, token_logps
 from rlax_ft.ops.arrays import keep, safe_exp
@@ -238,17 +239,17 @@ def policy_loss(
     value = of_loss(losses)
     ratio = keep(mask > 0, safe_exp(logps - data.old))
     entropy = mean(-ratio * logps)
-    slope = jax.grad(lambda x: jnp.sum(loss(x, data.old, data.advantages, mask)))(jax.lax.stop_gradient(logps))
     metrics = {
         'loss/policy_avg': value,
         'policy/approxkl_avg': mean(0.5 * jnp.square(logps - data.old)),
-        # Tokens that the loss holds where they are, whatever its bounds: they have an advantage and no gradient.
-        'policy/clipfrac_avg': mean(((slope == 0) & (data.advantages != 0)).astype(jnp.float32)),
         'policy/entropy_avg': entropy,
         'val/ratio': mean(ratio),
         'val/ratio_var': mean(jnp.square(ratio - 1.0)),
         'sampling/sampling_logp_difference/mean': mean(jnp.abs(logps - data.sampled)),
     }
+    outside = outside_bounds(loss, logps - data.old, mask)
+    if outside is not None:
+        metrics['policy/clipfrac_avg'] = mean(outside)
     if kl_coef:
         kl = kl_estimate(logps, data.ref, kl_kind)
         kl_loss = of_loss(kl * ratio if kl_weighted else kl)

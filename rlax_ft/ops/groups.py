@@ -1,4 +1,4 @@
-"""Groups of completions of one prompt, beyond their mean: pass@k, rewards normalised apart, a baseline by token.
+"""Groups of completions of one prompt, beyond their mean: rewards normalised apart, a baseline by token.
 
 Leaves out the plain advantages of a group (returns.py).
 """
@@ -8,32 +8,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from rlax_ft.ops.arrays import as_float, as_logps, as_mask, keep
+from rlax_ft.ops.arrays import as_logps, as_mask, keep
 from rlax_ft.ops.reduce import masked_var
 from rlax_ft.ops.returns import discounted_returns, group_advantages
-
-
-def pass_at_k(successes: jax.Array, group_size: int, k: int) -> jax.Array:
-    """1 - C(G - c, k) / C(G, k), the unbiased chance that one of k completions is right (arXiv 2107.03374).
-
-    Args:
-      successes: [B], whether each completion is right; rows of one prompt adjacent.
-      group_size: G.
-      k: in 1..G.
-
-    Returns:
-      float32[B / G], c being the number of right ones of a group.
-
-    Raises:
-      ValueError: k is not in 1..G.
-    """
-    if not 1 <= k <= group_size:
-        raise ValueError(f'k must be in 1..{group_size}, got {k}')
-    right = jnp.sum(as_float(successes=successes).reshape(-1, group_size) > 0, axis=1, keepdims=True)
-    drawn = jnp.arange(k)
-    # A wrong one at every draw without replacement.
-    wrong = jnp.maximum(group_size - right - drawn, 0) / (group_size - drawn)
-    return 1.0 - jnp.prod(wrong, axis=1)
 
 
 def decoupled_advantages(

@@ -1,5 +1,7 @@
 """Advantages without a critic by hand, the loss of groups as a function of arrays, and its split into parts."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,10 +103,13 @@ def test_the_share_of_held_tokens_is_by_the_losss_own_bounds():
     data, _ = make_batch()
     data = data.replace(weights=None, advantages=jnp.ones_like(data.advantages) * data.tokens.mask)
     logps, total = data.old + jnp.log(1.3), data.tokens.mask.sum()
-    share = lambda loss: float(policy_loss(logps, data, total, total, loss=loss)[1]['policy/clipfrac_avg'])  # noqa: E731
+    share = lambda loss: policy_loss(logps, data, total, total, loss=loss)[1].get('policy/clipfrac_avg')  # noqa: E731
     assert share(pg.ppo_clip_loss) == pytest.approx(1.0)
-    assert share(lambda *arrays: pg.ppo_clip_loss(*arrays, clip_high=0.4)) == 0.0
-    assert share(pg.cispo_loss) == 0.0
+    assert share(partial(pg.ppo_clip_loss, clip_high=0.4)) == 0.0 == share(pg.cispo_loss)
+    assert share(partial(pg.cispo_loss, clip_high=0.1)) == pytest.approx(1.0)
+    # GMPO's bounds are on log-ratios: log 1.3 is 0.26.
+    assert share(partial(pg.gmpo_loss, clip_high=0.28)) == 0.0 and share(partial(pg.gmpo_loss, clip_high=0.25)) > 0.99
+    assert share(pg.reinforce_loss) is None
 
 
 def test_weights_and_kl_enter_as_they_should(x64):
