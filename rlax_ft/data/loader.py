@@ -42,11 +42,6 @@ def local_rows(batch):
     return jax.tree.map(lambda leaf: np.array_split(leaf, count)[index], batch)
 
 
-def local_batch(dataset, step: int, *, batch_size: int, seed: int):
-    """`local_rows` of `whole_batch`, for losses whose denominator is the batch size."""
-    return local_rows(whole_batch(dataset, step, batch_size=batch_size, seed=seed))
-
-
 def prefetch(items: Iterable, *, depth: int = 2) -> Iterator:
     """The same items, each made up to `depth` ahead of its use by a background thread.
 

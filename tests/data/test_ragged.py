@@ -129,5 +129,6 @@ def test_every_host_has_the_width_of_the_whole_batch(monkeypatch, hosts):
     for host in range(hosts):
         monkeypatch.setattr(jax, 'process_count', lambda: hosts)
         monkeypatch.setattr(jax, 'process_index', lambda host=host: host)
-        shapes |= {loader.local_batch(rows, step, batch_size=4, seed=0).tokens.shape for step in range(5)}
+        wholes = (loader.whole_batch(rows, step, batch_size=4, seed=0) for step in range(5))
+        shapes |= {loader.local_rows(whole).tokens.shape for whole in wholes}
     assert {shape[0] for shape in shapes} == {4 // hosts} and {shape[1] for shape in shapes} == {8, 56}

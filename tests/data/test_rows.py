@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlax_ft.data.codec import Codec
-from rlax_ft.data.loader import batch_indices, local_batch, split_rows
+from rlax_ft.data.loader import batch_indices, split_rows, whole_batch
 from rlax_ft.data.rows import fitting, preference_rows, prompt_arrays, ranking_rows, token_rows
 from rlax_ft.data.tokenizers import train_tokenizer, word_tokenizer
 from rlax_ft.errors import InputError
@@ -105,9 +105,9 @@ def test_batches_are_a_function_of_seed_and_step():
     assert (batch_indices(size, 0, batch_size=batch, seed=2) != stream[:4]).any()
 
 
-def test_local_batch_takes_rows_of_every_leaf():
+def test_a_batch_takes_rows_of_every_leaf():
     data = {'x': np.arange(6), 'y': np.arange(6) * 10}
-    batch = local_batch(data, 3, batch_size=5, seed=0)
+    batch = whole_batch(data, 3, batch_size=5, seed=0)
     assert (batch['y'] == batch['x'] * 10).all() and batch['x'].shape == (5,)
 
 

@@ -36,7 +36,11 @@ def run(*arguments):
     ('script', 'arguments', 'message'),
     [
         ('sft', ['--lerning_rate=1'], "error: Unknown command line flag 'lerning_rate'. Did you mean: learning_rate ?"),
-        ('dpo', ['--labels=mine'], 'error: flag --labels=mine: value should be one of <human|agreement|'),
+        (
+            'dpo',
+            ['--labels=mine'],
+            'error: flag --labels=mine: value should be one of <human|agreement|preference_model|gold>',
+        ),
         ('ppo', ['--batch_size=many'], 'error: flag --batch_size=many: invalid literal for int()'),
         ('rlhf', ['extra'], "error: found 'extra', which is no flag"),
         ('reward_model', ['--data=nowhere.jsonl'], 'error: nowhere.jsonl: no such file'),
