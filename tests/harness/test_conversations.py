@@ -73,13 +73,13 @@ RECORDS = [{'ask': text} for text in ('go', 'say it', 'now, please', 'go', 'x', 
 @pytest.fixture(scope='module')
 def talks(model):
     collect, codec = collector(model, echo())
-    return collect(model[2], RECORDS, jax.random.key(3)), codec
+    return collect(model[2], RECORDS, jax.random.key(6)), codec
 
 
 def test_rows_are_what_was_said_and_told(model, talks):
     talks, codec = talks
     tokens = talks.tokens
-    assert {1, 3} <= set(talks.turns.tolist()) <= {1, 2, 3} and talks.ended.any() and not talks.ended.all()
+    assert set(talks.turns.tolist()) == {1, 2, 3} and talks.ended.any() and not talks.ended.all()
     for i, messages in enumerate(talks.messages):
         row, own = tokens.tokens[i][tokens.segment_ids[i] > 0], tokens.mask[i][tokens.segment_ids[i] > 0]
         runs = np.flatnonzero(np.diff(own, prepend=0.0) == 1)
@@ -114,7 +114,7 @@ def test_the_samplers_numbers_are_the_trainers(model, talks):
 def test_prompts_that_are_shared_give_the_same_numbers(model):
     """As branches, a prompt once for its two conversations: the sampler's log-probabilities again."""
     collect, _ = collector(model, echo())
-    talks = collect(model[2], [r for r in RECORDS[:3] for _ in range(2)], jax.random.key(3))
+    talks = collect(model[2], [r for r in RECORDS[:3] for _ in range(2)], jax.random.key(6))
     tokens, logps, rewards = talks.branches(2)
     assert tokens.responses.tokens.shape[:2] == (3, 2) and tokens.mask.shape == logps.shape == rewards.shape
     assert tokens.mask.sum() == talks.tokens.mask.sum() and logps.sum() == pytest.approx(talks.logps.sum(), rel=1e-5)
@@ -127,7 +127,7 @@ def test_prompts_that_are_shared_give_the_same_numbers(model):
 def test_a_cache_that_is_full_is_read_again(model, talks):
     """With room for one reading and one turn every turn reads its row from the beginning: the same numbers."""
     collect, _ = collector(model, echo(), slots=128 + 6)
-    again = collect(model[2], RECORDS, jax.random.key(3))
+    again = collect(model[2], RECORDS, jax.random.key(6))
     np.testing.assert_array_equal(again.tokens.tokens, talks[0].tokens.tokens)
     np.testing.assert_allclose(again.logps, talks[0].logps, atol=1e-4)
 
