@@ -129,6 +129,8 @@ def train(settings: GRPOSettings) -> dict:
                 else:
                     write_rollouts(samples, i + 1, batch, data.advantages, data.ref, codec, records)
             writer.write(i + 1, metrics | clock.shares(), batch.tokens)
+            if not settings.ahead:
+                writer.flush()  # Nothing is under way: its speed is that of this step.
             run.save_if_due(settings, i + 1, last, writer, lambda: (state, collector.state(pending)))  # noqa: B023
 
     learner.export(run, state.params, codec)

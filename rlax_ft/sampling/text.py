@@ -12,11 +12,9 @@ import numpy as np
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.rows import prompt_arrays
-from rlax_ft.models.lora import Adapted
-from rlax_ft.models.transformer import for_decoding, layers_apart
-from rlax_ft.parallel.constrain import active_mesh
 from rlax_ft.parallel.placement import fetch, spread
 from rlax_ft.sampling.engine import generate_many
+from rlax_ft.sampling.layout import decoding_layout
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.types import ApplyFn, Rollout
 
@@ -38,7 +36,7 @@ def make_sampler(
     def sample(params, prompts, prompt_mask, key):
         return sampler(
             apply,
-            {'params': _laid_out(params)},
+            {'params': decoding_layout(params)},
             prompts,
             prompt_mask,
             key,
@@ -51,17 +49,6 @@ def make_sampler(
 
     compiled = jax.jit(sample)
     return lambda params, *rows: compiled(params, *spread(rows))
-
-
-def _laid_out(params):
-    if isinstance(params, Adapted):
-        # An adapter beside its base fits no joined matrices.
-        return params.replace(base=layers_apart(params.base), lora=params.lora and layers_apart(params.lora))
-    if 'policy' in params:  # Several policies that are sampled as one.
-        return {name: _laid_out(part) for name, part in params.items()}
-    # A joined matrix would be split over `tensor` across its parts.
-    mesh = active_mesh()
-    return for_decoding(params) if mesh is None or mesh.shape.get('tensor', 1) == 1 else layers_apart(params)
 
 
 def sample_prompts(

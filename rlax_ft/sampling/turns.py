@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from rlax_ft.models.attention import KVCache
-from rlax_ft.models.transformer import for_decoding, layers_apart
 from rlax_ft.sampling.draw import draw, row_words
+from rlax_ft.sampling.layout import decoding_layout
 from rlax_ft.sampling.sampler import blank, is_end
 
 
@@ -107,17 +107,10 @@ def make_turns(apply: Callable, **how) -> tuple[Callable, Callable]:
     """
 
     def turn(params, talk, tokens, mask, key):
-        return take_turn(apply, _laid_out(params), talk, tokens, mask, key, **how)
+        return take_turn(apply, decoding_layout(params), talk, tokens, mask, key, **how)
 
     def begin(params, rows, slots):
-        return begin_talk(apply, _laid_out(params), rows, slots)
+        return begin_talk(apply, decoding_layout(params), rows, slots)
 
     # A first turn on an empty cache compiles apart from the others; later caches are written in place.
     return jax.jit(begin, static_argnums=(1, 2)), jax.jit(turn, donate_argnums=1)
-
-
-def _laid_out(params):
-    if 'layers' in params:
-        return for_decoding(params)
-    # An adapter beside its base fits no joined matrices.
-    return params | {name: layers_apart(params[name]) for name in ('lora', 'base') if name in params}

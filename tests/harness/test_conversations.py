@@ -18,7 +18,8 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.conversation_groups import ConversationCollector
 from rlax_ft.harness.conversations import ConversationSettings, make_conversations, text_environment
 from rlax_ft.losses.policy_gradient import reinforce_loss
-from rlax_ft.models.config import embedded_config
+from rlax_ft.models.config import LoRAConfig, embedded_config
+from rlax_ft.models.lora import Adapter, adapted, attach, init_adapter
 from rlax_ft.models.scoring import token_logps
 from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.ops.reduce import aggregate
@@ -109,6 +110,21 @@ def test_the_samplers_numbers_are_the_trainers(model, talks):
     apply = Transformer(model[1]).apply
     logps = jax.jit(lambda p, rows: token_logps(apply, {'params': p}, rows))(model[2], talks.tokens)
     np.testing.assert_allclose(logps, talks.logps, atol=1e-4)
+
+
+def test_an_adapter_talks_and_is_trained_alike(model):
+    _, config, base = model
+    lora = LoRAConfig(2)
+    nudged = jax.tree.map(lambda x: x + 0.02, init_adapter(base, lora, jax.random.key(1)))
+    config, params = dataclasses.replace(config, lora=lora), attach(Adapter(nudged), base)
+    apply = adapted(Transformer(config).apply)
+    codec = Codec(model[0], 64, 128, vocab_size=config.vocab_size)
+    collect = make_conversations(Flags(turn_tokens=6), echo(), codec, apply)
+    talks = collect(params, RECORDS[:2], jax.random.key(6))
+    logps = jax.jit(lambda p, rows: token_logps(apply, {'params': p}, rows))(params, talks.tokens)
+    np.testing.assert_allclose(logps, talks.logps, atol=1e-4)
+    plain = jax.jit(lambda p, rows: token_logps(Transformer(model[1]).apply, {'params': p}, rows))(base, talks.tokens)
+    assert np.abs(plain - logps).max() > 1e-2
 
 
 def test_prompts_that_are_shared_give_the_same_numbers(model):
