@@ -30,7 +30,7 @@ from rlax_ft.harness.step import compile_training, resume, with_steps
 from rlax_ft.objectives.reward import ensemble_objective
 from rlax_ft.parallel.hosts import on_first
 from rlax_ft.parallel.placement import on_host
-from rlax_ft.rewards.ensemble import disagreement, save_ensemble
+from rlax_ft.rewards.ensemble import mean_disagreement, save_ensemble
 from rlax_ft.rewards.learned import RewardModel, save_reward_model
 from rlax_ft.sampling.text import map_rows
 from rlax_ft.training.step import init_state
@@ -109,9 +109,8 @@ def ensemble_model(settings, run, data, learner, params) -> dict:
     score = partial(jax.jit(lambda model, rows: model.member_candidates(rows)), model)
     scores = map_rows(score, data.scored, batch_size=settings.batch_size)  # [N, K, E]
     scores = scores.reshape(-1, settings.ensemble).T
-    spread = float(disagreement(scores - scores.mean(axis=1, keepdims=True)).mean())
-    model = model.normalized(scores, scale=settings.scale_rewards)
-    model = on_host(model)
+    spread = mean_disagreement(scores)
+    model = on_host(model.normalized(scores, scale=settings.scale_rewards))
     on_first(lambda: save_ensemble(run.folder / 'model', model, data.codec.tokenizer), 'model')
     return measured | {'members': settings.ensemble, 'disagreement': spread, 'reward_scale': float(model.scale)}
 

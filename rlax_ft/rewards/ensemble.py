@@ -107,6 +107,11 @@ def disagreement(scores: jax.Array) -> jax.Array:
     return jnp.std(scores, axis=0)
 
 
+def mean_disagreement(scores: np.ndarray) -> float:
+    """The mean over N answers of `disagreement`, each member centred on its own mean first; scores float[E, N]."""
+    return float(disagreement(scores - scores.mean(axis=1, keepdims=True)).mean())
+
+
 def split_reduction(name: str) -> tuple[str, str]:
     """(`runs/rm`, `min`) of `runs/rm:min`; (name, '') where no reduction stands behind it."""
     path, colon, reduction = name.rpartition(':')
