@@ -280,7 +280,7 @@ def search(given, rest, chip, count) -> int:
 
     taken = {argument.lstrip('-').partition('=')[0] for argument in rest}
     tensors = [1] if 'mesh' in taken else [t for t in (1, 2, 4, 8) if count % t == 0 and t <= count]
-    ranked = []
+    ranked, refused = [], set()
     for tensor in tensors:
         for micro_batches in [None] if 'micro_batches' in taken else (1, 2, 4):
             for remat in [None] if 'remat' in taken else ('none', 'full'):
@@ -290,6 +290,9 @@ def search(given, rest, chip, count) -> int:
                 try:
                     report = compile_one(given, [*rest, *flags], chip)
                 except InputError as error:
+                    if refused == {str(error)} and not ranked:
+                        raise  # It is no fault of the combination.
+                    refused.add(str(error))
                     print(f'{" ".join(flags)}: {error}')
                     continue
                 step = report.get('roofline', {}).get('step', float('inf'))

@@ -71,3 +71,16 @@ def test_mistakes():
         preflight.shape_of(preflight.OWN | {'model': 'nobody'}, preflight.settings_of({'script': 'sft'}, []))
     with pytest.raises(InputError, match=r'give --topology=CHIP:SHAPE or --devices=N'):
         preflight.preflight(dict(preflight.OWN), [])
+
+
+def test_a_search_stops_at_what_no_combination_mends(monkeypatch, tmp_path):
+    tried = []
+
+    def refuse(given, rest, chip):
+        tried.append(rest)
+        raise InputError('--model=x: no named shape')
+
+    monkeypatch.setattr(preflight, 'compile_one', refuse)
+    with pytest.raises(InputError, match='no named shape'):
+        preflight.search({'search': str(tmp_path / 'best.flags')}, [], None, 4)
+    assert len(tried) == 2 and not (tmp_path / 'best.flags').exists()
