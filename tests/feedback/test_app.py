@@ -5,7 +5,7 @@ import os
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rlax_ft.errors import InputError
@@ -323,6 +323,11 @@ def test_no_request_whatever_gives_a_500(make_page, pairs):
         st.one_of(st.binary(max_size=60), st.dictionaries(FIELDS, VALUES, max_size=6)),
         st.booleans(),
     )
+    # What chance alone might not reach: a judgement that is none, a page, no page, and a method that a page has not.
+    @example('POST', '/api/judge', [], {'choice': 'nonsense'}, True)
+    @example('GET', '/', [], b'', False)
+    @example('GET', '/nothing', [], b'', False)
+    @example('PUT', '/', [], b'', True)
     def one(method, path, extra, body, inside):
         headers = [(b'host', b'127.0.0.1:8600'), (b'origin', b'http://127.0.0.1:8600')]
         headers += [(b'content-type', b'application/json'), *extra]
