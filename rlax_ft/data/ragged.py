@@ -1,7 +1,7 @@
 """Rows of tokens of unlike lengths, stored end to end: padding is made where a batch is picked, and no wider than that.
 
-A batch is as wide as its longest row, rounded up to a power of two: few widths, so few programs are compiled, and the
-same on every host, since they follow from the whole batch. Leaves out how text becomes tokens (codec.py).
+A batch is as wide as its longest row, rounded up to 32, 48, 64, 96, ..: few widths, so few programs are
+compiled, and the same on every host, since they follow from the whole batch. Leaves out how text becomes tokens (codec.py).
 """
 
 import dataclasses
@@ -10,17 +10,23 @@ import numpy as np
 
 from rlax_ft.types import BranchBatch, TokenBatch
 
-_NARROWEST = 8
+_NARROWEST = 32
 
 
 def batch_width(longest: int, most: int) -> int:
-    """The power of two that holds `longest` tokens, at least 8; or `most` rounded up to 8, where that is less.
+    """The least of 32, 48, 64, 96, .. that holds `longest` tokens; or `most` rounded up to 8, where that is less.
+
+    Powers of two, and the middle between each two: at most a third of the longest row is padding. What fits into 32
+    columns is not worth a program of its own.
 
     Args:
       longest: tokens of the longest row of a batch.
       most: tokens of the longest row that any batch may have.
     """
-    return min(max(_NARROWEST, 1 << (max(longest, 1) - 1).bit_length()), max(-(-most // 8) * 8, _NARROWEST))
+    power = max(_NARROWEST, 1 << (max(longest, 1) - 1).bit_length())
+    middle = power // 4 * 3
+    width = middle if _NARROWEST <= longest <= middle else power
+    return min(width, max(-(-most // 8) * 8, 8))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ def candidates_of(settings, codec: Codec, apply, params) -> tuple[list[dict], li
         records = [{'prompt': prompt} for prompt in task.sample_prompts(settings.comparisons, settings.seed)]
     repeated = [record['prompt'] for record in records for _ in range(settings.candidates)]
     key = jax.random.fold_in(jax.random.key(settings.seed), 4)
-    batch_size = min(1024, len(repeated))
+    batch_size = min(512, len(repeated))  # As the evaluator samples: one program, compiled once.
     rollout = sample_prompts(make_sampler(apply, codec), params, codec, repeated, key, batch_size=batch_size)
     completions, _ = codec.decode(rollout)
     k = settings.candidates

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.data.codec import Codec
+from rlax_ft.data.ragged import batch_width
 from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.parallel.placement import fetch, spread
 from rlax_ft.sampling.engine import generate_many
@@ -77,11 +78,11 @@ def sample_prompts(
 
 
 def trim_prompts(tokens: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Left-padded prompts without the columns that all of them pad, down to a power of two, so that few widths compile.
+    """Left-padded prompts without the columns that all of them pad, down to a `batch_width`, so that few widths compile.
 
     On several hosts each gives the whole batch, so that all compile the same.
     """
-    width = min(mask.shape[1], max(8, 1 << (int(mask.sum(axis=1).max()) - 1).bit_length()))
+    width = min(mask.shape[1], batch_width(int(mask.sum(axis=1).max()), mask.shape[1]))
     return tokens[:, -width:], mask[:, -width:]
 
 

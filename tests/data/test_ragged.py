@@ -15,7 +15,7 @@ from rlax_ft.data.rows import preference_rows, prompt_arrays, prompt_rows, ragge
 from rlax_ft.data.tokenizers import train_tokenizer
 
 CODEC = Codec(train_tokenizer('bytes', ['a']), 4096, 4096)
-WIDTHS = {8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4016}
+WIDTHS = {*(width * 2**n for width in (32, 48) for n in range(7)), 4016}
 
 
 def nbytes(struct):
@@ -35,15 +35,13 @@ def test_one_long_row_neither_widens_the_batches_nor_fills_the_memory():
     pairs += [{'prompt': 'a', 'chosen': 'b' * 4007, 'rejected': 'x'}]
     batch = preference_rows(CODEC, pairs, ragged=True)
     assert sum(x.nbytes for x in batch.candidates.arrays()) < 2**20
-    assert {whole_batch(batch, step, batch_size=16, seed=0).candidates.tokens.shape[2] for step in range(125)} == {
-        32,
-        4016,
-    }
+    widths = {whole_batch(batch, step, batch_size=16, seed=0).candidates.tokens.shape[2] for step in range(125)}
+    assert widths == {32, 4016}
 
 
 def test_widths_are_few():
     assert {batch_width(longest, 4010) for longest in range(1, 4011)} == WIDTHS
-    assert batch_width(5, 3) == 8 and batch_width(17, 17) == 24 and batch_width(17, 1000) == 32
+    assert batch_width(5, 3) == 8 and batch_width(17, 17) == 24 and batch_width(17, 1000) == 32 and batch_width(33, 1000) == 48
 
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6)
@@ -104,7 +102,7 @@ def test_shared_prompts_are_those_of_padded_rows():
     batch = whole(ragged, np.arange(len(PAIRS)))
     jax.tree.map(np.testing.assert_array_equal, batch, plain)
     short = whole(ragged, np.asarray([3, 3]))
-    assert short.candidates.prompt.tokens.shape == (2, 8) and short.candidates.responses.tokens.shape == (2, 2, 64)
+    assert short.candidates.prompt.tokens.shape == (2, 32) and short.candidates.responses.tokens.shape == (2, 2, 64)
     differing = [{'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}]
     kept = preference_rows(CODEC, differing, ragged=True)
     assert share_prompts(kept) is kept  # nothing would be saved
@@ -115,9 +113,9 @@ def test_prompts_for_the_sampler():
     tokens, mask = prompt_arrays(CODEC, prompts)
     assert tokens.shape == (3, 4096) and mask.sum() == 41
     batch = prompt_rows(CODEC, prompts)[np.asarray([0, 2])]
-    assert batch.tokens.shape == (2, 8)
-    np.testing.assert_array_equal(batch.tokens, tokens[[0, 2], -8:])
-    np.testing.assert_array_equal(batch.segment_ids > 0, mask[[0, 2], -8:])
+    assert batch.tokens.shape == (2, 32)
+    np.testing.assert_array_equal(batch.tokens, tokens[[0, 2], -32:])
+    np.testing.assert_array_equal(batch.segment_ids > 0, mask[[0, 2], -32:])
 
 
 @pytest.mark.parametrize('hosts', [1, 2])
@@ -131,4 +129,4 @@ def test_every_host_has_the_width_of_the_whole_batch(monkeypatch, hosts):
         monkeypatch.setattr(jax, 'process_index', lambda host=host: host)
         wholes = (loader.whole_batch(rows, step, batch_size=4, seed=0) for step in range(5))
         shapes |= {loader.local_rows(whole).tokens.shape for whole in wholes}
-    assert {shape[0] for shape in shapes} == {4 // hosts} and {shape[1] for shape in shapes} == {8, 56}
+    assert {shape[0] for shape in shapes} == {4 // hosts} and {shape[1] for shape in shapes} == {32, 56}
