@@ -96,7 +96,7 @@ def stage_list(s: RLHFSettings, folder: Path):
     judged = dict(init_from=start, data=folder / 'feedback/judgements.jsonl', lora_rank=s.lora_rank)
     on_pairs = dict(beta=s.beta, eval_every=20, **judged, **steps(s.dpo_steps))
     asked = dict(init_from=start, comparisons=s.comparisons, annotator_noise=s.annotator_noise, annotator=s.annotator)
-    against = dict(init_from=start, reward=rm, beta=s.ppo_beta, lora_rank=s.lora_rank, eval_every=3, save_every=10)
+    against = dict(init_from=start, reward=rm, beta=s.ppo_beta, lora_rank=s.lora_rank, eval_every=5, save_every=10)
     yield stage('sft', 'sft', 'sft', model=s.model, **steps(s.sft_steps))
     yield stage('feedback', 'collect', **asked)
     yield stage('reward_model', 'reward_model', 'reward_model', **judged, **steps(s.reward_steps))
