@@ -1,7 +1,7 @@
 """Rows of tokens of unlike lengths, stored end to end: padding is made where a batch is picked, and no wider than that.
 
-A batch is as wide as its longest row, rounded up to 32, 48, 64, 96, ..: few widths, so few programs are
-compiled, and the same on every host, since they follow from the whole batch. Leaves out how text becomes tokens (codec.py).
+A batch is as wide as its longest row, rounded up to 32, 48, 64, 96, ..: few widths, so few programs are compiled, and
+the same on every host, since they follow from the whole batch. Leaves out how text becomes tokens (codec.py).
 """
 
 import dataclasses

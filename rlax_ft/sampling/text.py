@@ -78,7 +78,7 @@ def sample_prompts(
 
 
 def trim_prompts(tokens: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Left-padded prompts without the columns that all of them pad, down to a `batch_width`, so that few widths compile.
+    """Left-padded prompts without the columns that all of them pad, down to a `batch_width`: few widths compile.
 
     On several hosts each gives the whole batch, so that all compile the same.
     """

@@ -41,7 +41,12 @@ def test_one_long_row_neither_widens_the_batches_nor_fills_the_memory():
 
 def test_widths_are_few():
     assert {batch_width(longest, 4010) for longest in range(1, 4011)} == WIDTHS
-    assert batch_width(5, 3) == 8 and batch_width(17, 17) == 24 and batch_width(17, 1000) == 32 and batch_width(33, 1000) == 48
+    assert (
+        batch_width(5, 3) == 8
+        and batch_width(17, 17) == 24
+        and batch_width(17, 1000) == 32
+        and batch_width(33, 1000) == 48
+    )
 
 
 lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=6)
