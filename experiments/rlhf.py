@@ -38,7 +38,7 @@ class RLHFSettings(DeviceSettings, RunSettings):
     max_steps: int = flag(0, 'Cap on the steps of every stage, for a quick look; 0: no cap.', at_least=0)
     sft_steps: int = flag(600, 'Steps of supervised fine-tuning.', at_least=1)
     comparisons: int = flag(2048, 'Prompts whose completions are compared.', at_least=2)
-    annotator: str = flag('simulated', 'simulated, human, MODULE:FUNCTION or a reward model; as in collect.py.')
+    annotator: str = flag('simulated', 'simulated, human, a judge, MODULE:FUNCTION or a reward model: as collect.py.')
     annotator_noise: float = flag(1.0, 'Temperature of the simulated annotator; 0 never errs.', at_least=0)
     reward_steps: int = flag(200, 'Steps of the reward model.', at_least=1)
     ppo_steps: int = flag(30, 'Updates of PPO.', at_least=1)

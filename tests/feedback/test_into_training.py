@@ -3,7 +3,9 @@
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from rlax_ft.data.feedback import strength_margin
@@ -11,8 +13,10 @@ from rlax_ft.data.records import read_demonstrations, read_judged, read_pairs, r
 from rlax_ft.errors import InputError
 from rlax_ft.feedback.judgements import judged_by, judgement
 from rlax_ft.feedback.store import Store
+from rlax_ft.harness.annotators import judgements_of
 from rlax_ft.harness.feedback_sampling import SamplingSettings, sampling_job
 from rlax_ft.harness.loading import load_script
+from rlax_ft.rewards.judge import judge
 
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
 
@@ -148,6 +152,33 @@ def test_an_annotator_that_gives_no_ranking_is_one_line(gives, message):
     assert [r['choice'] for r in rows] == ['B', 'tie'] and rows[0]['fields'] == {'x': 1} and rows[0]['item'] == '0'
 
 
+def by(annotator, records, candidates, task=None):
+    settings = SimpleNamespace(annotator=annotator, annotator_noise=0.0, seed=0)
+    return [row['ranks'] for row in judgements_of(settings, task, records, candidates)]
+
+
+def test_rules_and_functions_with_options_are_annotators(tmp_path, monkeypatch):
+    records = [{'prompt': 'p', 'answer': '7'}, {'prompt': 'q', 'answer': '8'}]
+    candidates = [['It is 6.', 'It is 7.', '7'], ['8', '9', '10']]
+    assert by('last_number', records, candidates) == [[1, 0, 0], [0, 1, 1]]
+    (tmp_path / 'mine.py').write_text(
+        'def by_length(records, candidates, sign=1):\n'
+        '    return [{"ranks": [sorted(sign * len(t) for t in some).index(sign * len(c)) for c in some]}\n'
+        '            for some in candidates]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert by('mine.py:by_length', records, candidates) == [[1, 1, 0], [0, 0, 1]]
+    assert by('mine.py:by_length(sign=-1)', records, candidates) == [[0, 0, 1], [1, 1, 0]]
+    for wrong, message in (
+        ('nobody', r'--annotator=nobody: no such annotator or folder; give simulated, human'),
+        ('mine.py:by_length(mark=1)', "--annotator=.*takes no option 'mark'"),
+        ('judge', r'--annotator=judge: needs model, as in judge\(model=...\)'),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            by(wrong, records, candidates)
+        assert '\n' not in str(caught.value)
+
+
 def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, tmp_path, monkeypatch, capsys):
     """The loop with people: sample, stop, judge on the page, go on; then a reward model learns from the store."""
     monkeypatch.chdir(tmp_path)
@@ -184,6 +215,15 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
     given = dict(init_from='sft', task='reviews', data='asked/feedback.sqlite', **tiny)
     summary = reward_model.train(reward_model.RewardModelSettings(out='rm', **given))
     assert summary['train_pairs'] == 5  # one of six is held out
+    # A language model is one as well: the log-odds of two words after the review.
+    asked = [{'prompt': 'the plot was'}, {'prompt': 'the cast'}]
+    texts = [['dull .', 'superb .', 'awful .'], ['was warm .', 'was warm .', 'was not flat .']]
+    question = dict(model='sft', template='{prompt} {completion}', good='brilliant', bad='awful')
+    odds = np.reshape(judge([r for r in asked for _ in range(3)], [*texts[0], *texts[1]], **question), (2, 3))
+    called = ', '.join(f'{name}={value!r}' for name, value in question.items())
+    assert by(f'judge({called})', asked, texts) == [[int((row > own).sum()) for own in row] for row in odds[:1]] + [
+        [0, 0, 1] if odds[1, 0] > odds[1, 2] else [1, 1, 0]
+    ]
     # The trained reward model is an annotator of the same form.
     judged = collect.collect(
         collect.CollectSettings(out='by_rm', task='reviews', init_from='sft', annotator='rm', comparisons=4)
