@@ -96,7 +96,7 @@ class Server:
         self._writing: asyncio.Task | None = None
         self._under_way: dict[str, asyncio.Future] = {}
         self._statistics: tuple[float, dict] = (0.0, {})
-        self._wrong_tokens = 0
+        self._wrong_tokens, self._guessing = 0, asyncio.Lock()
 
     def routes(self) -> list:
         """What is served; nothing else is."""
@@ -145,8 +145,9 @@ class Server:
         """Begins a session under a name."""
         posted = await self._posted(request)
         if not self.keys.right_token(posted.get('token', '')):
-            self._wrong_tokens += 1
-            await asyncio.sleep(min(0.25 * self._wrong_tokens, 2.0))  # Guessing is slow.
+            async with self._guessing:  # Guessing is slow, however many guess at a time.
+                self._wrong_tokens += 1
+                await asyncio.sleep(min(0.25 * self._wrong_tokens, 2.0))
             raise Refused('the token is wrong', 403)
         name = checked_name(posted.get('name'))
         known = self.collection.annotators

@@ -231,6 +231,8 @@ def test_strength_may_be_required(make_page, pairs):
         ({'cookie': 'rlax_feedback_8600=' + '0' * 32 + '.416e6e.' + '0' * 64}, 401),
         ({'host': 'localhost:8600', 'origin': 'http://localhost:8600'}, 200),
         ({'sec_fetch_site': 'same-origin'}, 200),
+        ({'Host': '127.0.0.1:8600'}, 400),  # Twice: a header's case does not count.
+        ({'Origin': 'http://127.0.0.1:8600'}, 400),
     ],
 )
 def test_who_may_post(make_page, pairs, headers, status):
