@@ -11,6 +11,7 @@ import pytest
 from rlax_ft.data.feedback import strength_margin
 from rlax_ft.data.records import read_demonstrations, read_judged, read_pairs, read_prompts, read_rankings
 from rlax_ft.errors import InputError
+from rlax_ft.feedback.items import read_items
 from rlax_ft.feedback.judgements import judged_by, judgement
 from rlax_ft.feedback.store import Store
 from rlax_ft.harness.annotators import judgements_of
@@ -190,8 +191,6 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
     )
     assert collect.collect(settings) == {}
     assert 'collect_feedback.py --samples=asked/to_judge.jsonl --out=asked/feedback.sqlite' in capsys.readouterr().out
-    from rlax_ft.feedback.items import read_items
-
     page = make_page()
     page.collection.add(read_items(['asked/to_judge.jsonl']))
     ann = page.login('Ann')
@@ -235,3 +234,31 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
         and first.keys() == rows[0].keys()
         and first['annotator'] == 'rm'
     )
+
+
+def test_rlhf_stops_for_people_and_goes_on_when_all_is_judged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rlhf, reached = load_script(SCRIPTS / 'rlhf.py'), []
+    make_stage = rlhf.make_stage
+
+    def stop_after_feedback(name, script, recipe, **given):
+        after = SimpleNamespace(name=name, run=lambda: reached.append((name, given['data'])))
+        return make_stage(name, script, recipe, **given) if name in ('sft', 'feedback') else after
+
+    monkeypatch.setattr(rlhf, 'make_stage', stop_after_feedback)
+    settings = rlhf.RLHFSettings(out='run', annotator='human', model='tiny', max_steps=1, comparisons=4)
+    assert rlhf.train(settings) == {} and not reached
+    said = capsys.readouterr().out
+    assert '0 of 4 items are judged' in said
+    assert 'collect_feedback.py --samples=run/feedback/to_judge.jsonl --out=run/feedback/feedback.sqlite' in said
+    with Store('run/feedback/feedback.sqlite') as store:
+        items = list(read_items(['run/feedback/to_judge.jsonl']))
+        store.add_items(items)
+        for number, item in enumerate(items):
+            assert rlhf.train(settings) == {} and f'{number} of 4 items are judged' in capsys.readouterr().out
+            content = item['content']
+            texts = content['prompt'], content['completions']
+            store.append([judgement(*texts, [1, 0, 2, 2], 'Ann', item=item['id'], fields=content['fields'])])
+    assert not reached and rlhf.train(settings) == {}
+    ((name, data),) = reached
+    assert name == 'reward_model' and len(read_pairs(data)) == 4 * 5
