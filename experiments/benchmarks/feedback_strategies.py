@@ -38,11 +38,11 @@ class StrategySettings(Checked):
 
     init_from: str = flag('', 'Run folder of the SFT model on reviews, whose samples are compared.')
     seeds: int = flag(10, 'How many times, each with other samples and labels.', at_least=1)
-    pool: int = flag(3072, 'Pairs that may be labelled.', at_least=16)
-    held_out: int = flag(1024, 'Pairs that accuracy is measured on.', at_least=2)
+    pool: int = flag(2048, 'Pairs that may be labelled.', at_least=16)
+    held_out: int = flag(1024, 'Pairs that accuracy is measured on, the same for all seeds.', at_least=2)
     rounds: int = flag(8, 'Rounds of labelling.', at_least=2)
-    share: int = flag(128, 'Labels of a round.', at_least=1)
-    epochs: float = flag(6.0, 'Passes of each reward model over its labels.', above=0)
+    share: int = flag(64, 'Labels of a round.', at_least=1)
+    epochs: float = flag(16.0, 'Passes of each reward model over its labels.', above=0)
     batch_size: int = flag(64, 'Pairs of a step.', at_least=1)
     learning_rate: float = flag(1e-3, 'Of the reward models.', above=0)
     noise: float = flag(1.0, 'Temperature of the simulated annotator.', at_least=0)
@@ -60,11 +60,10 @@ def measure(settings: StrategySettings) -> dict:
     if settings.rounds * settings.share > settings.pool:
         raise InputError(f'--pool={settings.pool}: fewer than {settings.rounds * settings.share} labels; give more')
     learn = dict(epochs=settings.epochs, batch_size=settings.batch_size, learning_rate=settings.learning_rate)
-    curves, trainer = {name: [] for name in STRATEGIES}, None
+    test, model = judged(settings, settings.seeds, settings.held_out, 0.0)
+    curves, trainer = {name: [] for name in STRATEGIES}, make_trainer(*model, **learn)
     for seed in range(settings.seeds):
-        pool, model = judged(settings, seed, settings.pool, settings.noise)
-        test, _ = judged(settings, 1000 + seed, settings.held_out, 0.0)
-        trainer = trainer or make_trainer(*model, **learn)
+        pool, _ = judged(settings, seed, settings.pool, settings.noise)
         for strategy, found in curves.items():
             how = dict(rounds=settings.rounds, share=settings.share, seed=seed)
             found.append(learning_curve(*trainer, pool, test, strategy=strategy, **how))
