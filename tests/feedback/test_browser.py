@@ -273,6 +273,23 @@ def test_markdown_mathematics_and_differences(make_page, visit):
         assert page.locator('.response mark').count() == 0
 
 
+def test_long_answers_scroll_together_or_apart(make_page, visit):
+    long = {'text': 'line\n\n' * 200}, {'text': 'another line\n\n' * 400}
+    page_of = make_page([make_item('Go on.', list(long))])
+    with page_of.served() as url:
+        page = visit(url, 'Ann')
+        share = 'n => n.scrollTop / (n.scrollHeight - n.clientHeight)'
+        bodies = [page.locator('.response .body').nth(i) for i in range(2)]
+        bodies[0].evaluate('n => { n.scrollTop = (n.scrollHeight - n.clientHeight) / 2; }')
+        page.wait_for_function('document.querySelectorAll(".response .body")[1].scrollTop > 0')
+        assert abs(bodies[1].evaluate(share) - 0.5) < 0.02
+        page.wait_for_timeout(150)
+        press(page, 'l')
+        bodies[0].evaluate('n => { n.scrollTop = 0; }')
+        page.wait_for_timeout(150)
+        assert bodies[0].evaluate(share) == 0 and abs(bodies[1].evaluate(share) - 0.5) < 0.02
+
+
 def test_a_phone_in_the_dark(make_page, visit):
     page_of = make_page([make_item('w' * 300, [{'text': 'long ' * 400}, {'text': '```\n' + 'x' * 400 + '\n```'}])])
     with page_of.served() as url:

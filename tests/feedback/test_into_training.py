@@ -15,9 +15,10 @@ from rlax_ft.feedback.items import read_items
 from rlax_ft.feedback.judgements import judged_by, judgement
 from rlax_ft.feedback.store import Store
 from rlax_ft.harness.annotators import judgements_of
-from rlax_ft.harness.feedback_sampling import SamplingSettings, sampling_job
+from rlax_ft.harness.feedback_sampling import SamplingSettings, model_scorer, sampling_job, scoring_job
 from rlax_ft.harness.loading import load_script
 from rlax_ft.rewards.judge import judge
+from rlax_ft.tasks import get_task
 
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
 
@@ -214,7 +215,26 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
     given = dict(init_from='sft', task='reviews', data='asked/feedback.sqlite', **tiny)
     summary = reward_model.train(reward_model.RewardModelSettings(out='rm', **given))
     assert summary['train_pairs'] == 5  # one of six is held out
-    # A language model is one as well: the log-odds of two words after the review.
+    # It says what is asked next, while people work.
+    uncertain = make_page()
+    uncertain.collection.strategy = 'uncertain'
+    uncertain.collection.add(read_items(['asked/to_judge.jsonl']))
+    stop = threading.Event()
+    job = scoring_job(SamplingSettings(reward_model=('rm',), task='reviews'), uncertain.collection)
+    scoring = threading.Thread(target=job, args=(stop,))
+    scoring.start()
+    while scoring.is_alive() and np.isnan(uncertain.collection.queue._priority).any():
+        stop.wait(0.05)
+    stop.set()
+    scoring.join()
+    items = [uncertain.store.item(name) for name in uncertain.collection.queue.names]
+    margins = np.abs(np.subtract(*model_scorer(Path('rm/model'), get_task('reviews'))(items).T))
+    ann, order = uncertain.login('Ann'), []
+    for i in range(6):
+        order.append(uncertain.ask(ann)['item'])
+        uncertain.judge(ann, uncertain.ask(ann), f'{i:032x}')
+    assert order == [items[i]['id'] for i in np.argsort(margins)] and len(set(margins)) == 6
+    # A language model is an annotator: the log-odds of two words after the review.
     asked = [{'prompt': 'the plot was'}, {'prompt': 'the cast'}]
     texts = [['dull .', 'superb .', 'awful .'], ['was warm .', 'was warm .', 'was not flat .']]
     question = dict(model='sft', template='{prompt} {completion}', good='brilliant', bad='awful')
@@ -223,7 +243,7 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
     assert by(f'judge({called})', asked, texts) == [[int((row > own).sum()) for own in row] for row in odds[:1]] + [
         [0, 0, 1] if odds[1, 0] > odds[1, 2] else [1, 1, 0]
     ]
-    # The trained reward model is an annotator of the same form.
+    # The trained reward model is one of the same form.
     judged = collect.collect(
         collect.CollectSettings(out='by_rm', task='reviews', init_from='sft', annotator='rm', comparisons=4)
     )
