@@ -95,12 +95,13 @@ def _ranked(scores: np.ndarray) -> list[dict]:
     return [{'ranks': np.unique(-row, return_inverse=True)[1].tolist()} for row in scores]
 
 
-def asked_of_people(run: Run, make_items) -> list[dict] | None:
-    """The rows of people's judgements once every item has been judged or skipped; None, saying what to open, before.
+def asked_of_people(run: Run, make_items, enough: int = 0) -> list[dict] | None:
+    """The rows of people's judgements once enough items have been judged or skipped; None, saying what to open, before.
 
     Args:
       run: whose folder holds to_judge.jsonl, written once, and feedback.sqlite.
       make_items: `() -> records` with "id", "prompt" and "completions", called where to_judge.jsonl is not there.
+      enough: how many items; 0 for all of them.
     """
     samples, store = run.folder / 'to_judge.jsonl', run.folder / 'feedback.sqlite'
     if not samples.exists():
@@ -112,11 +113,12 @@ def asked_of_people(run: Run, make_items) -> list[dict] | None:
     asked = {record['id'] for record, _ in read_raw(samples)}
     rows = readable_rows(store)[0] if store.exists() else []
     seen = {row['item'] for row in rows if is_row(row) and row['choice'] != 'undo'}
-    if len(asked & seen) < len(asked):
+    enough = min(enough or len(asked), len(asked))
+    if len(asked & seen) < enough:
         command = f'python experiments/collect_feedback.py --samples={samples} --out={store}'
         print(
             f'{len(asked & seen)} of {len(asked)} items are judged. Open the page:\n\n    {command}\n\n'
-            'and give this command again when all are judged.'
+            f'and give this command again when {"all" if enough == len(asked) else enough} are judged.'
         )
         return None
     return rows

@@ -256,7 +256,7 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
     )
 
 
-def test_rlhf_stops_for_people_and_goes_on_when_all_is_judged(tmp_path, monkeypatch, capsys):
+def test_rlhf_stops_for_people_and_goes_on_when_enough_is_judged(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rlhf, reached = load_script(SCRIPTS / 'rlhf.py'), []
     make_stage = rlhf.make_stage
@@ -266,19 +266,19 @@ def test_rlhf_stops_for_people_and_goes_on_when_all_is_judged(tmp_path, monkeypa
         return make_stage(name, script, recipe, **given) if name in ('sft', 'feedback') else after
 
     monkeypatch.setattr(rlhf, 'make_stage', stop_after_feedback)
-    settings = rlhf.RLHFSettings(out='run', annotator='human', model='tiny', max_steps=1, comparisons=4)
+    settings = rlhf.RLHFSettings(out='run', annotator='human', enough=3, model='tiny', max_steps=1, comparisons=4)
     assert rlhf.train(settings) == {} and not reached
     said = capsys.readouterr().out
-    assert '0 of 4 items are judged' in said
+    assert '0 of 4 items are judged' in said and 'again when 3 are judged' in said
     assert 'collect_feedback.py --samples=run/feedback/to_judge.jsonl --out=run/feedback/feedback.sqlite' in said
     with Store('run/feedback/feedback.sqlite') as store:
         items = list(read_items(['run/feedback/to_judge.jsonl']))
         store.add_items(items)
-        for number, item in enumerate(items):
+        for number, item in enumerate(items[:3]):
             assert rlhf.train(settings) == {} and f'{number} of 4 items are judged' in capsys.readouterr().out
             content = item['content']
             texts = content['prompt'], content['completions']
             store.append([judgement(*texts, [1, 0, 2, 2], 'Ann', item=item['id'], fields=content['fields'])])
     assert not reached and rlhf.train(settings) == {}
     ((name, data),) = reached
-    assert name == 'reward_model' and len(read_pairs(data)) == 4 * 5
+    assert name == 'reward_model' and len(read_pairs(data)) == 3 * 5
