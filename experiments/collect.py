@@ -27,7 +27,9 @@ from rlax_ft.parallel.hosts import on_first
 class CollectSettings(ComparisonSettings, LanguageSettings):
     """Flags of collect.py."""
 
-    enough: int = flag(0, 'With --annotator=human: items that are judged before it goes on; 0: all.', at_least=0)
+    enough: int = flag(
+        0, 'With --annotator=human: items that are judged before it goes on; 0: all.', at_least=0, may_change=True
+    )
 
 
 def collect(settings: CollectSettings) -> dict:

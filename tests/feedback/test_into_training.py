@@ -1,5 +1,6 @@
 """What training makes of judgements: soft labels, margins, rankings, edits; what is left out is counted."""
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -266,10 +267,10 @@ def test_rlhf_stops_for_people_and_goes_on_when_enough_is_judged(tmp_path, monke
         return make_stage(name, script, recipe, **given) if name in ('sft', 'feedback') else after
 
     monkeypatch.setattr(rlhf, 'make_stage', stop_after_feedback)
-    settings = rlhf.RLHFSettings(out='run', annotator='human', enough=3, model='tiny', max_steps=1, comparisons=4)
+    settings = rlhf.RLHFSettings(out='run', annotator='human', model='tiny', max_steps=1, comparisons=4)
     assert rlhf.train(settings) == {} and not reached
     said = capsys.readouterr().out
-    assert '0 of 4 items are judged' in said and 'again when 3 are judged' in said
+    assert '0 of 4 items are judged' in said and 'again when all are judged' in said
     assert 'collect_feedback.py --samples=run/feedback/to_judge.jsonl --out=run/feedback/feedback.sqlite' in said
     with Store('run/feedback/feedback.sqlite') as store:
         items = list(read_items(['run/feedback/to_judge.jsonl']))
@@ -279,6 +280,7 @@ def test_rlhf_stops_for_people_and_goes_on_when_enough_is_judged(tmp_path, monke
             content = item['content']
             texts = content['prompt'], content['completions']
             store.append([judgement(*texts, [1, 0, 2, 2], 'Ann', item=item['id'], fields=content['fields'])])
-    assert not reached and rlhf.train(settings) == {}
+    assert rlhf.train(settings) == {} and not reached and '3 of 4 items are judged' in capsys.readouterr().out
+    assert rlhf.train(dataclasses.replace(settings, enough=3)) == {}
     ((name, data),) = reached
     assert name == 'reward_model' and len(read_pairs(data)) == 3 * 5
