@@ -42,9 +42,9 @@ class StrategySettings(Checked):
     held_out: int = flag(1024, 'Pairs that accuracy is measured on, the same for all seeds.', at_least=2)
     rounds: int = flag(8, 'Rounds of labelling.', at_least=2)
     share: int = flag(64, 'Labels of a round.', at_least=1)
-    epochs: float = flag(16.0, 'Passes of each reward model over its labels.', above=0)
+    max_steps: int = flag(48, 'Steps of each reward model.', at_least=1)
     batch_size: int = flag(64, 'Pairs of a step.', at_least=1)
-    learning_rate: float = flag(1e-3, 'Of the reward models.', above=0)
+    learning_rate: float = flag(1e-3, 'Peak learning rate of each.', above=0)
     noise: float = flag(1.0, 'Temperature of the simulated annotator.', at_least=0)
 
 
@@ -59,7 +59,7 @@ def measure(settings: StrategySettings) -> dict:
         raise InputError('--init_from: give the run folder of an SFT model on reviews')
     if settings.rounds * settings.share > settings.pool:
         raise InputError(f'--pool={settings.pool}: fewer than {settings.rounds * settings.share} labels; give more')
-    learn = dict(epochs=settings.epochs, batch_size=settings.batch_size, learning_rate=settings.learning_rate)
+    learn = dict(max_steps=settings.max_steps, batch_size=settings.batch_size, learning_rate=settings.learning_rate)
     test, model = judged(settings, settings.seeds, settings.held_out, 0.0)
     curves, trainer = {name: [] for name in STRATEGIES}, make_trainer(*model, **learn)
     for seed in range(settings.seeds):

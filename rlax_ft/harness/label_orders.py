@@ -56,40 +56,38 @@ def make_pool(codec: Codec, judged: list[dict], count: int) -> Pool:
 
 
 def make_trainer(
-    config: ModelConfig, model: Params, *, epochs: float, batch_size: int, learning_rate: float
+    config: ModelConfig, model: Params, *, max_steps: int, batch_size: int, learning_rate: float
 ) -> tuple[Callable, Callable]:
     """(learn, score): `learn(pool, chosen, seed) -> params` and `score(params, pool) -> float[N, 2]`.
 
-    Each reward model starts from `model` with a fresh head, and passes `epochs` times over the chosen pairs.
+    Each reward model starts from `model` with a fresh head, and takes as many steps, however many labels there are.
 
     Args:
       config: of the model.
       model: parameters that all start from.
-      epochs: passes over the labels.
-      batch_size: pairs of a step; fewer where fewer are chosen in all.
-      learning_rate: after ten steps of warm-up; constant.
+      max_steps: of a reward model.
+      batch_size: pairs of a step.
+      learning_rate: the peak, after a tenth of the steps; from there it falls to 0.
     """
     apply = ScalarModel(config).apply
-    optimizer = make_optimizer(learning_rate, max_steps=1, schedule='constant', warmup_steps=10, weight_decay=0.01)
+    how = dict(max_steps=max_steps, warmup_steps=max_steps // 10, weight_decay=0.01)
+    optimizer = make_optimizer(learning_rate, **how)
     step = make_train_step(reward_objective(apply), optimizer)
 
     @jax.jit
-    def run(params, candidates, label, index, steps):
-        def one(i, state):
-            rows = index[i]
+    def run(params, candidates, label, index):
+        def one(state, rows):
             picked = PreferenceBatch(jax.tree.map(lambda leaf: leaf[rows], candidates), label[rows], None, None)
-            return step(state, (picked, jnp.float32(len(rows))))[0]
+            return step(state, (picked, jnp.float32(len(rows))))[0], None
 
-        return jax.lax.fori_loop(0, steps, one, init_state(params, optimizer, jax.random.key(0))).params
+        return jax.lax.scan(one, init_state(params, optimizer, jax.random.key(0)), index)[0].params
 
     def learn(pool: Pool, chosen: np.ndarray, seed: int) -> Params:
-        rng, steps = np.random.default_rng([seed, len(chosen)]), max(round(epochs * len(chosen) / batch_size), 1)
-        passes = [rng.permutation(chosen) for _ in range(-(-steps * batch_size // len(chosen)))]
-        # As long for every number of labels, so that one program serves all; the rest is never reached.
-        most = max(round(epochs * len(pool.label) / batch_size), steps)
-        index = np.resize(np.concatenate(passes), (most, batch_size))
+        rng, asked = np.random.default_rng([seed, len(chosen)]), max_steps * batch_size
+        passes = [rng.permutation(chosen) for _ in range(-(-asked // len(chosen)))]
+        index = np.concatenate(passes)[:asked].reshape(max_steps, batch_size)
         params = reward_params(model, jax.random.fold_in(jax.random.key(seed), len(chosen)))
-        return run(params, pool.candidates, pool.label, index, steps)
+        return run(params, pool.candidates, pool.label, index)
 
     compiled = jax.jit(lambda params, candidates: candidate_scores(apply, params, candidates))
 

@@ -54,7 +54,7 @@ def test_models_learn_the_labels_they_are_given():
     assert pool.label.tolist() == [0, 1] * 32 and pool.candidates.tokens.shape == (64, 2, 8)
     config = embedded_config('tiny', vocab_size=len(codec.tokenizer), max_length=8)
     model = init_params(config, jax.random.key(0))
-    learn, score = make_trainer(config, model, epochs=16, batch_size=16, learning_rate=1e-2)
+    learn, score = make_trainer(config, model, max_steps=64, batch_size=16, learning_rate=1e-2)
     curve = learning_curve(learn, score, pool, pool, strategy='uncertain', rounds=2, share=32, seed=0)
     assert [n for n, _ in curve] == [32, 64] and curve[-1][1] == 1.0
     # Other labels, other models: the same chosen pairs with the labels turned round.
