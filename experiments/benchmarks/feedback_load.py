@@ -26,7 +26,7 @@ import numpy as np
 from rlax_ft.data.feedback import read_store
 from rlax_ft.data.records import write_records
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.results import RECORD, record
+from rlax_ft.harness.results import record
 from rlax_ft.harness.settings import Checked, flag
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'collect_feedback.py'
@@ -42,6 +42,7 @@ class LoadSettings(Checked):
     kills: int = flag(5, 'How often the server is killed (SIGKILL) and started again meanwhile.', at_least=0)
     think: float = flag(1.0, 'Mean seconds between an item and its judgement; people take ten and more.', at_least=0)
     port: int = flag(8650, 'Port of the server.', at_least=1, at_most=65535)
+    record: bool = flag(False, 'Write the section of RESULTS.md.')
 
 
 class Server:
@@ -160,7 +161,7 @@ def measure(settings: LoadSettings) -> dict:
         'memory_mb': server.memory,
     }
     print(json.dumps(numbers, indent=2))
-    if RECORD.present and RECORD.value:
+    if settings.record:
         rows = '\n'.join(f'| `{name}` | {value:.4g} |' for name, value in numbers.items())
         record('The labelling page under load', f'| | |\n|---|---|\n{rows}')
     return numbers

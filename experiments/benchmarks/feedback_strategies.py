@@ -21,7 +21,7 @@ from rlax_ft.harness.annotators import judgements_of
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.comparisons import candidates_of
 from rlax_ft.harness.label_orders import Pool, label_share, learning_curve, make_pool, make_trainer
-from rlax_ft.harness.results import RECORD, record
+from rlax_ft.harness.results import record
 from rlax_ft.harness.run import Run
 from rlax_ft.harness.settings import Checked, ComparisonSettings, LanguageSettings, flag
 from rlax_ft.harness.starting_model import make_codec, starting_model
@@ -46,6 +46,7 @@ class StrategySettings(Checked):
     batch_size: int = flag(64, 'Pairs of a step.', at_least=1)
     learning_rate: float = flag(1e-3, 'Peak learning rate of each.', above=0)
     noise: float = flag(1.0, 'Temperature of the simulated annotator.', at_least=0)
+    record: bool = flag(False, 'Write the section of RESULTS.md.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def measure(settings: StrategySettings) -> dict:
             print(f'seed {seed}, {strategy}: ' + ', '.join(f'{n}: {a:.3f}' for n, a in found[-1]), flush=True)
     numbers = compared(curves)
     print(json.dumps(numbers, indent=2))
-    if RECORD.present and RECORD.value:
+    if settings.record:
         record('Labels that uncertain-first saves', section(settings, numbers))
     return numbers
 
@@ -118,10 +119,10 @@ def section(settings: StrategySettings, numbers: dict) -> str:
     lines = [f'| {n} | {a:.3f} | {b:.3f} | {b - a:+.3f} ± {error:.3f} |' for n, a, b, error in zip(*columns)]
     table = ['| labels | random | uncertain first | difference ± standard error |', '|---|---|---|---|', *lines]
     share, low, high = (numbers[name] for name in ('share_of_labels', 'low', 'high'))
-    bound = '' if np.isfinite(high) else ' (infinite: not reached within the labels)'
+    shown = lambda value: f'{value:.2f}' if np.isfinite(value) else 'more than 1'  # noqa: E731
     said = (
-        f'Uncertain-first reaches the last accuracy of the random order with {share:.2f} of its labels '
-        f'(95 % interval over {numbers["seeds"]} seeds {low:.2f} to {high:.2f}{bound}). '
+        f'Uncertain-first reaches the last accuracy of the random order with {shown(share)} of its labels '
+        f'(95 % interval over {numbers["seeds"]} seeds: {shown(low)} to {shown(high)}). '
         f'The aim is at most 0.70: {"reached" if high <= 0.7 else "reached on average" if share <= 0.7 else "missed"}.'
     )
     return '\n'.join([*table, '', said])
