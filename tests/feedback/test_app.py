@@ -60,7 +60,8 @@ def test_sides_are_shuffled_by_seed_and_annotator_and_names_are_hidden(make_page
         person = page.login(name)
         asked = page.ask(person)
         assert asked.keys() == {'item', 'training', 'prompt', 'responses', 'ticket', 'progress', 'can_undo'}
-        assert 'good' not in json.dumps(asked) and 'bad' not in json.dumps(asked)
+        told = json.dumps({**asked, 'ticket': asked['ticket'][64:]})  # A signature's digits may spell anything.
+        assert 'good' not in told and 'bad' not in told
         work(page, person)
     shown = {(row['annotator'], row['item']): row['shown'][0] for row in page.rows()}
     for name in ('Ann', 'Bob'):
