@@ -17,7 +17,7 @@ from rlax_ft.harness.annotators import asked_of_people
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.comparisons import candidates_of, judge
 from rlax_ft.harness.run import open_run
-from rlax_ft.harness.settings import ComparisonSettings, LanguageSettings
+from rlax_ft.harness.settings import ComparisonSettings, LanguageSettings, flag
 from rlax_ft.harness.starting_model import make_codec, starting_model
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.parallel.hosts import on_first
@@ -27,6 +27,10 @@ from rlax_ft.parallel.hosts import on_first
 class CollectSettings(ComparisonSettings, LanguageSettings):
     """Flags of collect.py."""
 
+    enough: int = flag(
+        0, 'With --annotator=human: items that are judged before it goes on; 0: all.', at_least=0, may_change=True
+    )
+
 
 def collect(settings: CollectSettings) -> dict:
     """Runs the stage; returns its summary."""
@@ -35,6 +39,8 @@ def collect(settings: CollectSettings) -> dict:
             f'--data={settings.data}: the simulated annotator judges by the gold reward of an embedded task only; '
             'give --task or another --annotator instead'
         )
+    if settings.enough and settings.annotator != 'human':
+        raise InputError(f'--enough={settings.enough}: has no effect without --annotator=human; leave it out')
     if not settings.init_from:
         raise InputError('--init_from: give the run folder of the model whose completions are to be judged')
     run = open_run(settings, 'feedback')
@@ -44,7 +50,8 @@ def collect(settings: CollectSettings) -> dict:
     config, params = starting_model(settings, codec)
     apply = Transformer(config).apply
     if settings.annotator == 'human':
-        judgements = asked_of_people(run, lambda: to_judge(*candidates_of(settings, codec, apply, params), settings))
+        samples = lambda: to_judge(*candidates_of(settings, codec, apply, params), settings)  # noqa: E731
+        judgements = asked_of_people(run, samples, settings.enough)
         if judgements is None:
             return {}
     else:

@@ -38,7 +38,10 @@ class RLHFSettings(DeviceSettings, RunSettings):
     max_steps: int = flag(0, 'Cap on the steps of every stage, for a quick look; 0: no cap.', at_least=0)
     sft_steps: int = flag(600, 'Steps of supervised fine-tuning.', at_least=1)
     comparisons: int = flag(2048, 'Prompts whose completions are compared.', at_least=2)
-    annotator: str = flag('simulated', 'simulated, human, MODULE:FUNCTION or a reward model; as in collect.py.')
+    annotator: str = flag('simulated', 'simulated, human, a judge, MODULE:FUNCTION or a reward model: as collect.py.')
+    enough: int = flag(
+        0, 'With --annotator=human: items that are judged before it goes on; 0: all.', at_least=0, may_change=True
+    )
     annotator_noise: float = flag(1.0, 'Temperature of the simulated annotator; 0 never errs.', at_least=0)
     reward_steps: int = flag(200, 'Steps of the reward model.', at_least=1)
     ppo_steps: int = flag(30, 'Updates of PPO.', at_least=1)
@@ -96,6 +99,7 @@ def stage_list(s: RLHFSettings, folder: Path):
     judged = dict(init_from=start, data=folder / 'feedback/judgements.jsonl', lora_rank=s.lora_rank)
     on_pairs = dict(beta=s.beta, eval_every=20, **judged, **steps(s.dpo_steps))
     asked = dict(init_from=start, comparisons=s.comparisons, annotator_noise=s.annotator_noise, annotator=s.annotator)
+    asked |= {'enough': s.enough} if s.enough else {}
     against = dict(init_from=start, reward=rm, beta=s.ppo_beta, lora_rank=s.lora_rank, eval_every=5, save_every=10)
     yield stage('sft', 'sft', 'sft', model=s.model, **steps(s.sft_steps))
     yield stage('feedback', 'collect', **asked)

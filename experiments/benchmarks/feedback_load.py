@@ -4,8 +4,8 @@
     python experiments/benchmarks/feedback_load.py --annotators=10 --judgements=1000 --kills=1 --items=10000
 
 Says the 50th and 99th percentile of a judgement's time from key to saved (those that met a kill apart), how many were
-lost or doubled, how long the page takes to open with so many items, and the server's largest memory. The annotators
-are threads of this process and share its cores with the server.
+lost, doubled or changed, how long the page takes to open with so many items, the server's largest memory, and what a
+judgement costs in CPU time, without starts. The annotators are threads of this process, on the server's cores.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import numpy as np
 from rlax_ft.data.feedback import read_store
 from rlax_ft.data.records import write_records
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.run import write_json
+from rlax_ft.harness.results import record
 from rlax_ft.harness.settings import Checked, flag
 
 SCRIPT = Path(__file__).resolve().parents[1] / 'collect_feedback.py'
@@ -43,7 +42,7 @@ class LoadSettings(Checked):
     kills: int = flag(5, 'How often the server is killed (SIGKILL) and started again meanwhile.', at_least=0)
     think: float = flag(1.0, 'Mean seconds between an item and its judgement; people take ten and more.', at_least=0)
     port: int = flag(8650, 'Port of the server.', at_least=1, at_most=65535)
-    out: str = flag('', 'JSON file for the numbers.')
+    record: bool = flag(False, 'Write the section of RESULTS.md.')
 
 
 class Server:
@@ -51,7 +50,7 @@ class Server:
 
     def __init__(self, folder: Path, port: int):
         """Starts it on the samples in the folder."""
-        self.folder, self.port, self.memory, self.starts = folder, port, 0, []
+        self.folder, self.port, self.memory, self.cpu, self.starts = folder, port, 0, 0.0, []
         self.start()
 
     def start(self):
@@ -60,16 +59,21 @@ class Server:
         samples = [f'--samples={self.folder / "samples.jsonl"}'] if not (self.folder / 'f.sqlite').exists() else []
         command = [sys.executable, str(SCRIPT), f'--out={self.folder / "f.sqlite"}', f'--port={self.port}', *samples]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout:
-            if line.startswith('open '):
-                break
+        next(line for line in self.process.stdout if line.startswith('open '))
         self.starts.append(time.perf_counter() - began)
+        self.cpu -= self.seconds()
+
+    def seconds(self):
+        """CPU seconds that it has used since it was started."""
+        after_name = Path(f'/proc/{self.process.pid}/stat').read_text().rpartition(')')[2].split()
+        return (int(after_name[11]) + int(after_name[12])) / os.sysconf('SC_CLK_TCK')
 
     def kill(self):
-        """SIGKILL, after a look at the largest memory that it has had, in MB."""
-        status = Path(f'/proc/{self.process.pid}/status').read_text()
-        self.memory = max(self.memory, int(re.search(r'VmHWM:\s+(\d+)', status)[1]) / 1024)
-        self.process.send_signal(signal.SIGKILL)
+        """SIGKILL, after a look at the largest memory that it has had, in MB, and its CPU time."""
+        peak = re.search(r'VmHWM:\s+(\d+)', Path(f'/proc/{self.process.pid}/status').read_text())
+        self.memory = max(self.memory, int(peak[1]) / 1024)
+        self.cpu += self.seconds()
+        self.process.kill()
         self.process.wait()
 
 
@@ -79,9 +83,8 @@ class Annotator(threading.Thread):
     def __init__(self, number: int, count: int, settings: LoadSettings):
         """Takes its number, how many judgements it makes, and the port."""
         super().__init__(daemon=True)
-        self.number, self.count, self.settings = number, count, settings
-        self.told, self.times, self.disturbed, self.connection = [], [], [], None
-        self.random = random.Random(number)
+        self.number, self.count, self.settings, self.random = number, count, settings, random.Random(number)
+        self.told, self.times, self.disturbed, self.connection = {}, [], [], None
 
     def run(self):
         """Judges."""
@@ -96,9 +99,7 @@ class Annotator(threading.Thread):
             began = time.perf_counter()
             answer, tries = self.post('judge', sent | {'start_ms': 1, 'end_ms': 2, 'active_ms': 1})
             (self.times if tries == 1 else self.disturbed).append(time.perf_counter() - began)
-            assert answer['saved'] == name, answer
-            self.told.append(name)
-            asked = answer['next']
+            self.told[answer['saved']], asked = sent['choice'], answer['next']
 
     def enter(self):
         """Says its name, and keeps what every later request must carry."""
@@ -133,44 +134,43 @@ def measure(settings: LoadSettings) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = 'This is a sentence of the response. ' * 10
-        records = (
-            {'prompt': f'Question {i}?', 'completions': [f'{i} {text}', f'{text} {i}']} for i in range(settings.items)
-        )
-        write_records(folder / 'samples.jsonl', list(records))
+        texts = ((f'Question {i}?', [f'{i} {text}', f'{text} {i}']) for i in range(settings.items))
+        write_records(folder / 'samples.jsonl', [{'prompt': p, 'completions': c} for p, c in texts])
         server = Server(folder, settings.port)
         try:
-            opened, people, seconds = under_load(settings, server)
+            opened, cpu = page_seconds(settings), time.process_time()
+            people = under_load(settings, server)
+            cpu = time.process_time() - cpu
         finally:
             server.kill()
-        kept = [row['id'] for row, _ in read_store(folder / 'f.sqlite')]
-    told = [name for person in people for name in person.told]
+        kept = [(row['id'], row['choice']) for row, _ in read_store(folder / 'f.sqlite')]
+    told = {name: choice for person in people for name, choice in person.told.items()}
     times = np.asarray([t for person in people for t in person.times]) * 1000
     numbers = {
         'judgements': len(told),
-        'lost': len(set(told) - set(kept)),
-        'doubled': len(kept) - len(set(kept)),
-        'p50_ms': float(np.percentile(times, 50)),
-        'p99_ms': float(np.percentile(times, 99)),
+        'lost': len(told.keys() - dict(kept).keys()),
+        'doubled': len(kept) - len(dict(kept)),
+        'changed': sum(told.get(name, choice) != choice for name, choice in kept),
+        **{f'p{share}_ms': float(np.percentile(times, share)) for share in (50, 99)},
         'met_a_kill': sum(len(person.disturbed) for person in people),
-        'a_second': len(told) / seconds,
+        'server_cpu_ms': server.cpu / len(told) * 1000,
+        'annotator_cpu_ms': cpu / len(told) * 1000,
         'page_opens_s': opened,
         'start_s': server.starts[0],
-        'start_again_s': float(np.mean(server.starts[1:])) if server.starts[1:] else None,
+        'start_again_s': float(np.mean(server.starts[1:] or [np.nan])),
         'memory_mb': server.memory,
-        'cores': os.cpu_count(),
     }
     print(json.dumps(numbers, indent=2))
-    if settings.out:
-        write_json(Path(settings.out), numbers)
+    if settings.record:
+        rows = '\n'.join(f'| `{name}` | {value:.4g} |' for name, value in numbers.items())
+        record('The labelling page under load', f'| | |\n|---|---|\n{rows}')
     return numbers
 
 
-def under_load(settings: LoadSettings, server: Server) -> tuple[float, list[Annotator], float]:
-    """(seconds that the page took to open, the annotators at their end, seconds that they took)."""
-    opened = page_seconds(settings)
+def under_load(settings: LoadSettings, server: Server) -> list[Annotator]:
+    """The annotators at their end; the server is killed and started again while they work."""
     share = -(-settings.judgements // settings.annotators)
     people = [Annotator(i, share, settings) for i in range(settings.annotators)]
-    began = time.perf_counter()
     for person in people:
         person.start()
     for number in range(settings.kills):
@@ -181,7 +181,7 @@ def under_load(settings: LoadSettings, server: Server) -> tuple[float, list[Anno
         server.start()
     for person in people:
         person.join()
-    return opened, people, time.perf_counter() - began
+    return people
 
 
 def page_seconds(settings: LoadSettings) -> float:

@@ -1,35 +1,35 @@
 """How many labels uncertain-first saves against random order: reward models on reviews, simulated annotator.
 
-    python experiments/benchmarks/feedback_strategies.py --init_from=runs/sft --out=runs/strategies
-    python experiments/benchmarks/feedback_strategies.py --init_from=runs/sft --seeds=1 --pool=64 --max_steps=5
+    python experiments/benchmarks/feedback_strategies.py --init_from=runs/rlhf/sft --record
+    python experiments/benchmarks/feedback_strategies.py --init_from=runs/rlhf/sft --seeds=1 --pool=128 --share=16
 
 For each seed a pool of pairs is sampled from the model and judged. Both orders begin with the same labels. In each
 round a reward model is trained from the start on what has been labelled, and either chance or that model (the smallest
 margin, as collect_feedback.py --strategy=uncertain) says what is labelled next. Measured is the accuracy on held-out
-pairs without noise, and the share of the random order's labels with which the uncertain one reaches the last accuracy
-of the random one, interpolated; 1 where it never does.
+pairs of different gold reward, without noise; and the share of the random order's labels with which the uncertain one,
+each the mean of all seeds, reaches the random one's last accuracy. The interval is a bootstrap over seeds.
 """
 
 import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from rlax_ft.data.feedback import live
-from rlax_ft.data.records import write_records
-from rlax_ft.data.sources import read_raw
 from rlax_ft.errors import InputError
-from rlax_ft.feedback.queue import priority
+from rlax_ft.harness.annotators import judgements_of
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.feedback_sampling import model_scorer
-from rlax_ft.harness.loading import load_script
-from rlax_ft.harness.run import write_json
-from rlax_ft.harness.settings import Checked, flag
+from rlax_ft.harness.comparisons import candidates_of
+from rlax_ft.harness.label_orders import Pool, label_share, learning_curve, make_pool, make_trainer
+from rlax_ft.harness.results import record
+from rlax_ft.harness.run import Run
+from rlax_ft.harness.settings import Checked, ComparisonSettings, LanguageSettings, flag
+from rlax_ft.harness.starting_model import make_codec, starting_model
+from rlax_ft.models.transformer import Transformer
 from rlax_ft.tasks import get_task
 
-SCRIPTS = Path(__file__).resolve().parents[1]
+STRATEGIES = ('random', 'uncertain')
+_RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,74 +39,93 @@ class StrategySettings(Checked):
     init_from: str = flag('', 'Run folder of the SFT model on reviews, whose samples are compared.')
     seeds: int = flag(10, 'How many times, each with other samples and labels.', at_least=1)
     pool: int = flag(2048, 'Pairs that may be labelled.', at_least=16)
-    held_out: int = flag(1024, 'Pairs that accuracy is measured on.', at_least=2)
-    rounds: int = flag(8, 'Rounds of labelling, an equal share of half the pool in each.', at_least=2)
-    max_steps: int = flag(200, 'Steps of each reward model.', at_least=1)
-    out: str = flag('runs/strategies', 'Folder for the runs and strategies.json.')
+    held_out: int = flag(1024, 'Pairs that accuracy is measured on, the same for all seeds.', at_least=2)
+    rounds: int = flag(8, 'Rounds of labelling.', at_least=2)
+    share: int = flag(64, 'Labels of a round.', at_least=1)
+    max_steps: int = flag(48, 'Steps of each reward model.', at_least=1)
+    batch_size: int = flag(64, 'Pairs of a step.', at_least=1)
+    learning_rate: float = flag(1e-3, 'Peak learning rate of each.', above=0)
+    noise: float = flag(1.0, 'Temperature of the simulated annotator.', at_least=0)
+    record: bool = flag(False, 'Write the section of RESULTS.md.')
+
+
+@dataclasses.dataclass(frozen=True)
+class SampledSettings(ComparisonSettings, LanguageSettings):
+    """How the pairs are sampled and judged."""
 
 
 def measure(settings: StrategySettings) -> dict:
     """Runs all seeds; prints and returns the numbers."""
     if not settings.init_from:
         raise InputError('--init_from: give the run folder of an SFT model on reviews')
-    curves = {'random': [], 'uncertain': []}
+    if settings.rounds * settings.share > settings.pool:
+        raise InputError(f'--pool={settings.pool}: fewer than {settings.rounds * settings.share} labels; give more')
+    learn = dict(max_steps=settings.max_steps, batch_size=settings.batch_size, learning_rate=settings.learning_rate)
+    test, model = judged(settings, settings.seeds, settings.held_out, 0.0)
+    curves, trainer = {name: [] for name in STRATEGIES}, make_trainer(*model, **learn)
     for seed in range(settings.seeds):
-        pool, test = judged(settings, seed, settings.pool, 1.0), judged(settings, 1000 + seed, settings.held_out, 0.0)
+        pool, _ = judged(settings, seed, settings.pool, settings.noise)
         for strategy, found in curves.items():
-            found.append(one_curve(settings, seed, strategy, pool, test))
+            how = dict(rounds=settings.rounds, share=settings.share, seed=seed)
+            found.append(learning_curve(*trainer, pool, test, strategy=strategy, **how))
             print(f'seed {seed}, {strategy}: ' + ', '.join(f'{n}: {a:.3f}' for n, a in found[-1]), flush=True)
-        jax.clear_caches()
-    shares = [label_share(*pair) for pair in zip(curves['random'], curves['uncertain'])]
-    drawn = np.random.default_rng(0).choice(shares, size=(2000, len(shares))).mean(axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    numbers = {'share_of_labels': float(np.mean(shares)), 'low': float(low), 'high': float(high), 'shares': shares}
-    for name, found in curves.items():
-        numbers[name] = {str(points[0][0]): float(np.mean([a for _, a in points])) for points in zip(*found)}
+    numbers = compared(curves)
     print(json.dumps(numbers, indent=2))
-    write_json(Path(settings.out) / 'strategies.json', numbers)
+    if settings.record:
+        record('Labels that uncertain-first saves', section(settings, numbers))
     return numbers
 
 
-def judged(settings: StrategySettings, seed: int, count: int, noise: float) -> Path:
-    """The judgements file of pairs sampled with a seed, those of equal texts left out."""
-    collect = load_script(SCRIPTS / 'collect.py')
-    out = Path(settings.out) / f'judged_{seed}'
-    given = dict(task='reviews', init_from=settings.init_from, comparisons=count, candidates=2, annotator_noise=noise)
-    collect.collect(collect.CollectSettings(out=str(out), seed=seed, **given))
-    rows = live([row for row, _ in read_raw(out / 'judgements.jsonl')])
-    write_records(out / 'decided.jsonl', [row for row in rows if row['choice'] != 'tie'])
-    return out / 'decided.jsonl'
+def judged(settings: StrategySettings, seed: int, count: int, noise: float) -> tuple[Pool, tuple]:
+    """(pairs of different gold reward or, with noise, any, sampled and judged with a seed; the model's own)."""
+    # Some samples of a prompt are the same, and are not asked; then there are too many.
+    given = dict(comparisons=count + count // 3 + 64, candidates=2, annotator_noise=noise, seed=seed)
+    sampled = SampledSettings(init_from=settings.init_from, task='reviews', **given)
+    codec = make_codec(sampled, Run(Path(settings.init_from), None, None), list)
+    config, params = starting_model(sampled, codec)
+    records, candidates = candidates_of(sampled, codec, Transformer(config).apply, params)
+    task = get_task('reviews')
+    rows = judgements_of(sampled, task, records, candidates)
+    if not noise:
+        rows = [row for row in rows if len({task.reward(row['prompt'], text) for text in row['completions']}) == 2]
+    return make_pool(codec, rows, count), (config, params)
 
 
-def one_curve(settings, seed, strategy, pool, test) -> list[tuple[int, float]]:
-    """(labels, held-out accuracy) after each round."""
-    script = load_script(SCRIPTS / 'reward_model.py')
-    rows = [row for row, _ in read_raw(pool)]
-    rest = list(np.random.default_rng([seed, 9]).permutation(len(rows)))
-    share, chosen, curve = max(len(rows) // (2 * settings.rounds), 1), [], []
-    for number in range(settings.rounds):
-        chosen, rest = chosen + rest[:share], rest[share:]
-        folder = Path(settings.out) / f'{strategy}_{seed}_{number}'
-        folder.mkdir(parents=True, exist_ok=True)
-        write_records(folder / 'labels.jsonl', [rows[i] for i in chosen])
-        data = dict(task='reviews', data=str(folder / 'labels.jsonl'), eval_data=str(test))
-        how = dict(init_from=settings.init_from, max_steps=settings.max_steps, learning_rate=1e-4, seed=seed)
-        done = script.train(script.RewardModelSettings(out=str(folder / 'rm'), report_to='', **data, **how))
-        curve.append((len(chosen), done['eval_accuracy']))
-        if strategy == 'uncertain':
-            scores = model_scorer(folder / 'rm/model', get_task('reviews'))([rows[i] for i in rest])
-            order = np.argsort([priority(pair[:, None].tolist(), strategy) for pair in scores], kind='stable')
-            rest = [rest[i] for i in order]
-    return curve
+def compared(curves: dict[str, list]) -> dict:
+    """The share of labels with its interval, and the mean curves."""
+    labels = np.asarray([n for n, _ in curves['random'][0]])
+    random, uncertain = (np.asarray([[a for _, a in curve] for curve in curves[name]]) for name in STRATEGIES)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(random), size=(_RESAMPLES, len(random)))
+    shares = [label_share(random[index], uncertain[index], labels) for index in drawn]
+    low, high = np.quantile(shares, [0.025, 0.975], method='nearest')
+    gain = uncertain.mean(axis=0) - random.mean(axis=0)
+    return {
+        'seeds': len(random),
+        'labels': labels.tolist(),
+        'random': random.mean(axis=0).round(4).tolist(),
+        'uncertain': uncertain.mean(axis=0).round(4).tolist(),
+        'gain_error': (np.std(uncertain - random, axis=0) / max(len(random) - 1, 1) ** 0.5).round(4).tolist(),
+        'last_gain': float(gain[-1]),
+        'share_of_labels': label_share(random, uncertain, labels),
+        'low': float(low),
+        'high': float(high),
+    }
 
 
-def label_share(random, uncertain) -> float:
-    """Labels of the uncertain order over those of the random one, at the random one's last accuracy; at most 1."""
-    most, goal = random[-1]
-    for (n, a), (more, b) in zip([(0, 0.5), *uncertain], uncertain):
-        if b >= goal:
-            return min((n + (more - n) * (goal - a) / (b - a) if b > a else more) / most, 1.0)
-    return 1.0
+def section(settings: StrategySettings, numbers: dict) -> str:
+    """The section of RESULTS.md."""
+    columns = (numbers[name] for name in ('labels', *STRATEGIES, 'gain_error'))
+    lines = [f'| {n} | {a:.3f} | {b:.3f} | {b - a:+.3f} ± {error:.3f} |' for n, a, b, error in zip(*columns)]
+    table = ['| labels | random | uncertain first | difference ± standard error |', '|---|---|---|---|', *lines]
+    share, low, high = (numbers[name] for name in ('share_of_labels', 'low', 'high'))
+    shown = lambda value: f'{value:.2f}' if np.isfinite(value) else 'more than 1'  # noqa: E731
+    said = (
+        f'Uncertain-first reaches the last accuracy of the random order with {shown(share)} of its labels '
+        f'(95 % interval over {numbers["seeds"]} seeds: {shown(low)} to {shown(high)}). '
+        f'The aim is at most 0.70: {"reached" if high <= 0.7 else "reached on average" if share <= 0.7 else "missed"}.'
+    )
+    return '\n'.join([*table, '', said])
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import sqlite3
 import threading
 import time
@@ -41,6 +42,7 @@ except ImportError as error:
 MOST_BODY = 4_000_000
 MOST_ANNOTATORS = 500
 _STATISTICS_SECONDS = 3.0
+_NO_STATISTICS = {'numbers': [], 'annotators': {'heads': [], 'rows': []}, 'agreement': []}
 _TYPES = {'html': 'text/html', 'css': 'text/css', 'js': 'text/javascript', 'svg': 'image/svg+xml'}
 _PAGES = {'/': 'index.html', '/stats': 'stats.html'}
 
@@ -95,8 +97,8 @@ class Server:
         self._waiting: list[tuple[dict, asyncio.Future]] = []
         self._writing: asyncio.Task | None = None
         self._under_way: dict[str, asyncio.Future] = {}
-        self._statistics: tuple[float, dict] = (0.0, {})
-        self._wrong_tokens = 0
+        self._statistics: tuple[float, dict] = (-math.inf, _NO_STATISTICS)
+        self._wrong_tokens, self._guessing = 0, asyncio.Lock()
 
     def routes(self) -> list:
         """What is served; nothing else is."""
@@ -145,8 +147,9 @@ class Server:
         """Begins a session under a name."""
         posted = await self._posted(request)
         if not self.keys.right_token(posted.get('token', '')):
-            self._wrong_tokens += 1
-            await asyncio.sleep(min(0.25 * self._wrong_tokens, 2.0))  # Guessing is slow.
+            async with self._guessing:  # Guessing is slow, however many guess at a time.
+                self._wrong_tokens += 1
+                await asyncio.sleep(min(0.25 * self._wrong_tokens, 2.0))
             raise Refused('the token is wrong', 403)
         name = checked_name(posted.get('name'))
         known = self.collection.annotators
@@ -268,12 +271,18 @@ class Server:
         return {'undone': row['supersedes'], 'reload': True}
 
     async def stats(self, request):
-        """What the statistics page shows, made anew every few seconds at most."""
+        """What the statistics page shows, made anew every few seconds at most, and by one thread at a time."""
         self._who(request)
-        made, value = self._statistics
-        if self._make_statistics and time.monotonic() - made > _STATISTICS_SECONDS:
-            value = await asyncio.to_thread(self._make_statistics)
-            self._statistics = (time.monotonic(), value)
+        due, value = self._statistics
+        if self._make_statistics and time.monotonic() >= due:
+            began = time.monotonic()
+            self._statistics = (math.inf, value)  # Who asks meanwhile gets those of before.
+            try:
+                value = await asyncio.to_thread(self._make_statistics)
+            finally:
+                # Of many judgements they take a while: those who judge have most of the time.
+                took = time.monotonic() - began
+                self._statistics = (began + took + max(_STATISTICS_SECONDS, 5 * took), value)
         return JSONResponse(value)
 
     async def _save(self, row):

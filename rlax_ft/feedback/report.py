@@ -16,7 +16,8 @@ _STYLE = (
     'body{font:16px/1.55 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}'
     'body{color:#1b1f24;background:#fff}'
     'table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto}'
-    'th,td{border-bottom:1px solid #d3d8df;padding:.3rem .8rem;text-align:left;white-space:nowrap}'
+    'th,td{border-bottom:1px solid #d3d8df;padding:.3rem .6rem;text-align:left;white-space:nowrap}'
+    'th{white-space:normal;vertical-align:bottom}'
     'img{max-width:100%}'
     '@media(prefers-color-scheme:dark){body{background:#14171b;color:#e7eaee}img{background:#fff}}'
 )

@@ -56,7 +56,7 @@ class Gate:
             return await self.app(scope, receive, send)
         if scope['type'] != 'http':
             return None  # No web sockets.
-        fault = self.fault(scope['method'], dict(scope['headers']))
+        fault = _doubled(scope['headers']) or self.fault(scope['method'], dict(scope['headers']))
         if fault:
             return await _refuse(send, *fault)
 
@@ -100,6 +100,12 @@ class Gate:
         except ValueError:
             return False
         return address.is_loopback or not self._local
+
+
+def _doubled(headers):
+    """A fault where a header that is looked at stands there twice: others might read the other one."""
+    names = [name for name, _ in headers if name in (b'host', b'origin', b'content-type', b'cookie', b'x-csrf-token')]
+    return (400, 'a header stands there twice') if len(set(names)) < len(names) else None
 
 
 async def _refuse(send, status, line):

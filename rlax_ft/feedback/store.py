@@ -65,9 +65,12 @@ class Store:
         new = not self.path.exists() or self.path.stat().st_size == 0
         try:
             self._lock = _locked(self.path)
+            # It holds what people wrote, and the key of their sessions; what SQLite puts beside it has the same rights.
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
             if not new:
                 check_store(self._db)
+            os.chmod(self.path, 0o600)
             self._db.executescript('PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;')
             self._db.executescript('BEGIN;' + _SCHEMA + _triggers() + 'COMMIT;')
             # Who reads does not wait for the disk that a writer waits for.
@@ -75,7 +78,6 @@ class Store:
             self._reader.execute('PRAGMA query_only=ON')
             self._set_once('version', str(_VERSION))
             self._set_once('secret', secrets.token_hex(32))
-            os.chmod(self.path, 0o600)  # It holds what people wrote, and the key of their sessions.
         except sqlite3.Error as error:
             raise InputError(_damaged(self.path, error)) from error
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Who judges sampled completions, as --annotator says: the simulated annotator, a function, a reward model, or people.
+"""Who judges sampled completions, as --annotator says: the simulated annotator, a function, a model, a rule, or people.
 
 All give rows of one form (rlax_ft/feedback/judgements.py). Leaves out sampling (comparisons.py) and the page
 (rlax_ft/feedback/).
@@ -20,6 +20,8 @@ from rlax_ft.harness.feedback_sampling import model_scorer
 from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.run import Run
 from rlax_ft.harness.starting_model import model_folder
+from rlax_ft.rewards.named import named_reward, parse_call, with_options
+from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.tasks.task import Task
 
 
@@ -42,11 +44,37 @@ def judgements_of(settings, task: Task | None, records: list[dict], candidates: 
 
     elif name == 'human':
         raise InputError('--annotator=human: people are asked by collect.py or rlhf.py; give what they said as --data')
-    elif ':' in name and not Path(name).exists():
-        annotate = find_function(name, 'annotator')
     else:
-        annotate = _reward_model(model_folder(name, 'annotator'), task)
+        annotate = _function(name) or _reward_model(model_folder(name, 'annotator'), task)
     return judged_by(annotate, name, records, candidates)
+
+
+def _function(name):
+    """The annotator that MODULE:FUNCTION or a reward of ours, judge(model=...), stands for; None for a folder."""
+    if Path(name).exists():
+        return None
+    rule = named_reward(name, 'annotator')
+    if rule is not None:
+        return _by_score(rule, name)
+    called, options = parse_call(name, 'annotator')
+    if ':' in called:
+        return with_options(find_function(called, 'annotator'), options, name, 'annotator')
+    raise InputError(
+        f'--annotator={name}: no such annotator or folder; give simulated, human, MODULE:FUNCTION, '
+        "judge(model='FOLDER') or another reward of ours, or a reward model's run folder"
+    )
+
+
+def _by_score(rule, name):
+    """An annotator that ranks by a reward; equal rewards are a tie."""
+
+    def annotate(records, candidates):
+        repeated = [record for record, some in zip(records, candidates) for _ in some]
+        texts = [text for some in candidates for text in some]
+        scores = reward_scores(as_reward(rule), repeated, texts, name=f'--annotator={name}')
+        return _ranked(scores.reshape(len(records), -1))
+
+    return annotate
 
 
 def _reward_model(folder, task):
@@ -57,18 +85,23 @@ def _reward_model(folder, task):
         scores = score(items)
         if np.isnan(scores).any():
             raise InputError(f'--annotator={folder}: a completion is empty, or longer than the model reads')
-        order = np.argsort(-scores, axis=1, kind='stable')
-        return [{'ranks': row} for row in np.argsort(order, axis=1).tolist()]
+        return _ranked(scores)
 
     return annotate
 
 
-def asked_of_people(run: Run, make_items) -> list[dict] | None:
-    """The rows of people's judgements once every item has been judged or skipped; None, saying what to open, before.
+def _ranked(scores: np.ndarray) -> list[dict]:
+    """Rankings by scores [N, K], the highest first."""
+    return [{'ranks': np.unique(-row, return_inverse=True)[1].tolist()} for row in scores]
+
+
+def asked_of_people(run: Run, make_items, enough: int = 0) -> list[dict] | None:
+    """The rows of people's judgements once enough items have been judged or skipped; None, saying what to open, before.
 
     Args:
       run: whose folder holds to_judge.jsonl, written once, and feedback.sqlite.
       make_items: `() -> records` with "id", "prompt" and "completions", called where to_judge.jsonl is not there.
+      enough: how many items; 0 for all of them.
     """
     samples, store = run.folder / 'to_judge.jsonl', run.folder / 'feedback.sqlite'
     if not samples.exists():
@@ -80,11 +113,12 @@ def asked_of_people(run: Run, make_items) -> list[dict] | None:
     asked = {record['id'] for record, _ in read_raw(samples)}
     rows = readable_rows(store)[0] if store.exists() else []
     seen = {row['item'] for row in rows if is_row(row) and row['choice'] != 'undo'}
-    if len(asked & seen) < len(asked):
+    enough = min(enough or len(asked), len(asked))
+    if len(asked & seen) < enough:
         command = f'python experiments/collect_feedback.py --samples={samples} --out={store}'
         print(
             f'{len(asked & seen)} of {len(asked)} items are judged. Open the page:\n\n    {command}\n\n'
-            'and give this command again when all are judged.'
+            f'and give this command again when {"all" if enough == len(asked) else enough} are judged.'
         )
         return None
     return rows

@@ -269,7 +269,7 @@ class ComparisonSettings:
     annotator: str = flag(
         'simulated',
         'With --task: who ranks them: simulated, a MODULE:FUNCTION(records, candidates), the run folder of a reward '
-        'model, or, in collect.py and rlhf.py, human.',
+        "model, a language model as judge(model='FOLDER'), or, in collect.py and rlhf.py, human.",
     )
     annotator_noise: float = flag(1.0, 'With --task: temperature of the simulated annotator; 0 never errs.', at_least=0)
 

@@ -70,7 +70,7 @@ class Page:
         if person:
             given |= {'cookie': person['cookie'], 'x-csrf-token': person['csrf']}
         given |= {key.replace('_', '-'): text for key, text in headers.items()}
-        pairs = [(key.encode(), text.encode()) for key, text in given.items() if text is not None]
+        pairs = [(key.lower().encode(), text.encode()) for key, text in given.items() if text is not None]
         status, _, body = self.request('POST', f'/api/{name}', pairs, json.dumps(value).encode())
         return status, json.loads(body)
 

@@ -1,6 +1,7 @@
 """The labelling page in a browser: what the store holds is exactly what was pressed and dragged."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -51,8 +52,8 @@ def visit(browser):
 
 
 def is_fault(message):
-    # The server ends before the browser does.
-    return message.type == 'error' and 'ERR_CONNECTION' not in message.text
+    # The server ends before the browser does, or a test says that it does not answer.
+    return message.type == 'error' and not re.search('ERR_(CONNECTION|FAILED)', message.text)
 
 
 def press(page, *keys):
@@ -131,8 +132,8 @@ def test_ratings_note_and_edit(make_page, visit, pairs):
     assert row['edits'][b] == 'Mended.' and row['edits'][a] is None
 
 
-def test_ranking_by_drag_and_by_digits_with_ties(make_page, visit):
-    four = [make_item('Rank.', [{'text': f'answer {i} of {n}'} for i in range(4)]) for n in range(2)]
+def test_ranking_by_drag_by_digits_and_by_clicks_with_ties(make_page, visit):
+    four = [make_item('Rank.', [{'text': f'answer {i} of {n}'} for i in range(4)]) for n in range(3)]
     page_of = make_page(four)
     with page_of.served() as url:
         page = visit(url, 'Ann')
@@ -148,9 +149,15 @@ def test_ranking_by_drag_and_by_digits_with_ties(make_page, visit):
         saved(page, 1)
         second = texts(page)
         press(page, '4', '1', '2', '1', 'Enter')
+        saved(page, 2)
+        third = texts(page)
+        for tier in (2, 2, 0, 1):  # A click gives the marked response its place, and marks the next.
+            page.locator(f'.tier[data-rank="{tier}"] .ordinal').click()
+        page.click('#save')
         page.wait_for_selector('#rest:not([hidden])')
     rows = page_of.rows()
-    for row, seen, ranks in ((rows[0], first, [1, 0, 0, 2]), (rows[1], second, [2, 0, 1, 0])):
+    expected = (first, [1, 0, 0, 2]), (second, [2, 0, 1, 0]), (third, [2, 2, 0, 1])
+    for row, (seen, ranks) in zip(rows, expected):
         assert row['choice'] == 'ranking'
         assert {row['completions'][i]: rank for i, rank in enumerate(row['ranks'])} == dict(zip(seen, ranks))
 
@@ -179,6 +186,30 @@ def test_undo_and_reload_in_the_middle(make_page, visit, pairs):
     assert [row['choice'] for row in rows] == ['A', 'undo', 'B', 'A']
     assert rows[1]['supersedes'] == rows[0]['id'] and rows[2]['item'] == rows[0]['item']
     assert rows[3]['strength'] == 6 and rows[3]['note'] == 'half a thou'
+
+
+def test_a_server_that_is_away_for_a_while(make_page, visit, pairs):
+    page_of = make_page(pairs(2))
+    with page_of.served() as url:
+        page = visit(url, 'Ann')
+        away = []  # The first judgement arrives, and its answer is lost; the next one does not arrive.
+
+        def judge(route):
+            away.append(route.fetch() if not away else None)
+            route.abort() if len(away) < 3 else route.continue_()
+
+        page.route('**/api/judge', judge)
+        press(page, 'a', 'Enter')
+        playwright.expect(page.locator('#status')).to_contain_text('Not saved yet')
+        saved(page, 1)
+        page.route('**/api/session', lambda route: route.abort())
+        page.reload()
+        playwright.expect(page.locator('#rest')).to_contain_text('The server does not answer')
+        page.unroute('**/api/session')
+        page.wait_for_selector('.response')
+        press(page, 'b', 'Enter')
+        page.wait_for_selector('#rest:not([hidden])')
+    assert [row['choice'] for row in page_of.rows()] == ['A', 'B'] and len(away) == 4
 
 
 def test_two_annotators_at_once(make_page, visit, pairs):
@@ -240,6 +271,23 @@ def test_markdown_mathematics_and_differences(make_page, visit):
         assert 'two' in marked and 'three' in marked and 'nested' not in marked
         press(page, 'd')
         assert page.locator('.response mark').count() == 0
+
+
+def test_long_answers_scroll_together_or_apart(make_page, visit):
+    long = {'text': 'line\n\n' * 200}, {'text': 'another line\n\n' * 400}
+    page_of = make_page([make_item('Go on.', list(long))])
+    with page_of.served() as url:
+        page = visit(url, 'Ann')
+        share = 'n => n.scrollTop / (n.scrollHeight - n.clientHeight)'
+        bodies = [page.locator('.response .body').nth(i) for i in range(2)]
+        bodies[0].evaluate('n => { n.scrollTop = (n.scrollHeight - n.clientHeight) / 2; }')
+        page.wait_for_function('document.querySelectorAll(".response .body")[1].scrollTop > 0')
+        assert abs(bodies[1].evaluate(share) - 0.5) < 0.02
+        page.wait_for_timeout(150)
+        press(page, 'l')
+        bodies[0].evaluate('n => { n.scrollTop = 0; }')
+        page.wait_for_timeout(150)
+        assert bodies[0].evaluate(share) == 0 and abs(bodies[1].evaluate(share) - 0.5) < 0.02
 
 
 def test_a_phone_in_the_dark(make_page, visit):

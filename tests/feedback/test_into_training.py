@@ -1,18 +1,25 @@
 """What training makes of judgements: soft labels, margins, rankings, edits; what is left out is counted."""
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from rlax_ft.data.feedback import strength_margin
 from rlax_ft.data.records import read_demonstrations, read_judged, read_pairs, read_prompts, read_rankings
 from rlax_ft.errors import InputError
+from rlax_ft.feedback.items import read_items
 from rlax_ft.feedback.judgements import judged_by, judgement
 from rlax_ft.feedback.store import Store
-from rlax_ft.harness.feedback_sampling import SamplingSettings, sampling_job
+from rlax_ft.harness.annotators import judgements_of
+from rlax_ft.harness.feedback_sampling import SamplingSettings, model_scorer, sampling_job, scoring_job
 from rlax_ft.harness.loading import load_script
+from rlax_ft.rewards.judge import judge
+from rlax_ft.tasks import get_task
 
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
 
@@ -148,6 +155,33 @@ def test_an_annotator_that_gives_no_ranking_is_one_line(gives, message):
     assert [r['choice'] for r in rows] == ['B', 'tie'] and rows[0]['fields'] == {'x': 1} and rows[0]['item'] == '0'
 
 
+def by(annotator, records, candidates, task=None):
+    settings = SimpleNamespace(annotator=annotator, annotator_noise=0.0, seed=0)
+    return [row['ranks'] for row in judgements_of(settings, task, records, candidates)]
+
+
+def test_rules_and_functions_with_options_are_annotators(tmp_path, monkeypatch):
+    records = [{'prompt': 'p', 'answer': '7'}, {'prompt': 'q', 'answer': '8'}]
+    candidates = [['It is 6.', 'It is 7.', '7'], ['8', '9', '10']]
+    assert by('last_number', records, candidates) == [[1, 0, 0], [0, 1, 1]]
+    (tmp_path / 'mine.py').write_text(
+        'def by_length(records, candidates, sign=1):\n'
+        '    return [{"ranks": [sorted(sign * len(t) for t in some).index(sign * len(c)) for c in some]}\n'
+        '            for some in candidates]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert by('mine.py:by_length', records, candidates) == [[1, 1, 0], [0, 0, 1]]
+    assert by('mine.py:by_length(sign=-1)', records, candidates) == [[0, 0, 1], [1, 1, 0]]
+    for wrong, message in (
+        ('nobody', r'--annotator=nobody: no such annotator or folder; give simulated, human'),
+        ('mine.py:by_length(mark=1)', "--annotator=.*takes no option 'mark'"),
+        ('judge', r'--annotator=judge: needs model, as in judge\(model=...\)'),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            by(wrong, records, candidates)
+        assert '\n' not in str(caught.value)
+
+
 def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, tmp_path, monkeypatch, capsys):
     """The loop with people: sample, stop, judge on the page, go on; then a reward model learns from the store."""
     monkeypatch.chdir(tmp_path)
@@ -159,8 +193,6 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
     )
     assert collect.collect(settings) == {}
     assert 'collect_feedback.py --samples=asked/to_judge.jsonl --out=asked/feedback.sqlite' in capsys.readouterr().out
-    from rlax_ft.feedback.items import read_items
-
     page = make_page()
     page.collection.add(read_items(['asked/to_judge.jsonl']))
     ann = page.login('Ann')
@@ -184,7 +216,35 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
     given = dict(init_from='sft', task='reviews', data='asked/feedback.sqlite', **tiny)
     summary = reward_model.train(reward_model.RewardModelSettings(out='rm', **given))
     assert summary['train_pairs'] == 5  # one of six is held out
-    # The trained reward model is an annotator of the same form.
+    # It says what is asked next, while people work.
+    uncertain = make_page()
+    uncertain.collection.strategy = 'uncertain'
+    uncertain.collection.add(read_items(['asked/to_judge.jsonl']))
+    stop = threading.Event()
+    job = scoring_job(SamplingSettings(reward_model=('rm',), task='reviews'), uncertain.collection)
+    scoring = threading.Thread(target=job, args=(stop,))
+    scoring.start()
+    while scoring.is_alive() and np.isnan(uncertain.collection.queue._priority).any():
+        stop.wait(0.05)
+    stop.set()
+    scoring.join()
+    items = [uncertain.store.item(name) for name in uncertain.collection.queue.names]
+    margins = np.abs(np.subtract(*model_scorer(Path('rm/model'), get_task('reviews'))(items).T))
+    ann, order = uncertain.login('Ann'), []
+    for i in range(6):
+        order.append(uncertain.ask(ann)['item'])
+        uncertain.judge(ann, uncertain.ask(ann), f'{i:032x}')
+    assert order == [items[i]['id'] for i in np.argsort(margins)] and len(set(margins)) == 6
+    # A language model is an annotator: the log-odds of two words after the review.
+    asked = [{'prompt': 'the plot was'}, {'prompt': 'the cast'}]
+    texts = [['dull .', 'superb .', 'awful .'], ['was warm .', 'was warm .', 'was not flat .']]
+    question = dict(model='sft', template='{prompt} {completion}', good='brilliant', bad='awful')
+    odds = np.reshape(judge([r for r in asked for _ in range(3)], [*texts[0], *texts[1]], **question), (2, 3))
+    called = ', '.join(f'{name}={value!r}' for name, value in question.items())
+    assert by(f'judge({called})', asked, texts) == [[int((row > own).sum()) for own in row] for row in odds[:1]] + [
+        [0, 0, 1] if odds[1, 0] > odds[1, 2] else [1, 1, 0]
+    ]
+    # The trained reward model is one of the same form.
     judged = collect.collect(
         collect.CollectSettings(out='by_rm', task='reviews', init_from='sft', annotator='rm', comparisons=4)
     )
@@ -195,3 +255,32 @@ def test_training_reads_a_store_and_the_loop_waits_for_people(make_page, pairs, 
         and first.keys() == rows[0].keys()
         and first['annotator'] == 'rm'
     )
+
+
+def test_rlhf_stops_for_people_and_goes_on_when_enough_is_judged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rlhf, reached = load_script(SCRIPTS / 'rlhf.py'), []
+    make_stage = rlhf.make_stage
+
+    def stop_after_feedback(name, script, recipe, **given):
+        after = SimpleNamespace(name=name, run=lambda: reached.append((name, given['data'])))
+        return make_stage(name, script, recipe, **given) if name in ('sft', 'feedback') else after
+
+    monkeypatch.setattr(rlhf, 'make_stage', stop_after_feedback)
+    settings = rlhf.RLHFSettings(out='run', annotator='human', model='tiny', max_steps=1, comparisons=4)
+    assert rlhf.train(settings) == {} and not reached
+    said = capsys.readouterr().out
+    assert '0 of 4 items are judged' in said and 'again when all are judged' in said
+    assert 'collect_feedback.py --samples=run/feedback/to_judge.jsonl --out=run/feedback/feedback.sqlite' in said
+    with Store('run/feedback/feedback.sqlite') as store:
+        items = list(read_items(['run/feedback/to_judge.jsonl']))
+        store.add_items(items)
+        for number, item in enumerate(items[:3]):
+            assert rlhf.train(settings) == {} and f'{number} of 4 items are judged' in capsys.readouterr().out
+            content = item['content']
+            texts = content['prompt'], content['completions']
+            store.append([judgement(*texts, [1, 0, 2, 2], 'Ann', item=item['id'], fields=content['fields'])])
+    assert rlhf.train(settings) == {} and not reached and '3 of 4 items are judged' in capsys.readouterr().out
+    assert rlhf.train(dataclasses.replace(settings, enough=3)) == {}
+    ((name, data),) = reached
+    assert name == 'reward_model' and len(read_pairs(data)) == 3 * 5

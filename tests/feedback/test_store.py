@@ -205,4 +205,7 @@ def test_an_id_belongs_to_one_item(tmp_path):
         assert store.add_items([make_item('p', sides, name='1')]) == 0
         with pytest.raises(InputError, match="item '1' is there already with another prompt"):
             store.add_items([make_item('q', sides, name='1')])
-    assert os.stat(tmp_path / 'f.sqlite').st_mode & 0o077 == 0
+        # With what SQLite keeps beside it: all of them hold what people wrote.
+        files = sorted(path.name for path in tmp_path.glob('f.sqlite*'))
+        assert files == ['f.sqlite', 'f.sqlite-shm', 'f.sqlite-wal', 'f.sqlite.lock']
+        assert all(os.stat(tmp_path / name).st_mode & 0o077 == 0 for name in files[:3])

@@ -61,7 +61,14 @@ function show(part) {
 
 async function begin() {
   applyTheme();
-  me = await session();
+  try {
+    me = await session();
+  } catch (error) {
+    // A page that the browser kept, and a server that is not there: it may come back.
+    setTimeout(() => begin().catch(trouble), 3000);
+    if (error instanceof ApiError) return rest({}, 'The server refuses', error.message);
+    return rest({}, 'The server does not answer', 'It is asked again every few seconds; what you entered is kept.');
+  }
   if (!me.name) return showLogin();
   welcome();
   const pending = store('pending');
@@ -128,6 +135,7 @@ async function ask(given) {
   $('#training-note').textContent = given.training ? 'Training: after you have judged, you see what others agreed on.' : '';
   $('#lesson').hidden = true;
   drawBody($('#prompt .body'), given.prompt, settings.raw);
+  $('#prompt .body').scrollTop = typeof given.prompt === 'string' ? 0 : $('#prompt .body').scrollHeight; // What was asked last.
   drawResponses(given.responses, me.criteria, { changed, edit, current: (i) => ranking?.mark(i) });
   drawChoices(count, (choice) => choose(choice));
   drawStrength((value) => { draft.strength = value; changed(); });
@@ -137,6 +145,7 @@ async function ask(given) {
   $('#reason').value = draft.reason;
   $('#more').open = Boolean(draft.note);
   saveLabel('Save');
+  for (const set of document.querySelectorAll('#judgement fieldset')) set.disabled = false;
   $('#fault').textContent = '';
   showing = false;
   fill();
@@ -160,10 +169,16 @@ function progress({ progress: p, can_undo: canUndo }) {
   if (canUndo !== undefined) $('#undo').disabled = !canUndo;
 }
 
-function rest(given) {
+function rest(given, title = '', text = '') {
   item = null;
-  store('draft', null);
+  if (!title) store('draft', null);
   show('rest');
+  $('#rest-again').hidden = Boolean(title);
+  if (title) {
+    $('#rest-title').textContent = title;
+    $('#rest-text').textContent = text;
+    return;
+  }
   $('#rest-title').textContent = given.waiting ? 'Others have the last ones' : 'All done, thank you';
   $('#rest-text').textContent = given.waiting
     ? 'If one of them gives up, an item comes back to you.'
@@ -171,7 +186,7 @@ function rest(given) {
   $('#rest').focus();
 }
 $('#rest-again').addEventListener('click', () => next());
-setInterval(() => { if (!$('#rest').hidden && !document.hidden) next(); }, 15000);
+setInterval(() => { if (me && !$('#rest').hidden && !document.hidden) next(); }, 15000);
 
 // What is entered.
 function choose(choice) {
@@ -311,6 +326,7 @@ function teach({ right, answer, why }) {
   $('#lesson').textContent = `${right ? 'Yes.' : 'Others saw it differently.'} ${best} ${best.includes(' and ') ? 'are' : 'is'} the best here. ${why}`;
   $('#lesson').hidden = false;
   saveLabel('Next');
+  for (const set of document.querySelectorAll('#judgement fieldset')) set.disabled = true;
   $('#lesson').focus();
   $('#lesson').scrollIntoView({ block: 'nearest' });
 }

@@ -62,12 +62,12 @@ function differing(a, b) {
 }
 
 function wrap(found, indices) {
-  // From the end, so that what stands before keeps its place; neighbours in one node become one mark.
+  // From the end, so that what stands before keeps its place; neighbours in one line become one mark.
   const ranges = [];
   for (const index of indices) {
     const word = found[index];
     const last = ranges.at(-1);
-    if (last && last.node === word.node && !/\S/.test(word.node.data.slice(last.end, word.start))) last.end = word.end;
+    if (last && last.node === word.node && /^[^\S\n]*$/.test(word.node.data.slice(last.end, word.start))) last.end = word.end;
     else ranges.push({ ...word });
   }
   for (const { node, start, end } of ranges.reverse()) {

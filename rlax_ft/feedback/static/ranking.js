@@ -10,6 +10,7 @@ export class Ranking {
     this.ranks = [...ranks];
     this.changed = changed;
     this.current = Math.max(0, this.ranks.indexOf(null));
+    this.dropped = -1000; // When a drag ended, which is no click.
     this.draw();
   }
 
@@ -37,6 +38,11 @@ export class Ranking {
     this.changed([...this.ranks]);
   }
 
+  // Without a drag: a click on a place gives it to the marked response.
+  tap(event, rank) {
+    if (!event.target.closest('.chip') && event.timeStamp > this.dropped + 300) this.place(rank);
+  }
+
   draw() {
     const box = $('#tiers');
     const focused = document.activeElement?.dataset?.chip;
@@ -46,6 +52,7 @@ export class Ranking {
       const tier = make('li', box, undefined, 'tier');
       tier.dataset.rank = rank;
       make('span', tier, rank < 0 ? 'not yet' : ORDINALS[rank], 'ordinal');
+      if (rank >= 0) tier.addEventListener('click', (event) => this.tap(event, rank));
       this.ranks.forEach((own, i) => {
         if ((own ?? -1) === rank) this.chip(tier, i);
       });
@@ -89,6 +96,7 @@ export class Ranking {
       chip.style.transform = '';
       mark(null);
       this.current = i;
+      if (tier) this.dropped = e.timeStamp;
       if (tier) {
         const rank = Number(tier.dataset.rank);
         this.ranks[i] = rank < 0 ? null : rank;
