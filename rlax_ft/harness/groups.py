@@ -24,6 +24,7 @@ from rlax_ft.harness.rewards import make_reward
 from rlax_ft.harness.rollouts import RolloutSettings
 from rlax_ft.harness.settings import flag
 from rlax_ft.harness.step import placement
+from rlax_ft.harness.step_rewards import ProcessSettings, make_step_rewards, step_metrics
 from rlax_ft.models.scoring import rollout_branches
 from rlax_ft.objectives.ppo import end_scores, ended
 from rlax_ft.ops.returns import overlong_penalty
@@ -33,7 +34,7 @@ from rlax_ft.types import BranchBatch, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupSettings(RolloutSettings):
+class GroupSettings(ProcessSettings, RolloutSettings):
     """Flags of scripts that sample groups."""
 
     group_size: int = flag(8, 'Completions of each prompt in a batch; they share one reading of it.', at_least=1)
@@ -127,6 +128,7 @@ class GroupBatch:
       scores: float32[B], with penalties.
       parts: float32[B] by name: the rewards, and `penalty` where there are any.
       greedy: float32[B], the prompt's baseline.
+      steps: (rewards, ends) [B, N] of single steps, or None.
       groups: the same on the host.
       metrics: numbers by name.
     """
@@ -136,8 +138,10 @@ class GroupBatch:
     scores: jax.Array
     parts: dict[str, jax.Array]
     greedy: jax.Array
+    steps: tuple[jax.Array, jax.Array] | None
     groups: Groups
     metrics: dict[str, float]
+    turns: None = None
 
 
 class GroupCollector:
@@ -162,6 +166,7 @@ class GroupCollector:
         sampler = functools.partial(make_sampler, learner.apply, codec, rows=settings.engine_rows or None)
         self._sample = sampler(temperature=settings.temperature)
         self._sample_greedy = sampler(temperature=0.0) if settings.baseline == 'greedy' else None
+        self._steps = make_step_rewards(settings, codec)
         self._cursor = 0
         self._waiting, self._failed = self._blank(0), 0
         self._tries = self._solved = np.zeros(len(records), np.float32)
@@ -314,7 +319,14 @@ class GroupCollector:
         if settings.missing_eos_penalty or settings.overlong_tokens:
             parts['penalty'] = flat(penalty)
         greedy = np.repeat(groups.greedy, settings.group_size)
-        return GroupBatch(tokens, rollout.logps, flat(groups.scores + penalty), parts, greedy, groups, metrics)
+        steps = None
+        if self._steps is not None:
+            records = [self._records[i] for i in np.repeat(groups.index, settings.group_size)]
+            with self._clock.on('scoring'):
+                steps = self._steps(tokens, rollout, records)
+            metrics |= step_metrics(*steps)
+        scores = flat(groups.scores + penalty)
+        return GroupBatch(tokens, rollout.logps, scores, parts, greedy, steps, groups, metrics)
 
     def _fetched(self, pending):
         """A batch as Groups, not scored yet, its prompts at full width again."""

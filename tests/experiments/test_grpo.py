@@ -20,6 +20,9 @@ def starts_with_a(prompt, completion):
 
 def letters_of_b(records, completions):
     return [completion.count('b') + completion.count('3') for completion in completions]
+
+def words_of_steps(records, completions):
+    return [[step.count('a') for step in completion.split(' ') if step.strip()] for completion in completions]
 """
 
 
@@ -42,11 +45,15 @@ def settings(folder, name, **given):
         sample_every=2,
         report_to='',
     )
+    given |= {'process_reward': given.get('process_reward', '').format(rules=rules)}
     return grpo.GRPOSettings(**{**usual, **given})
 
 
 # Everything that a run keeps from one step to the next.
-MUCH = dict(dynamic_sampling=True, max_refills=2, curriculum=True, ahead=1, correction='token', beta=0.1, save_every=1)
+STEPS = dict(process_reward='{rules}:words_of_steps', process_steps=' ', process_weight=0.1)
+MUCH = dict(
+    **STEPS, dynamic_sampling=True, max_refills=2, curriculum=True, ahead=1, correction='token', beta=0.1, save_every=1
+)
 
 
 def numbers(folder):
@@ -102,6 +109,7 @@ def check_what_it_tells(folder):
         records[0]['sampling/sampling_logp_difference/max'] < 1e-4 < records[1]['sampling/sampling_logp_difference/max']
     )
     assert all(record['pass@1'] <= record['pass@2'] for record in records)
+    assert all(record['process/steps'] >= 1 and 0 <= record['process/reward'] <= 1 for record in records)
     samples, _ = read_samples(folder)
     rollouts = [sample for sample in samples if 'advantages' in sample]
     assert {sample['step'] for sample in rollouts} == {2, 4}
@@ -143,6 +151,7 @@ def test_algorithms_run(tmp_path, how):
         ({'ahead': 1, 'baseline': 'greedy', 'scale': 'none'}, r'--ahead=1: the likeliest completion'),
         ({'group_size': 3}, r'--group_size=3: does not divide --batch_size=32'),
         ({'loss': 'nope'}, r'--loss=nope: no such loss; use MODULE:FUNCTION or one of cispo'),
+        ({'process_weight': 0.5}, r'--process_weight=0.5: has no effect without --process_reward'),
         ({'scale': 'mean', 'baseline': 'leave_one_out'}, r'--scale=mean: is for --baseline=mean'),
     ],
 )

@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rlax_ft.harness.words import texts, word_tokenizer
 
 sys.path.append(str(Path(__file__).parent))
-from torch_worker import OneStepATurn, llama  # noqa: E402
+from torch_worker import OneStepATurn, llama
 
 
 class Timed(GRPOTrainer):
