@@ -30,7 +30,7 @@ _REWARD = 'env'
 
 _NO_EFFECT = (
     *('task', 'ahead', 'dynamic_sampling', 'curriculum', 'overlong_tokens', 'mask_truncated', 'engine_rows'),
-    'process_reward',
+    *('process_reward', 'rollout_devices'),
 )
 
 # Conversations of an evaluation that are written down.

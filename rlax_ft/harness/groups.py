@@ -21,6 +21,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.group_report import Clock, group_metrics
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.rewards import make_reward
+from rlax_ft.harness.rollout_devices import RolloutDeviceSettings, arrived, check_rollout_devices, on_rollout_devices
 from rlax_ft.harness.rollouts import RolloutSettings
 from rlax_ft.harness.settings import flag
 from rlax_ft.harness.step import placement
@@ -34,7 +35,7 @@ from rlax_ft.types import BranchBatch, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupSettings(ProcessSettings, RolloutSettings):
+class GroupSettings(ProcessSettings, RolloutDeviceSettings, RolloutSettings):
     """Flags of scripts that sample groups."""
 
     group_size: int = flag(8, 'Completions of each prompt in a batch; they share one reading of it.', at_least=1)
@@ -164,7 +165,7 @@ class GroupCollector:
         may_fail = dict(reward_failures=settings.reward_failures, reward_seconds=settings.reward_seconds)
         self.score = make_reward(settings.reward, task, codec, **may_fail)
         sampler = functools.partial(make_sampler, learner.apply, codec, rows=settings.engine_rows or None)
-        self._sample = sampler(temperature=settings.temperature)
+        self._sample = on_rollout_devices(settings, sampler(temperature=settings.temperature))
         self._sample_greedy = sampler(temperature=0.0) if settings.baseline == 'greedy' else None
         self._steps = make_step_rewards(settings, codec)
         self._cursor = 0
@@ -262,7 +263,7 @@ class GroupCollector:
         """Groups with their rewards; a group with one that is no number counts as all 0 and teaches nothing."""
         size = self._settings.group_size
         with self._clock.on('sampling'):
-            jax.block_until_ready(pending.rollout)
+            pending = arrived(self._settings, pending, self._place)
         with self._clock.on('scoring'):
             scores, parts = self._rewards(pending.rollout, pending.index, size)
             groups = self._fetched(pending).replace(scores=scores, parts=parts)
@@ -375,6 +376,7 @@ def check_collection(settings) -> None:
         raise InputError(f'--max_refills={settings.max_refills}: has no effect without --dynamic_sampling; give that')
     if settings.ahead and settings.baseline == 'greedy':
         raise InputError('--ahead=1: the likeliest completion is that of the policy now; give --ahead=0')
+    check_rollout_devices(settings)
     if jax.process_count() > 1:
         raise InputError(
             f'{jax.process_count()} processes: groups are sampled by one process over its devices; run one'
