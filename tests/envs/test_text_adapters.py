@@ -1,4 +1,4 @@
-"""OpenEnv's environments as text environments: one of its own classes, here and behind its own server."""
+"""Environments of OpenEnv and verifiers as text environments: their own classes, and what is said where they lack."""
 
 import threading
 
@@ -6,6 +6,7 @@ import pytest
 
 from rlax_ft.envs.text import answer, as_environment, begin
 from rlax_ft.envs.text_adapters import as_json, openenv_client, openenv_environment
+from rlax_ft.envs.text_verifiers import verifiers_environment
 from rlax_ft.errors import InputError
 
 
@@ -119,3 +120,67 @@ def talk(env):
         told.append((messages[0]['content'], reward, done))
     assert answer(env, other, 'x')[2:] == (1.0, False)
     return told
+
+
+def test_without_verifiers_it_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'verifiers', None)
+    with pytest.raises(InputError, match=r"needs that package .*pip install 'rlax_ft\[verifiers\]'"):
+        verifiers_environment('wordle')
+
+
+def test_a_multi_turn_environment_of_verifiers():
+    vf = pytest.importorskip('verifiers')
+    datasets = pytest.importorskip('datasets')
+
+    class Higher(vf.MultiTurnEnv):
+        """Says whether the number is higher, until it is found."""
+
+        async def env_response(self, messages, state, **_):
+            said = int(messages[-1]['content'])
+            if said == int(state['answer']):
+                state['final_env_response'] = [{'role': 'user', 'content': 'found'}]
+                return state['final_env_response']
+            return [{'role': 'user', 'content': 'higher' if said < int(state['answer']) else 'lower'}]
+
+    def few_turns(state, **_):
+        return 1.0 / len(state['trajectory'])
+
+    rows = [{'prompt': [{'role': 'user', 'content': 'A number!'}], 'answer': str(i)} for i in (4, 7)]
+    theirs = Higher(max_turns=5, dataset=datasets.Dataset.from_list(rows), rubric=vf.Rubric(funcs=[few_turns]))
+    env = verifiers_environment(theirs, seconds=30)
+    assert as_environment(env, 'higher') is env and env.max_turns == 5
+    records = env.records(6, 0)
+    assert {r['answer'] for r in records} == {'4', '7'} and records == env.records(6, 0)
+    seven = next(r for r in records if r['answer'] == '7')
+    (state, messages), (other, _) = begin(env, seven), begin(env, seven)
+    assert [m['content'] for m in messages] == ['A number!']
+    state, messages, reward, done = answer(env, state, '5')
+    assert ([m['content'] for m in messages], reward, done) == (['higher'], 0.0, False)
+    assert answer(env, other, '9').messages[0]['content'] == 'lower'
+    assert answer(env, state, '7')[2:] == (0.5, True)
+    with pytest.raises(InputError, match='ValueError'):
+        answer(env, other, 'nine')
+    with pytest.raises(InputError, match='--env=no-such-environment: '):
+        verifiers_environment('no-such-environment')
+
+
+def test_tools_of_verifiers_are_called():
+    vf = pytest.importorskip('verifiers')
+    datasets = pytest.importorskip('datasets')
+
+    async def add(a: int, b: int) -> int:
+        """The sum."""
+        return a + b
+
+    def right(completion, answer, **_):
+        return float(str(completion[-1]['content']).strip() == answer)
+
+    rows = [{'prompt': [{'role': 'user', 'content': '2+3'}], 'answer': '5'}]
+    rubric = vf.Rubric(funcs=[right])
+    env = verifiers_environment(vf.ToolEnv(tools=[add], dataset=datasets.Dataset.from_list(rows), rubric=rubric))
+    assert env.tools[0]['function']['name'] == 'add'
+    state, _ = begin(env, env.records(1, 0)[0])
+    call = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": 3}}</tool_call>'
+    state, messages, _, done = answer(env, state, call)
+    assert messages == [{'role': 'tool', 'content': '5'}] and not done
+    assert answer(env, state, '5')[2:] == (1.0, True)
