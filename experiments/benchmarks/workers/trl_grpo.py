@@ -9,16 +9,14 @@ import json
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from rlax_ft.harness.race import Turns
 from rlax_ft.harness.words import texts, word_tokenizer
-
-sys.path.append(str(Path(__file__).parent))
-from torch_worker import OneStepATurn, llama
 
 
 class Timed(GRPOTrainer):
@@ -34,22 +32,51 @@ class Timed(GRPOTrainer):
         return out
 
 
-class SplitTurns(OneStepATurn):
-    """Answers with the parts of the step."""
+class SplitTurns(TrainerCallback):
+    """Holds the trainer before each step until it is its turn, and answers with the parts of the step."""
+
+    def __init__(self):
+        """Opens the race; `trainer` is set by whoever made both."""
+        self._turns, self.trainer = Turns(), None
+
+    def on_step_begin(self, args, state, control, **_):
+        """Waits."""
+        control.should_training_stop = not self._turns.wait()
+        self._started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **_):
-        """As its base, with what the trainer has told."""
+        """Answers."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         if not control.should_training_stop:
-            whole = time.perf_counter() - self._turns._started
-            told = {'seconds_sampling': self.trainer.sampling, 'seconds_update': whole - self.trainer.sampling}
+            update = time.perf_counter() - self._started - self.trainer.sampling
+            told = {'seconds_sampling': self.trainer.sampling, 'seconds_update': update}
             self._turns.done(tokens=self.trainer.drawn, **told)
 
 
 def count(completions, **_):
     """The reward: how many ones the text has."""
     return [float(text.count('1')) for text in completions]
+
+
+def llama(shape):
+    """A random Llama of that shape, float32."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=shape['vocab'],
+        hidden_size=shape['width'],
+        num_hidden_layers=shape['layers'],
+        num_attention_heads=shape['heads'],
+        num_key_value_heads=shape['kv_heads'],
+        head_dim=shape['width'] // shape['heads'],
+        intermediate_size=shape['mlp'],
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).to('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 def trainer(sizes, shape, out):
