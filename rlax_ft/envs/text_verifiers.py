@@ -79,7 +79,7 @@ class _Play:
         try:
             from verifiers.clients import OpenAIChatCompletionsClient
 
-            row = {'example_id': 0, 'task': self._name} | record
+            row = {'example_id': 0} | record
             state = await self._env.rollout(row, OpenAIChatCompletionsClient(self), 'policy', {})
             if state.get('error') is not None:
                 raise state['error']

@@ -147,7 +147,7 @@ def test_a_multi_turn_environment_of_verifiers():
 
     rows = [{'prompt': [{'role': 'user', 'content': 'A number!'}], 'answer': str(i)} for i in (4, 7)]
     theirs = Higher(max_turns=5, dataset=datasets.Dataset.from_list(rows), rubric=vf.Rubric(funcs=[few_turns]))
-    env = verifiers_environment(theirs, seconds=30)
+    env = verifiers_environment(theirs)
     assert as_environment(env, 'higher') is env and env.max_turns == 5
     records = env.records(6, 0)
     assert {r['answer'] for r in records} == {'4', '7'} and records == env.records(6, 0)
