@@ -182,7 +182,10 @@ class GroupCollector:
         index = self._draw()
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._settings.seed), 7), self._cursor)
         self._cursor += 1
-        return Pending(self._sample(params, *self._prompt_rows(index, self._settings.group_size), key), index, step)
+        # Where a device does not run ahead of the host, this is where sampling takes its time.
+        with self._clock.on('sampling'):
+            rollout = self._sample(params, *self._prompt_rows(index, self._settings.group_size), key)
+        return Pending(rollout, index, step)
 
     def finish(self, pending: Pending, params, step: int) -> GroupBatch:
         """Scores what was sampled, replaces groups that teach nothing, and gives the batch of this step.
