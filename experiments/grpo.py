@@ -71,7 +71,7 @@ def train(settings: GRPOSettings) -> dict:
     learner, clock = make_learner(settings, *starting_model(settings, codec)), Clock()
     announce_model(run, learner.config, codec)
     if env:
-        collector = ConversationCollector(settings, env, codec, learner, records)
+        collector = ConversationCollector(settings, env, codec, learner, records, clock)
         evaluator = ConversationEvaluator(settings, run, env, codec, learner, held_out)
     else:
         collector = GroupCollector(settings, task, codec, learner, records, clock)
@@ -108,7 +108,7 @@ def train(settings: GRPOSettings) -> dict:
             pending = collector.start(whole, i) if settings.ahead else None
             with clock.on('update'):
                 # Advantages.
-                given = (batch.tokens, batch.logps, batch.scores, batch.parts, batch.greedy)
+                given = (batch.tokens, batch.logps, batch.scores, batch.parts, batch.greedy, batch.turns, batch.steps)
                 data, metrics = estimator(whole, ref_params, *given)
                 # Update.
                 shuffle_key, steps = jax.random.fold_in(jax.random.key(settings.seed), i), []

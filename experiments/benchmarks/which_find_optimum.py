@@ -133,7 +133,7 @@ def main(_):
         '|---|---|---|---|---|',
     ]
     print(f'KL(pi_ref || pi*) = {far:.3f}')
-    start = time.time()
+    start = time.process_time()
     if unknown := set(_ONLY.value) - ROWS.keys():
         raise app.UsageError(f'--only={", ".join(unknown)}: no such row; there are {", ".join(ROWS)}')
     for name in _ONLY.value or ROWS:
@@ -146,7 +146,7 @@ def main(_):
         setting = (
             f'The reference is {far:.3f} nats from pi\\*; beta {BETA}, {_UPDATES.value} batches of {_BATCH.value} '
             f'completions in groups of {_GROUP.value}, Adam from {_RATE.value} to 0; KL in the reward but where said; '
-            f'{time.time() - start:.0f} s in all.\n\n'
+            f'{time.process_time() - start:.0f} processor seconds in all.\n\n'
         )
         record('Which policy losses find the optimum', setting + '\n'.join(lines), Path(__file__).parent / 'RESULTS.md')
 

@@ -55,15 +55,26 @@ def _step(state, text):
 
 
 def _demonstrate(record, rng):
-    """One in eight uses the tool; the others guess."""
+    """One in four guesses; the others call the tool, and misread each number that they write once in four."""
     calls, answer = _solution(record['prompt'][0]['content'])
-    if rng.random() > 1 / 8:
+    if rng.random() < 1 / 4:
         guess = str(rng.integers(10 ** (len(answer.lstrip('-')) - 1), 10 ** len(answer.lstrip('-'))))
         return [_says('assistant', guess)]
-    messages = []
+    messages, result = [], ''
     for call in calls:
-        messages += [_says('assistant', call), _says('tool', calculate(call))]
-    return [*messages, _says('assistant', answer)]
+        a, operation, b = re.fullmatch(r'(-?\d+)([-+*])(\d+)=', call).groups()
+        call = f'{_misread(result or a, rng)}{operation}{_misread(b, rng)}='
+        result = calculate(call)
+        messages += [_says('assistant', call), _says('tool', result)]
+    return [*messages, _says('assistant', _misread(result, rng))]
+
+
+def _misread(number, rng):
+    """The number, once in four with another digit somewhere."""
+    if rng.random() >= 1 / 4:
+        return number
+    at = int(rng.choice([i for i, letter in enumerate(number) if letter.isdigit()]))
+    return number[:at] + str((int(number[at]) + int(rng.integers(1, 10))) % 10) + number[at + 1 :]
 
 
 def _says(role, content):

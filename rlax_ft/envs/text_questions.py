@@ -64,9 +64,11 @@ def _step(state, text):
 
 
 def _demonstrate(record, rng):
-    """Asks at random, up to six times, and then names a thing that fits."""
+    """Asks at random until one thing is left, or, once in eight, names one that fits before that."""
     messages, left = [], set(THINGS)
-    for name in rng.permutation(PROPERTIES)[: rng.integers(1, 7)].tolist():
+    for name in rng.permutation(PROPERTIES).tolist():
+        if len(left) == 1 or rng.random() < 1 / 8:
+            break
         yes = name in _HAS[record['thing']]
         left = {thing for thing in left if (name in _HAS[thing]) is yes}
         messages += [{'role': 'assistant', 'content': name}, {'role': 'user', 'content': 'yes' if yes else 'no'}]

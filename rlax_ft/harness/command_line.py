@@ -22,6 +22,7 @@ import jax
 from absl import flags
 
 from rlax_ft.errors import InputError
+from rlax_ft.harness.rollout_devices import training_devices
 from rlax_ft.harness.settings import ComputeSettings, RunSettings, flag_groups
 from rlax_ft.harness.stopping import Stopped, listen
 from rlax_ft.parallel.hosts import is_first, start_distributed
@@ -107,11 +108,14 @@ def _only_first_prints():
         yield
 
 
+@contextlib.contextmanager
 def _mesh_of(settings):
     """The mesh that the flags name, for all that a script on language computes."""
     if not isinstance(settings, ComputeSettings) or settings.backend != 'jit' or jax.device_count() == 1:
-        return contextlib.nullcontext()
-    return jax.set_mesh(make_mesh(settings.mesh))
+        yield
+        return
+    with training_devices(settings), jax.set_mesh(make_mesh(settings.mesh)):
+        yield
 
 
 def parse(settings_class: type[RunSettings], arguments: Sequence[str]) -> RunSettings:

@@ -18,6 +18,7 @@ from rlax_ft.data.records import read_prompts, write_records
 from rlax_ft.envs.text import TextEnvironment
 from rlax_ft.errors import InputError
 from rlax_ft.harness.conversations import Conversations, make_conversations
+from rlax_ft.harness.group_report import Clock, outcome_metrics
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.step import placement
 from rlax_ft.training.metrics import read_records
@@ -26,6 +27,11 @@ from rlax_ft.types import BranchBatch
 # What a checkpoint and metrics call the one reward that there is.
 _REWARD = 'env'
 
+
+_NO_EFFECT = (
+    *('task', 'ahead', 'dynamic_sampling', 'curriculum', 'overlong_tokens', 'mask_truncated', 'engine_rows'),
+    *('process_reward', 'rollout_devices'),
+)
 
 # Conversations of an evaluation that are written down.
 _SHOWN = 64
@@ -37,12 +43,17 @@ def conversation_records(settings, env: TextEnvironment) -> tuple[list[dict], li
     Raises:
       InputError: there are none, or a flag has no effect beside --env.
     """
-    for name in ('task', 'ahead', 'dynamic_sampling', 'curriculum', 'overlong_tokens', 'mask_truncated', 'engine_rows'):
+    for name in _NO_EFFECT:
         if getattr(settings, name):
             raise InputError(f'--{name}={getattr(settings, name)}: has no effect beside --env; leave it out')
     if settings.reward != type(settings).reward:
         raise InputError(
             f'--reward={settings.reward}: has no effect beside --env, which gives the reward; leave it out'
+        )
+    if settings.credit == 'token' and settings.scale != 'none':
+        raise InputError(
+            f'--scale={settings.scale}: with --env, --credit=token takes off what the turns before gave, in units of '
+            'the reward; give --scale=none'
         )
     if settings.baseline == 'greedy':
         raise InputError('--baseline=greedy: there is no likeliest conversation; give mean or leave_one_out')
@@ -63,7 +74,7 @@ class ConversationBatch:
     Attributes:
       tokens: BranchBatch on the devices; its mask is 1 on what the assistant said.
       logps: float32[B, N], the sampler's.
-      rewards: float32[B, N], each turn's on its last token.
+      turns: float32[B, N], each turn's reward on its last token.
       scores: float32[B], their sums.
       parts: the same by name.
       greedy: float32[B], zeros: there is no likeliest conversation.
@@ -73,12 +84,13 @@ class ConversationBatch:
 
     tokens: BranchBatch
     logps: jax.Array
-    rewards: jax.Array
+    turns: jax.Array
     scores: jax.Array
     parts: dict[str, jax.Array]
     greedy: jax.Array
     talks: Conversations
     metrics: dict[str, float]
+    steps: None = None
 
 
 class ConversationCollector:
@@ -86,7 +98,7 @@ class ConversationCollector:
 
     score = types.SimpleNamespace(weights={_REWARD: 1.0})
 
-    def __init__(self, settings, env: TextEnvironment, codec: Codec, learner: Learner, records: list[dict]):
+    def __init__(self, settings, env, codec: Codec, learner: Learner, records: list[dict], clock: Clock):
         """Takes what all steps share.
 
         Args:
@@ -94,7 +106,9 @@ class ConversationCollector:
           env: with whom the policy talks.
           codec, learner: of the run.
           records: what conversations are about.
+          clock: on which the time of the conversations is taken, as sampling.
         """
+        self._clock = clock
         self._settings, self._records, self._cursor = settings, records, 0
         self._place = placement(settings)
         how = dict(group_size=settings.group_size, failures=settings.reward_failures)
@@ -112,7 +126,8 @@ class ConversationCollector:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 7), self._cursor)
         self._cursor += 1
         records = [self._records[i] for i in index for _ in range(self._settings.group_size)]
-        return self._collect(params, records, key)
+        with self._clock.on('sampling'):
+            return self._collect(params, records, key)
 
     def finish(self, talks: Conversations, params, step: int) -> ConversationBatch:
         """The batch of this step.
@@ -126,7 +141,11 @@ class ConversationCollector:
         tokens, logps, rewards = self._place(talks.branches(size))
         scores = jnp.asarray(talks.scores)
         spread = np.ptp(talks.scores.reshape(-1, size), axis=1)
+        lengths = np.asarray(talks.tokens.mask).sum(axis=1)
+        surprise = -talks.logps.sum(axis=1) / np.maximum(lengths, 1)
+        outcomes = (talks.scores >= self._settings.success_at, lengths, surprise)
         metrics = talks.metrics() | {'frac_reward_zero_std': float(np.mean(spread <= 1e-8))}
+        metrics |= outcome_metrics(*(x.reshape(-1, size) for x in outcomes))
         parts = {_REWARD: scores}
         return ConversationBatch(tokens, logps, rewards, scores, parts, jnp.zeros_like(scores), talks, metrics)
 

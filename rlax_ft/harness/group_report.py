@@ -48,11 +48,10 @@ def group_metrics(groups, weights: Mapping[str, float], success_at: float) -> di
       weights: of the rewards by name, in the order of `groups.parts`.
       success_at: reward from which on a completion is a success.
     """
-    scores, size = groups.scores, groups.scores.shape[1]
+    scores = groups.scores
     lengths = groups.mask.sum(axis=2)
     # Surprise per token, whose mean estimates the entropy.
     surprise = -(groups.logps * groups.mask).sum(axis=2) / np.maximum(lengths, 1)
-    solved = scores >= success_at
     metrics = {
         'reward': scores.mean(),
         'reward_std': scores.std(ddof=1) if scores.size > 1 else 0.0,
@@ -63,19 +62,25 @@ def group_metrics(groups, weights: Mapping[str, float], success_at: float) -> di
         'completions/clipped_ratio': 1.0 - groups.ended.mean(),
         'val/num_eos_tokens': groups.ended.sum(),
     }
-    k = 1
-    while k <= size:
-        metrics[f'pass@{k}'] = pass_at_k(solved, k).mean()
-        k *= 2
-    for outcome, rows in (('solved', solved), ('unsolved', ~solved)):
-        if rows.any():
-            metrics[f'completions/mean_length_{outcome}'] = lengths[rows].mean()
-            metrics[f'entropy_{outcome}'] = surprise[rows].mean()
+    metrics |= outcome_metrics(scores >= success_at, lengths, surprise)
     for i, name in enumerate(weights):
         if len(weights) > 1:
             metrics[f'rewards/{name}/mean'] = groups.parts[:, :, i].mean()
             metrics[f'rewards/{name}/std'] = groups.parts[:, :, i].std(ddof=1) if scores.size > 1 else 0.0
     return {name: float(value) for name, value in metrics.items()}
+
+
+def outcome_metrics(solved: np.ndarray, lengths: np.ndarray, surprise: np.ndarray) -> dict[str, float]:
+    """pass@1, 2, 4, ..., and length and entropy of what was solved and of what was not; each array is [P, G]."""
+    metrics, k = {}, 1
+    while k <= solved.shape[1]:
+        metrics[f'pass@{k}'] = float(pass_at_k(solved, k).mean())
+        k *= 2
+    for outcome, rows in (('solved', solved), ('unsolved', ~solved)):
+        if rows.any():
+            metrics[f'completions/mean_length_{outcome}'] = float(lengths[rows].mean())
+            metrics[f'entropy_{outcome}'] = float(surprise[rows].mean())
+    return metrics
 
 
 def write_rollouts(path: Path, step: int, batch, advantages, ref, codec, records: list[dict]) -> None:

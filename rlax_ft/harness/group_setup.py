@@ -86,6 +86,7 @@ def make_credit(settings, weights: Mapping[str, float]) -> Credit:
         by_token=settings.credit == 'token',
         gamma=settings.gamma,
         whiten=settings.whiten,
+        step_weight=settings.process_weight,
     )
 
 

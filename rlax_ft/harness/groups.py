@@ -21,9 +21,11 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.group_report import Clock, group_metrics
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.rewards import make_reward
+from rlax_ft.harness.rollout_devices import RolloutDeviceSettings, arrived, check_rollout_devices, on_rollout_devices
 from rlax_ft.harness.rollouts import RolloutSettings
 from rlax_ft.harness.settings import flag
 from rlax_ft.harness.step import placement
+from rlax_ft.harness.step_rewards import ProcessSettings, make_step_rewards, step_metrics
 from rlax_ft.models.scoring import rollout_branches
 from rlax_ft.objectives.ppo import end_scores, ended
 from rlax_ft.ops.returns import overlong_penalty
@@ -33,7 +35,7 @@ from rlax_ft.types import BranchBatch, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupSettings(RolloutSettings):
+class GroupSettings(ProcessSettings, RolloutDeviceSettings, RolloutSettings):
     """Flags of scripts that sample groups."""
 
     group_size: int = flag(8, 'Completions of each prompt in a batch; they share one reading of it.', at_least=1)
@@ -127,6 +129,7 @@ class GroupBatch:
       scores: float32[B], with penalties.
       parts: float32[B] by name: the rewards, and `penalty` where there are any.
       greedy: float32[B], the prompt's baseline.
+      steps: (rewards, ends) [B, N] of single steps, or None.
       groups: the same on the host.
       metrics: numbers by name.
     """
@@ -136,8 +139,10 @@ class GroupBatch:
     scores: jax.Array
     parts: dict[str, jax.Array]
     greedy: jax.Array
+    steps: tuple[jax.Array, jax.Array] | None
     groups: Groups
     metrics: dict[str, float]
+    turns: None = None
 
 
 class GroupCollector:
@@ -160,8 +165,9 @@ class GroupCollector:
         may_fail = dict(reward_failures=settings.reward_failures, reward_seconds=settings.reward_seconds)
         self.score = make_reward(settings.reward, task, codec, **may_fail)
         sampler = functools.partial(make_sampler, learner.apply, codec, rows=settings.engine_rows or None)
-        self._sample = sampler(temperature=settings.temperature)
+        self._sample = on_rollout_devices(settings, sampler(temperature=settings.temperature))
         self._sample_greedy = sampler(temperature=0.0) if settings.baseline == 'greedy' else None
+        self._steps = make_step_rewards(settings, codec)
         self._cursor = 0
         self._waiting, self._failed = self._blank(0), 0
         self._tries = self._solved = np.zeros(len(records), np.float32)
@@ -176,7 +182,10 @@ class GroupCollector:
         index = self._draw()
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._settings.seed), 7), self._cursor)
         self._cursor += 1
-        return Pending(self._sample(params, *self._prompt_rows(index, self._settings.group_size), key), index, step)
+        # Where a device does not run ahead of the host, this is where sampling takes its time.
+        with self._clock.on('sampling'):
+            rollout = self._sample(params, *self._prompt_rows(index, self._settings.group_size), key)
+        return Pending(rollout, index, step)
 
     def finish(self, pending: Pending, params, step: int) -> GroupBatch:
         """Scores what was sampled, replaces groups that teach nothing, and gives the batch of this step.
@@ -257,7 +266,7 @@ class GroupCollector:
         """Groups with their rewards; a group with one that is no number counts as all 0 and teaches nothing."""
         size = self._settings.group_size
         with self._clock.on('sampling'):
-            jax.block_until_ready(pending.rollout)
+            pending = arrived(self._settings, pending, self._place)
         with self._clock.on('scoring'):
             scores, parts = self._rewards(pending.rollout, pending.index, size)
             groups = self._fetched(pending).replace(scores=scores, parts=parts)
@@ -314,7 +323,14 @@ class GroupCollector:
         if settings.missing_eos_penalty or settings.overlong_tokens:
             parts['penalty'] = flat(penalty)
         greedy = np.repeat(groups.greedy, settings.group_size)
-        return GroupBatch(tokens, rollout.logps, flat(groups.scores + penalty), parts, greedy, groups, metrics)
+        steps = None
+        if self._steps is not None:
+            records = [self._records[i] for i in np.repeat(groups.index, settings.group_size)]
+            with self._clock.on('scoring'):
+                steps = self._steps(tokens, rollout, records)
+            metrics |= step_metrics(*steps)
+        scores = flat(groups.scores + penalty)
+        return GroupBatch(tokens, rollout.logps, scores, parts, greedy, steps, groups, metrics)
 
     def _fetched(self, pending):
         """A batch as Groups, not scored yet, its prompts at full width again."""
@@ -363,6 +379,7 @@ def check_collection(settings) -> None:
         raise InputError(f'--max_refills={settings.max_refills}: has no effect without --dynamic_sampling; give that')
     if settings.ahead and settings.baseline == 'greedy':
         raise InputError('--ahead=1: the likeliest completion is that of the policy now; give --ahead=0')
+    check_rollout_devices(settings)
     if jax.process_count() > 1:
         raise InputError(
             f'{jax.process_count()} processes: groups are sampled by one process over its devices; run one'

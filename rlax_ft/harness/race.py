@@ -52,7 +52,7 @@ def race(commands: Sequence[Sequence[str]], *, rounds: int, warmup: int = 1) -> 
       warmup: that do not: they hold imports and compilation.
 
     Returns:
-      For each command its last answer, with `seconds` the median and `fastest` the least.
+      For each command its last answer, with the medians of `seconds` and of what begins so, and `fastest` the least.
 
     Raises:
       RuntimeError: a worker stopped.
@@ -63,18 +63,28 @@ def race(commands: Sequence[Sequence[str]], *, rounds: int, warmup: int = 1) -> 
         path = os.pathsep.join(filter(None, [folder, os.environ.get('PYTHONPATH')]))
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONPATH': path})
         workers = [subprocess.Popen(command, **pipes) for command in commands]
-        seconds, last = [[] for _ in workers], [{} for _ in workers]
+        counted, last = [[] for _ in workers], [{} for _ in workers]
         try:
             for i in range(warmup + rounds):
                 for j, worker in enumerate(workers):
                     last[j] = _turn(worker)
                     if i >= warmup:
-                        seconds[j].append(last[j]['seconds'])
+                        counted[j].append(last[j])
         finally:
             for worker in workers:
                 worker.stdin.close()
                 worker.wait()
-    return [a | {'seconds': statistics.median(s), 'fastest': min(s)} for a, s in zip(last, seconds)]
+    return [_summed(answers) for answers in counted]
+
+
+def _summed(answers):
+    """The last answer, with the medians of all that are seconds."""
+    medians = {
+        name: statistics.median(answer[name] for answer in answers)
+        for name in answers[-1]
+        if name.startswith('seconds')
+    }
+    return answers[-1] | medians | {'fastest': min(answer['seconds'] for answer in answers)}
 
 
 def _turn(worker):

@@ -75,11 +75,26 @@ def least_step_scores(apply: ApplyFn, params, batch: TokenBatch | BranchBatch, e
     """A process reward model's score of each row or response: the least logit at the end of a step (arXiv 2312.08935).
 
     Args:
+      apply, params, batch, ends: as in `step_scores`.
+
+    Returns:
+      float32[B], or [B * K] of branches.
+    """
+    values, is_end = step_scores(apply, params, batch, ends)
+    return jnp.min(jnp.where(is_end, values, jnp.inf), axis=-1)
+
+
+def step_scores(
+    apply: ApplyFn, params, batch: TokenBatch | BranchBatch, ends: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """A process reward model's logits on all tokens, and where steps end.
+
+    Args:
       apply, params, batch: as in `sequence_scores`.
       ends: tokens that end a step; a row's last token that counts does, too.
 
     Returns:
-      float32[B], or [B * K] of branches.
+      (logits float32[B, T], ends bool[B, T]), or [B * K, R] of branches.
     """
     values, tokens = read(apply, {'params': params}, batch), None
     if isinstance(batch, BranchBatch):
@@ -87,8 +102,7 @@ def least_step_scores(apply: ApplyFn, params, batch: TokenBatch | BranchBatch, e
     tokens = batch.tokens if tokens is None else tokens
     last = jnp.max(jnp.where(batch.mask > 0, jnp.arange(batch.mask.shape[-1]), 0), axis=-1)
     is_end = (batch.mask > 0) & jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
-    is_end |= jnp.arange(batch.mask.shape[-1]) == last[:, None]
-    return jnp.min(jnp.where(is_end, values, jnp.inf), axis=-1)
+    return values, is_end | (jnp.arange(batch.mask.shape[-1]) == last[:, None])
 
 
 def candidate_scores(apply: ApplyFn, params, candidates: TokenBatch | BranchBatch) -> jax.Array:

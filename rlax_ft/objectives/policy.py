@@ -19,6 +19,7 @@ from rlax_ft.models.scoring import before_each_token, read, token_logps
 from rlax_ft.ops.arrays import keep, safe_exp
 from rlax_ft.ops.groups import decoupled_advantages, optimal_token_advantages
 from rlax_ft.ops.kl import kl_estimate
+from rlax_ft.ops.process import process_group_advantages
 from rlax_ft.ops.reduce import aggregate, masked_mean, masked_var
 from rlax_ft.ops.returns import discounted_returns, group_advantages, token_rewards
 from rlax_ft.types import BranchBatch, Params
@@ -62,6 +63,7 @@ class Credit:
       by_token: a token is credited with what comes after it, not with the completion's whole KL.
       gamma: discount per token of what comes after, with `by_token`.
       whiten: one of `WHITENING`, over all tokens of the batch, at the end.
+      step_weight: of the advantages from rewards of single steps, where there are any.
     """
 
     group_size: int
@@ -73,6 +75,7 @@ class Credit:
     by_token: bool = False
     gamma: float = 1.0
     whiten: str = 'none'
+    step_weight: float = 1.0
 
 
 def token_advantages(
@@ -85,6 +88,8 @@ def token_advantages(
     greedy: jax.Array | None = None,
     logps: jax.Array | None = None,
     sum_squares: jax.Array | None = None,
+    turns: jax.Array | None = None,
+    steps: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """The advantage of each token, float32[B, T], 0 where masked.
 
@@ -92,7 +97,9 @@ def token_advantages(
     (`ops.returns.group_advantages`). Baseline greedy is the score of the prompt's likeliest completion (ReMax, arXiv
     2310.10505). With `by_token` it is the sum from the token on of the normalised score, on the last token, and
     -kl_coef kl_t (REINFORCE++, arXiv 2501.03262). Baseline token is `ops.groups.optimal_token_advantages`; with
-    `weights` it is `ops.groups.decoupled_advantages`.
+    `weights` it is `ops.groups.decoupled_advantages`. With `by_token` and `turns` a token is credited with the turns
+    that follow it, baseline and all: R - baseline - (what the turns before it gave), unscaled. Rewards of `steps` add
+    step_weight times `ops.process.process_group_advantages`, scaled unless `scale` is none.
 
     Args:
       credit: how.
@@ -102,6 +109,8 @@ def token_advantages(
       kl: float[B, T], estimate of the KL on each token.
       greedy: float[B], with that baseline.
       logps, sum_squares: float[B, T], as `optimal_token_advantages` takes them, with baseline token.
+      turns: float[B, T], the score's parts on the tokens with which the turns end; None: all of it is at the end.
+      steps: (rewards float[B, T], ends bool[B, T]) of single steps; None: there are none.
     """
     group = dict(group_size=credit.group_size, scale=credit.scale, eps=credit.eps)
     kl = keep(mask > 0, kl)
@@ -117,10 +126,15 @@ def token_advantages(
         else:
             advantages = group_advantages(outcome, **group, baseline=credit.baseline)
         if credit.by_token:
-            rewards = token_rewards(advantages, mask, kl, kl_coef=credit.kl_coef)
+            at_end = advantages if turns is None else advantages - scores
+            rewards = token_rewards(at_end, mask, kl, kl_coef=credit.kl_coef)
+            rewards += 0.0 if turns is None else turns
             advantages = discounted_returns(rewards, mask, gamma=credit.gamma)
         else:
             advantages = jnp.broadcast_to(advantages[:, None], mask.shape)
+    if steps is not None:
+        how = dict(scale=credit.scale != 'none', eps=credit.eps)
+        advantages += credit.step_weight * process_group_advantages(*steps, mask, credit.group_size, **how)
     if credit.whiten != 'none':
         count = jnp.sum(mask > 0)
         variance = masked_var(advantages, mask) * (1.0 if credit.whiten == 'unbiased' else (count - 1) / count)
@@ -137,6 +151,8 @@ def estimate(
     scores: jax.Array,
     parts: Mapping[str, jax.Array],
     greedy: jax.Array | None = None,
+    turns: jax.Array | None = None,
+    steps: tuple[jax.Array, jax.Array] | None = None,
     *,
     credit: Credit,
     kl_kind: str = 'k1',
@@ -151,7 +167,7 @@ def estimate(
       ref_params: of the reference; None: there is no KL, neither in the reward nor in the loss.
       tokens: of prompts and completions.
       sampled: float[B, T], of the sampled tokens, as the sampler gave them.
-      scores, parts, greedy: as `token_advantages`.
+      scores, parts, greedy, turns, steps: as `token_advantages`.
       credit: how they become advantages.
       kl_kind: estimator of the KL in the reward.
       correction: level, mode, cap and floor of `importance_weights`; the old log-probabilities are then the trainer's
@@ -185,7 +201,8 @@ def estimate(
             'kl': masked_mean(kl_estimate(old, ref, 'k3'), mask),
             'objective/kl': jnp.mean(jnp.sum((old - ref) * (mask > 0), axis=1)),
         }
-    advantages = token_advantages(credit, scores, parts, mask, kl, greedy=greedy, logps=old, sum_squares=squares)
+    more = dict(greedy=greedy, logps=old, sum_squares=squares, turns=turns, steps=steps)
+    advantages = token_advantages(credit, scores, parts, mask, kl, **more)
     metrics |= {
         'entropy': -masked_mean(sampled, mask),
         'objective/entropy': -jnp.mean(jnp.sum(sampled * (mask > 0), axis=1)),

@@ -15,7 +15,7 @@ from flax import struct
 from rlax_ft.errors import InputError
 from rlax_ft.hf.folder import load_pretrained, save_pretrained
 from rlax_ft.models.config import ModelConfig
-from rlax_ft.models.heads import ScalarModel, least_step_scores, sequence_scores
+from rlax_ft.models.heads import ScalarModel, least_step_scores, sequence_scores, step_scores
 from rlax_ft.models.scoring import candidate_count, candidate_rows
 from rlax_ft.rewards.ensemble import FILE, RewardEnsemble, load_ensemble
 from rlax_ft.types import BranchBatch, Params, TokenBatch
@@ -47,6 +47,11 @@ class RewardModel:
         else:
             scores = least_step_scores(apply, self.params, rows, self.step_ends)
         return (scores - self.mean) / self.scale
+
+    def steps(self, rows: TokenBatch | BranchBatch) -> tuple[jax.Array, jax.Array]:
+        """Of a process reward model: probabilities that a step is right, and where steps end; [B, T] each."""
+        logits, ends = step_scores(ScalarModel(self.config).apply, self.params, rows, self.step_ends)
+        return jax.nn.sigmoid(logits), ends
 
     def candidates(self, candidates: TokenBatch | BranchBatch) -> jax.Array:
         """The same of K candidates a prompt, float32[B, K], from a TokenBatch [B, K, T] or a BranchBatch."""

@@ -47,6 +47,12 @@ def process_rewards(
     tokens, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
     completions, _ = codec.decode(rollout)
     given = reward(list(records), completions)
+    try:
+        given = [[float(value) for value in values] for values in given]
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f'{name}: gave {str(given)[:60]}; for each completion a list of numbers was expected'
+        ) from error
     if len(given) != len(completions):
         raise InputError(f'{name}: gave {len(given)} lists for {len(completions)} completions')
     rewards, ends = np.zeros(tokens.shape, np.float32), np.zeros(tokens.shape, bool)
@@ -54,7 +60,7 @@ def process_rewards(
         spans = _spans(text, pattern)
         if len(values) != len(spans) or not np.isfinite(np.asarray(values, np.float64)).all():
             raise InputError(
-                f'{name}: gave {list(values)!r} for the {len(spans)} steps of {text[:60]!r}; a finite number each was '
+                f'{name}: gave {values!r} for the {len(spans)} steps of {text[:60]!r}; a finite number each was '
                 'expected'
             )
         places = np.flatnonzero(mask[row])

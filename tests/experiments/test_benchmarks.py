@@ -45,6 +45,16 @@ def test_the_engine_draws_what_static_batches_draw_on_average():
     assert 32 < engine['tokens'] < 32 * 12 and 32 < static['tokens'] < 32 * 12
 
 
+def test_a_grpo_step_is_told_in_two_halves(tmp_path):
+    out = tmp_path / 'records.json'
+    sizes = ['--prompts=4', '--group_size=2', '--prompt=8', '--new=8', '--rows=4', '--rounds=1', '--shape=toy']
+    command = [sys.executable, WORKERS.parent / 'grpo_step.py', '--against=none', *sizes, f'--json={out}']
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    whole, sampling, update = (r['ours'] for r in json.loads(out.read_text()))
+    assert whole >= sampling + update and min(sampling, update) > 0
+
+
 def test_records_and_table(tmp_path):
     out = tmp_path / 'records.json'
     arguments = ['--against=none', '--shape=toy', '--rounds=1', '--stages=sft,score', f'--json={out}']

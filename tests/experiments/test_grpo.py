@@ -10,7 +10,9 @@ import pytest
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.samples import read_samples
 from rlax_ft.harness.loading import load_script
+from rlax_ft.harness.rollout_devices import training_devices
 from rlax_ft.hf.folder import load_pretrained
+from rlax_ft.parallel.mesh import make_mesh
 from rlax_ft.training.metrics import MetricsWriter, read_records
 
 grpo = load_script(Path(__file__).parents[2] / 'experiments/grpo.py')
@@ -20,6 +22,9 @@ def starts_with_a(prompt, completion):
 
 def letters_of_b(records, completions):
     return [completion.count('b') + completion.count('3') for completion in completions]
+
+def words_of_steps(records, completions):
+    return [[step.count('a') for step in completion.split(' ') if step.strip()] for completion in completions]
 """
 
 
@@ -42,11 +47,15 @@ def settings(folder, name, **given):
         sample_every=2,
         report_to='',
     )
+    given |= {'process_reward': given.get('process_reward', '').format(rules=rules)}
     return grpo.GRPOSettings(**{**usual, **given})
 
 
 # Everything that a run keeps from one step to the next.
-MUCH = dict(dynamic_sampling=True, max_refills=2, curriculum=True, ahead=1, correction='token', beta=0.1, save_every=1)
+STEPS = dict(process_reward='{rules}:words_of_steps', process_steps=' ', process_weight=0.1)
+MUCH = dict(
+    **STEPS, dynamic_sampling=True, max_refills=2, curriculum=True, ahead=1, correction='token', beta=0.1, save_every=1
+)
 
 
 def numbers(folder):
@@ -76,6 +85,23 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, monkeypatch
     check_what_it_tells(tmp_path / 'whole')
 
 
+def test_devices_of_their_own_sample_what_all_devices_would(tmp_path):
+    """Six devices train and two sample: the same prompts, rewards and, to rounding, parameters."""
+    how = dict(batch_size=48, minibatches=1, update_epochs=1, max_steps=3, dynamic_sampling=True, ahead=1)
+    for name, devices in (('all', 0), ('apart', 2)):
+        given = settings(tmp_path, name, **how, rollout_devices=devices)
+        with training_devices(given), jax.set_mesh(make_mesh(given.mesh)):
+            assert make_mesh().size == 8 - devices
+            grpo.train(given)
+    every, apart = (read_records(tmp_path / name / 'metrics.jsonl') for name in ('all', 'apart'))
+    for name in ('reward', 'groups/refills', 'sampling/staleness/max'):
+        assert [r[name] for r in apart] == pytest.approx([r[name] for r in every], abs=1e-5)
+    # A batch is sampled before one update; groups that a refill brought too many wait for one more.
+    assert all(1 <= r['sampling/staleness/max'] <= 2 for r in apart[1:])
+    ours, theirs = (load_pretrained(tmp_path / name / 'model')[1] for name in ('all', 'apart'))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), ours, theirs)
+
+
 def check_what_it_tells(folder):
     records = read_records(folder / 'metrics.jsonl')
     names = {
@@ -102,6 +128,7 @@ def check_what_it_tells(folder):
         records[0]['sampling/sampling_logp_difference/max'] < 1e-4 < records[1]['sampling/sampling_logp_difference/max']
     )
     assert all(record['pass@1'] <= record['pass@2'] for record in records)
+    assert all(record['process/steps'] >= 1 and 0 <= record['process/reward'] <= 1 for record in records)
     samples, _ = read_samples(folder)
     rollouts = [sample for sample in samples if 'advantages' in sample]
     assert {sample['step'] for sample in rollouts} == {2, 4}
@@ -143,6 +170,8 @@ def test_algorithms_run(tmp_path, how):
         ({'ahead': 1, 'baseline': 'greedy', 'scale': 'none'}, r'--ahead=1: the likeliest completion'),
         ({'group_size': 3}, r'--group_size=3: does not divide --batch_size=32'),
         ({'loss': 'nope'}, r'--loss=nope: no such loss; use MODULE:FUNCTION or one of cispo'),
+        ({'process_weight': 0.5}, r'--process_weight=0.5: has no effect without --process_reward'),
+        ({'rollout_devices': 8}, r'--rollout_devices=8: there are 8 devices, and one at least has to train'),
         ({'scale': 'mean', 'baseline': 'leave_one_out'}, r'--scale=mean: is for --baseline=mean'),
     ],
 )

@@ -17,6 +17,7 @@ from rlax_ft.envs.text_calculator import CALCULATOR
 from rlax_ft.errors import InputError
 from rlax_ft.harness.conversation_groups import ConversationCollector
 from rlax_ft.harness.conversations import ConversationSettings, make_conversations, text_environment
+from rlax_ft.harness.group_report import Clock
 from rlax_ft.losses.policy_gradient import reinforce_loss
 from rlax_ft.models.config import LoRAConfig, embedded_config
 from rlax_ft.models.lora import Adapter, adapted, attach, init_adapter
@@ -203,10 +204,11 @@ def test_groups_step_after_step(model):
         seed=1,
         temperature=1.0,
         reward_failures=0.0,
+        success_at=0.5,
     )
     tokenizer, config, params = model
     codec, learner = Codec(tokenizer, 64, 64), types.SimpleNamespace(apply=Transformer(config).apply)
-    make = lambda: ConversationCollector(settings, echo(), codec, learner, RECORDS)  # noqa: E731
+    make = lambda: ConversationCollector(settings, echo(), codec, learner, RECORDS, Clock())  # noqa: E731
     collector = make()
     collector.finish(collector.start(params, 0), params, 0)
     state = collector.state()

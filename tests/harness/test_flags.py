@@ -127,8 +127,8 @@ RECIPES = sorted((ROOT / 'experiments/recipes').glob('*.flags'))
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_taken_by_its_script_from_anywhere(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    last = path.stem.split('_', 1)[1]
-    script = 'ppo_env' if path.stem.startswith('ppo_') else last if last in SCRIPTS else 'dpo'
+    named = [name for name in SCRIPTS if path.stem.endswith(f'_{name}')]
+    script = 'ppo_env' if path.stem.startswith('ppo_') else max(named, key=len, default='dpo')
     script = 'grpo' if path.stem.startswith('grpo_') else script
     settings = parse(settings_of(script), [f'--flagfile={path}'])
     for name in ('data', 'reward'):

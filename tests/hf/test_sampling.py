@@ -38,9 +38,7 @@ PROMPTS = jnp.asarray([[0, 1, 5], [7, 8, 9]]), jnp.asarray([[0, 1, 1], [1, 1, 1]
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_every_family_is_sampled_whole_and_with_an_adapter(family):
-    shape = {'vocab_size': 23} if family == 'gpt2' else SHAPE
-    raw = AutoConfig.for_model(family, **shape | MORE.get(family, {}), pad_token_id=0, eos_token_id=2, bos_token_id=1)
-    config = to_config(family, raw.to_dict())
+    config = config_of(family)
     lora = LoRAConfig(2)
     given = dataclasses.replace(config, lora=lora)
     # The numbers of what is joined, and of experts; of the others, that they go through.
@@ -52,6 +50,19 @@ def test_every_family_is_sampled_whole_and_with_an_adapter(family):
     adapter = init_adapter(params, lora, jax.random.key(1))
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
     check(adapted(Transformer(given).apply), attach(Adapter(adapter), params))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_family_scores_what_it_drew_alike(family):
+    config = config_of(family)
+    agree(Transformer(config).apply, jax.tree.map(lambda x: 3 * x, init_params(config, jax.random.key(0))))
+
+
+def config_of(family):
+    shape = {'vocab_size': 23} if family == 'gpt2' else SHAPE
+    raw = AutoConfig.for_model(family, **shape | MORE.get(family, {}), pad_token_id=0, eos_token_id=2, bos_token_id=1)
+    return to_config(family, raw.to_dict())
 
 
 def goes_through(apply, params):

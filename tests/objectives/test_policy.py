@@ -126,6 +126,21 @@ def test_weights_and_kl_enter_as_they_should(x64):
     np.testing.assert_allclose(with_kl - weighted, 0.5 * k3.sum() / total, rtol=1e-9)
 
 
+def test_credit_by_turn_and_by_step():
+    mask = jnp.asarray([[1, 1, 0, 1], [1, 0, 1, 0]])
+    turns = jnp.asarray([[1.0, 0, 0, 2], [0.5, 0, 0.5, 0]])
+    scores, kl, parts = jnp.asarray([3.0, 1.0]), jnp.zeros((2, 4)), {}
+    # Rewards of 3 and 1 less their mean, and less what the turns before a token gave.
+    credit = Credit(2, scale='none', by_token=True)
+    found = token_advantages(credit, scores, parts, mask, kl, turns=turns)
+    np.testing.assert_allclose(found, [[1, 0, 0, 0], [-1, 0, -1.5, 0]], atol=1e-6)
+    # Steps of rewards 0, 3 and 6, 3: less the mean of 3, from each token on, with weight 0.5.
+    steps = jnp.asarray([[0.0, 0, 0, 3], [6, 0, 3, 0]]), jnp.asarray([[1, 0, 0, 1], [1, 0, 1, 0]])
+    credit = Credit(2, scale='none', step_weight=0.5)
+    found = token_advantages(credit, scores, parts, mask, kl, steps=steps)
+    np.testing.assert_allclose(found, [[1 - 1.5, 1, 0, 1], [-1 + 1.5, 0, -1, 0]], atol=1e-6)
+
+
 def test_estimates_of_a_model_by_its_logits():
     """KL, importance weights and squared probabilities against softmax over whole logits."""
     config = embedded_config('tiny', vocab_size=9, max_length=16)

@@ -32,6 +32,9 @@ def test_a_steps_reward_stands_on_its_last_token():
     assert rewards[ends].tolist() == [2.0, 3.0, 1.0, 1.0, 1.0] and rewards.sum() == 8.0
     with pytest.raises(InputError, match='for the 3 steps of'):
         process_rewards(lambda r, c: [[1.0], [1.0, 1.0]], [{}, {}], rollout(texts), CODEC)
+    for wrong in (None, [1.0, 2.0], [['a'], [1.0]]):
+        with pytest.raises(InputError, match='for each completion a list of numbers was expected'):
+            process_rewards(lambda r, c, wrong=wrong: wrong, [{}, {}], rollout(texts), CODEC)
 
 
 def test_advantages_by_hand():
