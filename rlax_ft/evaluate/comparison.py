@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlax_ft.evaluate.frontier import Point, gain_share, peak, reward_at
+from rlax_ft.evaluate.frontier import Point, between, gain_share, peak, reward_at
 from rlax_ft.evaluate.intervals import seed_interval
 
 
@@ -33,7 +33,7 @@ class MethodCurve:
     box: tuple[float, float, float, float] | None = None
 
     def band(self, start: Point, points: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(KL, mean, lowest, highest) over seeds from the reference on, as far as every seed reaches; linear between.
+        """(KL, mean, lowest, highest) over seeds from the reference on, as far as every seed reaches, by `between`.
 
         Args:
           start: (0, value) of the reference.
@@ -41,7 +41,7 @@ class MethodCurve:
         """
         seeds = [sorted([start, *seed]) for seed in self.seeds]
         grid = np.linspace(0.0, min(seed[-1][0] for seed in seeds), points)
-        values = np.asarray([np.interp(grid, *zip(*seed)) for seed in seeds])
+        values = np.asarray([between(seed, grid) for seed in seeds])
         return grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
 
@@ -72,7 +72,7 @@ def method_curves(records: Sequence[dict], value: str = 'gold') -> dict[tuple[st
 def at_equal_kl(
     records: Sequence[dict], kl: float, start: Point, optimum: Sequence[Point] = ()
 ) -> dict[tuple[str, int], tuple]:
-    """((mean, low, high) of gold, share of the optimum's gain) of each method at one KL, linear between its betas.
+    """((mean, low, high) of gold, share of the optimum's gain) of each method at a KL, between its betas.
 
     Args:
       records: of trained policies.
