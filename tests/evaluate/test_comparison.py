@@ -122,7 +122,9 @@ def test_overoptimisation(tmp_path):
     assert '| PPO | 2 | 1.00 (1.00 to 1.00) | 2.00 (2.00 to 2.00) | 1.00 (1.00 to 1.00) | 2 of 2 seeds |' in table
     # A run of one beta is followed along its training.
     trace = [{'kl': 0.5, 'gold': 1.0, 'score': 0.2}]
-    along = overoptimisation_panels([record('PPO', 1, 0, 1.0, 2.0, reward_model='rm', trace=trace)], best)
+    followed = [record('PPO', 1, 0, 1.0, 2.0, reward_model='rm', trace=trace)]
+    along = overoptimisation_panels(followed, best)
     assert along['PPO']['64 comparisons'][0] == [[(0.0, 0.0), (0.5, 1.0), (1.0, 2.0)]]
+    assert method_curves(followed)['PPO', 64].seeds == [[(0.5, 1.0), (1.0, 2.0)]]
     plot_overoptimisation(tmp_path / 'o.png', title='t', panels=panels)
     assert (tmp_path / 'o.png').read_bytes()[:4] == b'\x89PNG'
