@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from rlax_ft.evaluate.win_rate import paired_difference
-from rlax_ft.harness.command_line import parse
+from rlax_ft.harness.command_line import parse, prepare_process
 from rlax_ft.harness.loading import load_script
 from rlax_ft.harness.results import RECORD, record
 from rlax_ft.losses import preference, unpaired
@@ -54,6 +54,7 @@ def run(script: str, settings: str, name: str, **given) -> dict:
 def main(_):
     """Trains, and prints the table."""
     logging.set_verbosity(logging.WARNING)
+    prepare_process()
     run('sft', 'SFTSettings', 'sft', model=_MODEL.value)
     start, summaries = Path(_OUT.value) / 'sft', {}
     for module, script, settings in ((preference, 'dpo', 'DPOSettings'), (unpaired, 'kto', 'KTOSettings')):

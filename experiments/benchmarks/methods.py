@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from rlax_ft.harness.command_line import parse
+from rlax_ft.harness.command_line import parse, prepare_process
 from rlax_ft.harness.loading import load_script
 from rlax_ft.harness.results import RECORD, record
 
@@ -30,6 +30,7 @@ _SET = flags.DEFINE_list('set', [], "NAME=VALUE flags of compare.py, instead of 
 def main(_):
     """Runs the comparison, or what is left of it, and prints its tables."""
     logging.set_verbosity(logging.WARNING)
+    prepare_process()
     script = load_script(HERE.parent / 'compare.py')
     lines = [f'--flagfile={HERE.parent}/recipes/{_RECIPE.value}.flags', f'--out={_OUT.value}']
     script.compare(parse(script.CompareSettings, [*lines, *(f'--{part}' for part in _SET.value)]))
