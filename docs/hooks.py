@@ -1,4 +1,4 @@
-"""What mkdocs adds to the pages: tables of flags, read from the source, and the figure that benchmarks drew.
+"""What mkdocs adds to the pages: tables of flags, read from the source, and the figures that benchmarks drew.
 
 Leaves out imports of the package: the site is built where jax is not installed.
 """
@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def on_files(files, config):
-    """Puts the figure, which lies beside RESULTS.md, at the root of the site."""
-    figure = ROOT / 'experiments/benchmarks/frontier.png'
-    files.append(File.generated(config, 'frontier.png', abs_src_path=str(figure)))
+    """Puts the figures, which lie beside RESULTS.md, at the root of the site."""
+    for figure in sorted(ROOT.glob('experiments/benchmarks/*.png')):
+        files.append(File.generated(config, figure.name, abs_src_path=str(figure)))
     return files
 
 

@@ -1,7 +1,7 @@
 """Methods side by side on one embedded task: gold reward against KL over betas, seeds and amounts of comparisons.
 
     python experiments/compare.py --methods=PPO=ppo:reviews_ppo,DPO=dpo:reviews_dpo --betas=0.1,0.2,0.4 --num_seeds=3
-    python experiments/compare.py --flagfile=experiments/recipes/compare_overoptimisation.flags
+    python experiments/compare.py --flagfile=experiments/recipes/overoptimisation_compare.flags
     python experiments/compare.py --methods=mine=my_script.py:my_recipe.flags@0.1+0.3 --budget_samples=8000
 
 A method is a script of this folder, or your own .py file, with a flag file. All start from one SFT model; a seed has

@@ -2,6 +2,8 @@
 
     python experiments/benchmarks/human_data.py --data=harmless-base-test.jsonl.gz --recipe=hh --out=runs/hh
     python experiments/benchmarks/human_data.py --data=testset-v1.json --recipe=pandalm --out=runs/pandalm
+    python experiments/benchmarks/human_data.py --data=testset-v1.json --recipe=pandalm --out=runs/quick --model=tiny \
+        --max_steps=40 --set=max_prompt_tokens=64,max_new_tokens=64
 
 Each line of the table is a run of dpo.py or kto.py with the recipe, from one model that sft.py has made of the better
 answers. Where the data has several annotators (PandaLM), DPO is also trained on the share of them that agrees, and the
@@ -17,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from rlax_ft.evaluate.win_rate import paired_difference
-from rlax_ft.harness.command_line import parse
+from rlax_ft.harness.command_line import parse, prepare_process
 from rlax_ft.harness.loading import load_script
 from rlax_ft.harness.results import RECORD, record
 from rlax_ft.losses import preference, unpaired
@@ -31,6 +33,7 @@ _OUT = flags.DEFINE_string('out', 'runs/human', 'Folder of the runs.')
 _LOSSES = flags.DEFINE_list('losses', [], 'Which losses; all where empty.')
 _STEPS = flags.DEFINE_integer('max_steps', 0, "Steps of each run; 0: the recipe's.")
 _MODEL = flags.DEFINE_string('model', 'small', 'Of sft.py.')
+_SET = flags.DEFINE_list('set', [], "NAME=VALUE flags of every run, instead of the recipe's, such as batch_size=16.")
 
 
 def names(module) -> list[str]:
@@ -43,13 +46,15 @@ def run(script: str, settings: str, name: str, **given) -> dict:
     module = load_script(HERE / f'{script}.py')
     given |= {'max_steps': _STEPS.value} if _STEPS.value else {}
     given |= {'out': Path(_OUT.value) / name, 'data': _DATA.value}
-    lines = [f'--flagfile={HERE}/recipes/{_RECIPE.value}_{script}.flags', *(f'--{k}={v}' for k, v in given.items())]
+    lines = [f'--flagfile={HERE}/recipes/{_RECIPE.value}_{script}.flags', *(f'--{part}' for part in _SET.value)]
+    lines += [f'--{k}={v}' for k, v in given.items()]
     return module.train(parse(getattr(module, settings), lines))
 
 
 def main(_):
     """Trains, and prints the table."""
     logging.set_verbosity(logging.WARNING)
+    prepare_process()
     run('sft', 'SFTSettings', 'sft', model=_MODEL.value)
     start, summaries = Path(_OUT.value) / 'sft', {}
     for module, script, settings in ((preference, 'dpo', 'DPOSettings'), (unpaired, 'kto', 'KTOSettings')):

@@ -17,11 +17,12 @@ from absl import app, flags
 from rlax_ft.harness.benchmark import PYTHON, ROUNDS, SHAPE, SHAPES, report
 from rlax_ft.harness.race import race
 
-STAGES = ('sft', 'dpo', 'dpo_cached', 'kto', 'ppo', 'score', 'ensemble')
+STAGES = ('sft', 'dpo', 'dpo_cached', 'kto', 'ppo', 'score', 'ensemble', 'grid')
 # What our own plain form of a stage is called, and the name of the comparison.
 PLAIN = {
     'score': ('score_plain', 'scoring, prompts shared against repeated'),
     'ensemble': ('reward', 'step of 5 reward models (heads) against one'),
+    'grid': ('dpo_cached', 'step of 6 betas of DPO under one vmap against one'),
 }
 # Title, worker, the stages that it knows, and the packages that RESULTS.md names.
 PEERS = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rlax_ft.evaluate.frontier import Point, gain_share, peak, reward_at
+from rlax_ft.evaluate.frontier import Point, between, gain_share, peak, reward_at
 from rlax_ft.evaluate.intervals import seed_interval
 
 
@@ -33,7 +33,7 @@ class MethodCurve:
     box: tuple[float, float, float, float] | None = None
 
     def band(self, start: Point, points: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(KL, mean, lowest, highest) over seeds from the reference on, as far as every seed reaches; linear between.
+        """(KL, mean, lowest, highest) over seeds from the reference on, as far as every seed reaches, by `between`.
 
         Args:
           start: (0, value) of the reference.
@@ -41,12 +41,14 @@ class MethodCurve:
         """
         seeds = [sorted([start, *seed]) for seed in self.seeds]
         grid = np.linspace(0.0, min(seed[-1][0] for seed in seeds), points)
-        values = np.asarray([np.interp(grid, *zip(*seed)) for seed in seeds])
+        values = np.asarray([between(seed, grid) for seed in seeds])
         return grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
 
 def method_curves(records: Sequence[dict], value: str = 'gold') -> dict[tuple[str, int], MethodCurve]:
     """The curve of every method and size, in the order in which they stand in the records.
+
+    A run of one beta that was evaluated in training is followed along its training; otherwise the betas are the points.
 
     Args:
       records: of trained policies.
@@ -59,7 +61,8 @@ def method_curves(records: Sequence[dict], value: str = 'gold') -> dict[tuple[st
     several = len({size for _, size in groups}) > 1
     curves = {}
     for (method, size), members in groups.items():
-        seeds = [_points([r for r in members if r['seed'] == seed], value) for seed in _values(members, 'seed')]
+        runs = [[r for r in members if r['seed'] == seed] for seed in _values(members, 'seed')]
+        seeds = [_points(_with_training(own, value), value) for own in runs]
         betas = []
         for beta in _values(members, 'beta'):
             own = [r for r in members if r['beta'] == beta]
@@ -72,7 +75,7 @@ def method_curves(records: Sequence[dict], value: str = 'gold') -> dict[tuple[st
 def at_equal_kl(
     records: Sequence[dict], kl: float, start: Point, optimum: Sequence[Point] = ()
 ) -> dict[tuple[str, int], tuple]:
-    """((mean, low, high) of gold, share of the optimum's gain) of each method at one KL, linear between its betas.
+    """((mean, low, high) of gold, share of the optimum's gain) of each method at a KL, between its betas.
 
     Args:
       records: of trained policies.
@@ -115,7 +118,7 @@ Panel = dict[str, tuple[list[list[Point]], list[list[Point]]]]
 def overoptimisation_panels(records: Sequence[dict], best_of_n: dict[tuple[str, int], list]) -> dict[str, Panel]:
     """For best of n and each method, by the size of the reward model's data, ((KL, gold), (KL, score)) of every seed.
 
-    A run of one beta that was evaluated in training is shown along its training; otherwise the betas are the points.
+    The points are those of `method_curves`.
 
     Args:
       records: of trained policies, with a `trace`.
@@ -134,8 +137,7 @@ def overoptimisation_panels(records: Sequence[dict], best_of_n: dict[tuple[str, 
         golds, scores = [], []
         for seed, (gold, score) in zip(order, starts[name, key[1]]):
             runs = [r for r in members if r['seed'] == seed]
-            along = runs[0]['trace'] if len(runs) == 1 and all('score' in p for p in runs[0]['trace']) else []
-            points = [*along, *runs]
+            points = _with_training(runs, 'score')
             golds.append([(0.0, gold), *_points(points, 'gold')])
             scores.append([(0.0, score), *_points(points, 'score')])
         panels.setdefault(key[0], {})[_size_label(key[1])] = golds, scores
@@ -214,6 +216,11 @@ def peak_table(curves: dict[str, list[list[Point]]]) -> str:
         cells = [label, str(len(seeds)), *(_interval([p[i] for p in peaks]) for i in (0, 1)), _interval(last)]
         lines.append('| ' + ' | '.join([*cells, f'{lower} of {len(seeds)} seeds']) + ' |')
     return '\n'.join(lines)
+
+
+def _with_training(runs, value):
+    along = runs[0].get('trace', []) if len(runs) == 1 else []
+    return [*(point for point in along if value in point), *runs]
 
 
 def _points(records, value):

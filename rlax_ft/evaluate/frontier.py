@@ -104,12 +104,22 @@ def best_of_n_curve(values: np.ndarray, scores: np.ndarray) -> dict[int, Point]:
     return {n: (float(best_of_n_kl(n)), best_of_n(values, scores, n)) for n in SIZES if n <= values.shape[1]}
 
 
+def between(curve: Sequence[Point], kl):
+    """The reward of a curve at KLs float[...], linear in sqrt(KL) between its points; its ends' beyond them.
+
+    What tilting a policy gains grows like sqrt(2 KL) times the reward's spread, so that a chord over the KL itself
+    would lie well below the curve (arXiv 2210.10760 draws over sqrt(KL), too).
+    """
+    kls, rewards = np.asarray(sorted(curve), np.float64).T
+    return np.interp(np.sqrt(np.maximum(kl, 0.0)), np.sqrt(np.maximum(kls, 0.0)), rewards)
+
+
 def reward_at(curve: Sequence[Point], kl: float) -> float | None:
-    """The reward of a curve at a KL, linear between its points; None beyond its ends."""
+    """The reward of a curve at a KL, as `between` has it; None beyond its ends."""
     points = sorted(curve)
     if not points or not points[0][0] <= kl <= points[-1][0]:
         return None
-    return float(np.interp(kl, *zip(*points)))
+    return float(between(points, kl))
 
 
 def gain_share(point: Point, optimum: Sequence[Point]) -> float | None:

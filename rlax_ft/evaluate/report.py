@@ -130,8 +130,9 @@ def comparison_report(
 {equal_kl_table(records, targets, optimum[0], optimum, points)}
 
 Gold reward is the task's own, which no method saw. Means over seeds with 95 % t-intervals; between betas a curve is
-linear, and begins at the reference. Percent: what was gained over the reference, of what the optimum
-π\\* ∝ π_SFT exp(r/β) gains at that KL. For best of n the KL is the bound ln n - (n - 1) / n.
+linear in √KL, and begins at the reference; a method of one beta is followed along its training. Percent: what was
+gained over the reference, of what the optimum π\\* ∝ π_SFT exp(r/β) gains at that KL. For best of n the KL is the
+bound ln n - (n - 1) / n.
 
 ## Every run
 

@@ -51,6 +51,25 @@ class TablePolicy:
         before = np.concatenate([np.zeros((len(self.texts), 1), int), before], axis=1)  # [Y, length]
         return by_letter[:, before, self.texts].sum(axis=-1)
 
+    def draw(self, key: jax.Array, logps: jax.Array, prompt: jax.Array, count: int) -> jax.Array:
+        """Numbers of texts drawn from a distribution float[prompts, Y] for prompts int[B]: int[B, count].
+
+        By where a uniform number falls among the cumulative probabilities: one random number a text, where noise on
+        each logit, as in `jax.random.categorical`, takes one for every text that there is.
+        """
+        ends = jnp.cumsum(jnp.exp(logps), axis=1)
+        at = jax.random.uniform(key, (len(prompt), count)) * ends[prompt, -1:]
+
+        def halve(_, bounds):
+            low, high = bounds
+            middle = (low + high) // 2
+            beyond = ends[prompt[:, None], middle] <= at
+            return jnp.where(beyond, middle + 1, low), jnp.where(beyond, high, middle)
+
+        low = jnp.zeros(at.shape, jnp.int32)
+        bounds = (low, low + len(self.texts) - 1)
+        return jax.lax.fori_loop(0, len(self.texts).bit_length(), halve, bounds)[0]
+
     def conditionals(self, logps: jax.Array) -> Params:
         """The table of a distribution over texts, float[prompts, Y]: log pi(letter | prefix)."""
         parts, joint = [], logps

@@ -71,6 +71,12 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
         sys.exit(2)
 
 
+def prepare_process() -> None:
+    """Keeps freed memory and caches compilations on disk, for a program that calls scripts by another way."""
+    _keep_freed_memory()
+    _cache_compilations()
+
+
 def storage_failure(error: BaseException) -> str | None:
     """What an error says of files that cannot be read or written, in one line; None where it is about something else.
 

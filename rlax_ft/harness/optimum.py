@@ -51,10 +51,9 @@ def drawn(policy, keys, batch_size, size, halves=None):
     """(prompts [B], numbers of their texts [B, size], rewards [B, size])."""
     prompt = jax.random.randint(keys[0], (batch_size,), 0, TABLE.prompts)
     own = size if halves is None else size // 2
-    draw = lambda key, logps, n: jax.random.categorical(key, logps[prompt][:, None], shape=(batch_size, n))  # noqa: E731
-    index = draw(keys[1], policy, own)
+    index = TABLE.draw(keys[1], policy, prompt, own)
     if halves is not None:
-        index = jnp.concatenate([index, draw(keys[3], halves, size - own)], axis=1)
+        index = jnp.concatenate([index, TABLE.draw(keys[3], halves, prompt, size - own)], axis=1)
     return prompt, index, REWARDS[prompt[:, None], index]
 
 

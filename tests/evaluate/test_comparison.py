@@ -61,8 +61,10 @@ def test_samples_of_a_second_policy_carry_the_optimum_further():
 
 def test_shares_of_the_optimums_gain():
     curve = [(0.0, 1.0), (1.0, 3.0), (3.0, 4.0)]
-    assert reward_at(curve, 2.0) == 3.5 and reward_at(curve, 3.1) is None and reward_at([], 1.0) is None
-    assert gain_share((0.5, 1.5), curve) == 0.5 and gain_share((4.0, 9.0), curve) is None
+    # Linear in sqrt(KL): 1.5^2 = 2.25 lies half way between 1 and 2^2, 0.25 between 0 and 1.
+    assert reward_at([(1.0, 3.0), (4.0, 4.0)], 2.25) == pytest.approx(3.5)
+    assert reward_at(curve, 3.1) is None and reward_at([], 1.0) is None
+    assert gain_share((0.25, 1.5), curve) == 0.5 and gain_share((4.0, 9.0), curve) is None
     assert gain_share((0.0, 1.0), curve) is None
     assert peak([(0.0, 1.0), (1.0, 3.0), (2.0, 3.0)]) == (1.0, 3.0)
 
@@ -86,9 +88,10 @@ def test_curves_and_bands_over_seeds():
     curve = method_curves(RECORDS)['PPO', 64]
     assert curve.label == 'PPO' and curve.betas == [(0.4, (1.0, 1.5)), (0.1, (2.5, 3.0))]
     kl, mean, low, high = curve.band((0.0, 0.0), points=3)
-    # As far as both seeds reach, linear between points: 1 is (2 + 1) / 2, 2 is (3 + 2) / 2.
-    assert kl.tolist() == [0, 1, 2] and mean.tolist() == [0, 1.5, 2.5]
-    assert low.tolist() == [0, 1, 2] and high.tolist() == [0, 2, 3]
+    # As far as both seeds reach; of the second seed 2 lies (sqrt 2 - 1) / (sqrt 3 - 1) of the way from 1 to 3.
+    inner = 1 + 2 * (2**0.5 - 1) / (3**0.5 - 1)
+    assert kl.tolist() == [0, 1, 2] and mean.tolist() == pytest.approx([0, 1.5, (3 + inner) / 2])
+    assert low.tolist() == pytest.approx([0, 1, inner]) and high.tolist() == pytest.approx([0, 2, 3])
     assert method_curves(RECORDS, 'score')['DPO', 64].seeds == [[(0.5, 2.0)]]
 
 
@@ -97,11 +100,11 @@ def test_methods_at_equal_kl():
     (mean, low, high), share = found['PPO', 64]
     assert mean == 1.5 and share == 0.75 and high - mean == pytest.approx(12.706 * 0.5, rel=1e-3) and low < mean
     assert found['DPO', 64] == (None, None)
-    table = equal_kl_table(RECORDS, [1.0], (0.0, 0.0), OPTIMUM, {'best of n': [(0.0, 0.0), (2.0, 2.0)]})
+    table = equal_kl_table(RECORDS, [1.0], (0.0, 0.0), OPTIMUM, {'best of n': [(0.0, 0.0), (4.0, 2.0)]})
     assert '| DPO | not reached |  |' in table and '| best of n | 1.00 | 50% |' in table
     assert '| optimum π\\* | 2.00 | 100% |' in table
     rows = comparison_table(RECORDS, OPTIMUM).splitlines()
-    assert len(rows) == 2 + 3 and '| DPO | 0.4 | 1 | 0.50 | 1.00 | 2.00 | 100% | 50.0% | 8.0 | 100 | 2 |' in rows
+    assert len(rows) == 2 + 3 and '| DPO | 0.4 | 1 | 0.50 | 1.00 | 2.00 | 71% | 50.0% | 8.0 | 100 | 2 |' in rows
 
 
 def test_overoptimisation(tmp_path):
@@ -119,7 +122,9 @@ def test_overoptimisation(tmp_path):
     assert '| PPO | 2 | 1.00 (1.00 to 1.00) | 2.00 (2.00 to 2.00) | 1.00 (1.00 to 1.00) | 2 of 2 seeds |' in table
     # A run of one beta is followed along its training.
     trace = [{'kl': 0.5, 'gold': 1.0, 'score': 0.2}]
-    along = overoptimisation_panels([record('PPO', 1, 0, 1.0, 2.0, reward_model='rm', trace=trace)], best)
+    followed = [record('PPO', 1, 0, 1.0, 2.0, reward_model='rm', trace=trace)]
+    along = overoptimisation_panels(followed, best)
     assert along['PPO']['64 comparisons'][0] == [[(0.0, 0.0), (0.5, 1.0), (1.0, 2.0)]]
+    assert method_curves(followed)['PPO', 64].seeds == [[(0.5, 1.0), (1.0, 2.0)]]
     plot_overoptimisation(tmp_path / 'o.png', title='t', panels=panels)
     assert (tmp_path / 'o.png').read_bytes()[:4] == b'\x89PNG'

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlax_ft.evaluate import optima
+from rlax_ft.evaluate.tables import TablePolicy
 from rlax_ft.harness import optimum
 
 REF = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (2, 12)), axis=-1)
@@ -75,3 +76,12 @@ def test_sppos_iterate_solves_its_squared_loss():
 def test_training_gets_there(name):
     own, away = optimum.train(name, 1, 300, 256)
     assert own[0] < 0.045 and (away[0] > 0.1 or name.startswith('DPO'))
+
+
+def test_a_table_draws_each_text_as_often_as_it_is_likely():
+    table = TablePolicy(2, 3, 2)
+    logps = table.logps(table.init(jax.random.key(0), 1.0)).at[1, :8].set(-jnp.inf)  # The second prompt has one text,
+    drawn = np.asarray(table.draw(jax.random.key(1), logps, jnp.tile(jnp.arange(2), 5000), 4))  # of less weight than 1.
+    assert (drawn[1::2] == 8).all()
+    counts, expected = np.bincount(drawn[::2].reshape(-1), minlength=9), 20_000 * np.exp(np.asarray(logps)[0])
+    assert ((counts - expected) ** 2 / expected).sum() < 30  # Chi squared of 8 degrees of freedom: p = 0.0002.

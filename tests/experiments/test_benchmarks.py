@@ -28,9 +28,9 @@ def test_shared_and_repeated_prompts_score_alike():
 
 
 def test_every_stage_steps_and_cached_references_change_no_loss():
-    stages = ('sft', 'ppo', 'dpo', 'dpo_cached', 'kto')
-    sft, ppo, dpo, cached, kto = race([worker('ours_step.py', s) for s in stages], rounds=1)
-    assert kto['loss'] == pytest.approx(0.5, abs=0.01)
+    stages = ('sft', 'ppo', 'dpo', 'dpo_cached', 'kto', 'grid')
+    sft, ppo, dpo, cached, kto, grid = race([worker('ours_step.py', s) for s in stages], rounds=1)
+    assert kto['loss'] == pytest.approx(0.5, abs=0.01) and grid['loss'] == pytest.approx(0.693, abs=0.01)
     assert 0 < sft['loss'] < 10 and abs(ppo['loss']) < 100
     assert dpo['loss'] == pytest.approx(cached['loss'], rel=1e-5)
 

@@ -10,13 +10,14 @@ import pytest
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.rows import preference_rows, ranking_rows, take_rows
 from rlax_ft.data.tokenizers import word_tokenizer
-from rlax_ft.losses.preference import dpo_loss, ipo_loss
+from rlax_ft.evaluate.tables import TablePolicy
+from rlax_ft.losses.preference import cpo_loss, dpo_loss, ipo_loss, odpo_loss, orpo_odds_loss
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.heads import ScalarModel, reward_params
 from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.objectives.preference import pair_loss, preference_objective, ranking_objective
 from rlax_ft.objectives.reward import reward_objective, reward_ranking_objective
-from rlax_ft.types import PairLogps
+from rlax_ft.types import PairLogps, PreferenceBatch
 
 CONFIG = embedded_config('tiny', vocab_size=8, max_length=12)
 APPLY = Transformer(CONFIG).apply
@@ -80,6 +81,28 @@ def test_soft_labels_mix_the_two_outcomes():
         label * ipo_loss(pair, beta=0.3) + (1 - label) * ipo_loss(flipped, beta=0.3),
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize('name', ['RPO', 'ORPO', 'CPO', 'ODPO'])
+def test_terms_weights_margins_and_soft_labels_by_plain_arithmetic(name):
+    # Two texts of two letters each; every number of a record counts at once.
+    table = TablePolicy(2, 3, 2)
+    policy = table.init(jax.random.key(0), 1.0)
+    prompt, index, ref = np.asarray([0, 1, 1]), np.asarray([[0, 4], [3, 7], [8, 2]]), np.asarray([[-2.0, -1.0]] * 3)
+    label, margin, weight = np.asarray([1.0, 0.8, 0.25]), np.asarray([0.0, 0.5, 2.0]), np.asarray([1.0, 3.0, 0.5])
+    rows = PreferenceBatch(table.batch(prompt, index), label, margin, weight, ref)
+    w, l = np.asarray(table.logps(policy))[prompt[:, None], index].T.astype(float)  # noqa: E741
+    nlog = lambda z: np.log1p(np.exp(-z))  # noqa: E731
+    delta, odds = (w + 2) - (l + 1), (lambda x: x / 2 - np.log(1 - np.exp(x / 2)))
+    gap, loss, both = {
+        'RPO': (0.5 * delta, dpo_loss, 1.0),
+        'ORPO': (odds(w) - odds(l), orpo_odds_loss, 0.5),
+        'CPO': (0.5 * (w - l), cpo_loss, 1.0),
+        'ODPO': (0.5 * delta - margin, odpo_loss, 1.0),
+    }[name]
+    expected = np.mean(weight * (both * (label * nlog(gap) + (1 - label) * nlog(-gap)) - 0.7 * w / 2))
+    objective = preference_objective(table.apply, partial(loss, beta=0.5), beta=0.5, nll_coef=0.7)
+    np.testing.assert_allclose(objective(policy, (rows, 3.0), None)[0], expected, rtol=1e-5)
 
 
 def test_wpo_weighs_by_how_likely_the_policy_is_to_write_both(params):

@@ -1,8 +1,8 @@
 """Our optimiser step, as a worker of train_step.py: `ours_step.py STAGE SHAPE`.
 
 STAGE is sft, dpo, dpo_cached, kto, reward, ensemble (of 5) or ppo: the steps that the scripts compile, on a batch that
-stays the same; or score and score_plain: the log-probabilities, with gradients, of groups of completions, with their
-prompts shared and as rows.
+stays the same; or grid: DPO of 6 betas, a policy each, under one vmap; or score and score_plain: the log-probabilities,
+with gradients, of groups of completions, with their prompts shared and as rows.
 """
 
 import json
@@ -119,6 +119,28 @@ def stepper(stage, shape):
     return work
 
 
+def grid(shape):
+    """A function that takes one step of DPO of 6 betas, a policy each, in one program, and waits."""
+    config, params = random_llama(shape)
+    apply = Transformer(config).apply
+    _, _, batch = dpo(shape, apply, params, cached=True)
+    optimizer, betas = make_optimizer(1e-5, max_steps=1000), jnp.geomspace(0.05, 1.6, 6)
+
+    def one(state, beta, pairs):
+        objective = preference_objective(apply, partial(dpo_loss, beta=beta), beta=beta)
+        return make_train_step(objective, optimizer)(state, pairs)
+
+    step = jax.jit(jax.vmap(one, in_axes=(0, 0, None)), donate_argnums=0)
+    start = jax.vmap(lambda _: init_state(params, optimizer, jax.random.key(0)))(betas)
+    state = {'now': start}
+
+    def work():
+        state['now'], metrics = step(state['now'], betas, batch(None))
+        return {'loss': float(metrics['loss'][0]), 'bytes': peak_memory()}
+
+    return work
+
+
 def scorer(stage, shape):
     """A function that scores groups of completions, with the gradient of their sum, and waits."""
     config, params = random_llama(shape)
@@ -130,5 +152,5 @@ def scorer(stage, shape):
 
 
 if __name__ == '__main__':
-    make = scorer if sys.argv[1].startswith('score') else stepper
-    serve(make(sys.argv[1], json.loads(sys.argv[2])))
+    name, sizes = sys.argv[1], json.loads(sys.argv[2])
+    serve(grid(sizes) if name == 'grid' else (scorer if name.startswith('score') else stepper)(name, sizes))
