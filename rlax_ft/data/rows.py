@@ -7,6 +7,7 @@ packing (packing.py).
 
 import logging
 import operator
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -83,19 +84,21 @@ def prompt_of(record: dict) -> Text:
     return with_tools(record['prompt'], record.get('tools'))
 
 
-def prompt_arrays(codec: Codec, prompts: list[Text]) -> tuple[np.ndarray, np.ndarray]:
+def prompt_arrays(codec: Codec, prompts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
     """Left-padded prompts int32[N, max_prompt] and their mask bool[N, max_prompt]."""
     rows = prompt_rows(codec, prompts).padded(codec.max_prompt)
     return rows.tokens, rows.segment_ids > 0
 
 
-def prompt_rows(codec: Codec, prompts: list[Text]) -> Ragged:
+def prompt_rows(codec: Codec, prompts: Sequence[Text]) -> Ragged:
     """Prompts for the sampler, padded where a batch of them is picked."""
     rows = [(ids, [False] * len(ids)) for ids in codec.encode_prompts(prompts)]
     return Ragged.of(rows, pad_id=codec.pad_id, most=codec.max_prompt, left=True)
 
 
-def token_rows(codec: Codec, prompts: list[Text], responses: list[Text], length: int | None = None) -> TokenBatch:
+def token_rows(
+    codec: Codec, prompts: Sequence[Text], responses: Sequence[Text], length: int | None = None
+) -> TokenBatch:
     """Prompts with their responses as a TokenBatch [N, T] of numpy arrays.
 
     Args:
@@ -110,7 +113,7 @@ def token_rows(codec: Codec, prompts: list[Text], responses: list[Text], length:
     return _padded(ragged_rows(codec, prompts, responses), length)
 
 
-def ragged_rows(codec: Codec, prompts: list[Text], responses: list[Text], most: int = 0) -> Ragged:
+def ragged_rows(codec: Codec, prompts: Sequence[Text], responses: Sequence[Text], most: int = 0) -> Ragged:
     """The same, padded where a batch is picked: what a data set is kept as.
 
     Args:
