@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
+from rlax_ft.types import PackedPairs, StepBatch
+
 
 def batch_indices(size: int, step: int, *, batch_size: int, seed: int) -> np.ndarray:
     """Rows of batch `step` in an endless stream of epochs, each a fresh permutation of all rows.
@@ -34,6 +36,21 @@ def whole_batch(dataset, step: int, *, batch_size: int, seed: int):
     """Batch `step` of a struct of arrays [N, ...], the same on every process: what denominators are taken from."""
     rows = batch_indices(jax.tree.leaves(dataset)[0].shape[0], step, batch_size=batch_size, seed=seed)
     return jax.tree.map(lambda leaf: leaf[rows], dataset)
+
+
+def count_examples(batch) -> np.float32:
+    """How many pairs, rankings, answers or steps a batch has: what the mean over them divides by.
+
+    Args:
+      batch: a struct of types.py, or a tuple that begins with one.
+    """
+    if isinstance(batch, tuple):
+        return count_examples(batch[0])
+    if isinstance(batch, StepBatch):
+        return np.float32(batch.rows.mask.sum())
+    if isinstance(batch, PackedPairs):
+        return np.float32(batch.exists.sum())
+    return np.float32(jax.tree.leaves(batch)[0].shape[0])
 
 
 def local_rows(batch):

@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.ragged import Ragged
+from rlax_ft.data.rows import share_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.harness.rewards import check_vocabulary

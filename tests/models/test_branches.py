@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.data.branches import share_prompts, shared
+from rlax_ft.data.rows import share_prompts, shared
 from rlax_ft.losses.preference import dpo_loss
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.heads import ScalarModel, candidate_scores, reward_params
