@@ -19,6 +19,8 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 import jax
 import pytest
 
+from rlax_ft.parallel.mesh import compiling_for
+
 # A program that one test has compiled is not compiled again by the next.
 jax.config.update('jax_compilation_cache_dir', os.path.join(tempfile.gettempdir(), 'rlax_ft_tests'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
@@ -30,6 +32,13 @@ def optimised():
     jax.config.update('jax_disable_most_optimizations', False)
     yield
     jax.config.update('jax_disable_most_optimizations', True)
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """Scripts of a module run on one of the devices: where what is computed matters, and not how it is spread."""
+    with compiling_for(jax.devices()[:1]):
+        yield
 
 
 @pytest.fixture

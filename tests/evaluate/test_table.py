@@ -35,9 +35,7 @@ def test_a_model_of_it_says_the_same(markov):
     table = TablePolicy(2, 3, 3, markov=markov)
     params, prompt = table.init(jax.random.key(0), 1.0), jnp.asarray([1, 0])
     index = jnp.asarray([[5, 26], [0, 13]])
-    by_model = jax.jit(lambda params: candidate_logps(table.apply, {'params': params}, table.batch(prompt, index)))(
-        params
-    )
+    score = jax.jit(lambda params: candidate_logps(table.apply, {'params': params}, table.batch(prompt, index)))
     np.testing.assert_allclose(score(params), table.logps(params)[prompt[:, None], index], atol=1e-5)
 
 
