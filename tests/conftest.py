@@ -23,7 +23,7 @@ from rlax_ft.parallel.mesh import compiling_for
 
 # A program that one test has compiled is not compiled again by the next.
 jax.config.update('jax_compilation_cache_dir', os.path.join(tempfile.gettempdir(), 'rlax_ft_tests'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
 
 
 @pytest.fixture(scope='module')

@@ -6,6 +6,7 @@ Leaves out padding and arrays (rows.py).
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from rlax_ft.data.tokenizers import (
 )
 from rlax_ft.errors import InputError
 from rlax_ft.types import Rollout
+
+if TYPE_CHECKING:  # transformers is slow to import, and not every script reads text.
+    from transformers import PreTrainedTokenizerBase
 
 Text = str | list[dict]  # A text, or a list of messages.
 
@@ -39,7 +43,7 @@ class Codec:
       cut_off: a text that fills all its room was cut off by the sampler, and gets no EOS; otherwise it does not fit.
     """
 
-    tokenizer: object
+    tokenizer: 'PreTrainedTokenizerBase'
     max_prompt: int
     max_new_tokens: int
     ends: bool = True

@@ -96,19 +96,22 @@ def split_rows(records: list, *, seed: int, share: float = 0.1, by_prompt: bool 
       share: of the records.
       by_prompt: False draws records one by one, for a task whose few prompts are all that it will ever ask.
     """
-    groups = collections.defaultdict(list)
+    groups: dict[str | int, list[int]] = collections.defaultdict(list)
     for index, record in enumerate(records):
         groups[_prompt_key(record, index) if by_prompt else index].append(index)
     if len(records) == 1:
         return records, records
     if len(groups) == 1:
         return split_rows(records, seed=seed, share=share, by_prompt=False)
-    groups, held_out, room = list(groups.values()), set(), max(round(len(records) * share), 1)
-    for group in np.random.default_rng([seed, 3]).permutation(len(groups)):
-        if len(held_out) + len(groups[group]) <= room:
-            held_out.update(groups[group])
-    held_out = held_out or set(min(groups, key=len))
-    return tuple([r for i, r in enumerate(records) if (i in held_out) is side] for side in (False, True))
+    members, room = list(groups.values()), max(round(len(records) * share), 1)
+    held_out: set[int] = set()
+    for group in np.random.default_rng([seed, 3]).permutation(len(members)):
+        if len(held_out) + len(members[group]) <= room:
+            held_out.update(members[group])
+    fewest = min(members, key=len)
+    held_out = held_out or set(fewest)
+    training, others = ([r for i, r in enumerate(records) if (i in held_out) is side] for side in (False, True))
+    return training, others
 
 
 def _prompt_key(record, index):

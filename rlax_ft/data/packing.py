@@ -33,7 +33,9 @@ def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     sizes = sizes[:, None] if sizes.ndim == 1 else sizes
     if sizes.max(initial=0) > capacity:
         raise InputError(f'a row of {sizes.max()} tokens does not fit into packed rows of {capacity}')
-    bins, room, by_room = [], [], []  # by_room: (room in the fullest part, bin), sorted.
+    bins: list[list[int]] = []
+    room: list[list[int]] = []
+    by_room: list[tuple[int, int]] = []  # (room in the fullest part, bin), sorted.
     smallest = sizes.min(axis=0, initial=capacity)
     for item in np.argsort(-sizes.sum(axis=1), kind='stable').tolist():
         need = sizes[item].tolist()

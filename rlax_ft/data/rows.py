@@ -213,12 +213,10 @@ def share_prompts(batch: PreferenceBatch | RankingBatch) -> PreferenceBatch | Ra
         return batch
     if isinstance(batch.candidates, Ragged):
         branches = shared_ragged(batch.candidates)
-        return batch if branches is None else batch.replace(candidates=branches)
+        return batch if branches is None else dataclasses.replace(batch, candidates=branches)
     rows = jax.tree.map(np.asarray, batch.candidates)
-    branches = rows if isinstance(rows, BranchBatch) else shared(rows)
-    if branches is None:
-        return batch
-    return batch.replace(candidates=branches)
+    padded = rows if isinstance(rows, BranchBatch) else shared(rows)
+    return batch if padded is None else dataclasses.replace(batch, candidates=padded)
 
 
 def shared(rows: TokenBatch, *, always: bool = False) -> BranchBatch | None:

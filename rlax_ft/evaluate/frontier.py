@@ -109,7 +109,8 @@ def reward_at(curve: Sequence[Point], kl: float) -> float | None:
     points = sorted(curve)
     if not points or not points[0][0] <= kl <= points[-1][0]:
         return None
-    return float(np.interp(kl, *zip(*points)))
+    kls, rewards = zip(*points)
+    return float(np.interp(kl, kls, rewards))
 
 
 def gain_share(point: Point, optimum: Sequence[Point]) -> float | None:

@@ -9,7 +9,9 @@ import hashlib
 import importlib.metadata
 import itertools
 import logging
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -62,7 +64,7 @@ def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tupl
       run: whose folder keeps them.
       rankings: whole rankings; else pairs, of which a ranking gives all that it implies.
     """
-    path = settings.data or run.folder / 'judgements.jsonl'
+    path = Path(settings.data) if settings.data else run.folder / 'judgements.jsonl'
     if not settings.data and not from_first(path.exists):
         codec = make_codec(settings, run, list)
         config, params = starting_model(settings, codec)
@@ -79,7 +81,8 @@ def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tupl
         return split_rows(records, seed=settings.seed)
     # A task's few prompts serve for both: it is whole judgements that are held out, never some pairs of a ranking.
     groups = [[record] for record in records] if rankings else read_pair_groups(path, weigh)
-    return tuple(list(itertools.chain.from_iterable(side)) for side in split_rows(groups, seed=settings.seed))
+    training, held_out = split_rows(groups, seed=settings.seed)
+    return list(itertools.chain.from_iterable(training)), list(itertools.chain.from_iterable(held_out))
 
 
 def implied_pairs(records: list[dict]) -> list[dict]:
@@ -150,12 +153,12 @@ def with_reference(run: Run, reference, params, rows: PreferenceBatch | RankingB
 
 def referred(rows: PreferenceBatch | RankingBatch, logps):
     """The rows with these log-probabilities of their candidates, float[B, K], as the reference's."""
-    return rows.replace(ref_logps=logps)
+    return replace(rows, ref_logps=logps)
 
 
 def _digest(params, rows, how) -> str:
     content = hashlib.blake2b(f'{importlib.metadata.version("rlax_ft")} {how}'.encode(), digest_size=8)
     unpadded = isinstance(rows.candidates, Ragged | RaggedBranches)
     for leaf in jax.tree.leaves((params, rows.candidates.arrays() if unpadded else rows.candidates)):
-        content.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+        content.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return content.hexdigest()

@@ -4,6 +4,7 @@ Leaves out rewards that are used on rollouts (rewards.py).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -33,7 +34,7 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
     if settings.labels == 'human':
         return rows
     if settings.labels == 'agreement':
-        return rows.replace(label=_agreement(pairs))
+        return replace(rows, label=_agreement(pairs))
     if settings.labels == 'gold':
         if task is None:
             raise InputError('--labels=gold: only an embedded --task has a gold reward')
@@ -49,7 +50,7 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
         candidates = share_prompts(rows).candidates
         # Differences of the model's own logits are what Bradley-Terry trained: a scale for PPO's sake is undone.
         scores = model.scale * map_rows(lambda c: compiled(model, c), candidates, batch_size=settings.batch_size).T
-    return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
+    return replace(rows, label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
 
 
 def preference_accuracy(

@@ -81,10 +81,11 @@ def least_step_scores(apply: ApplyFn, params, batch: TokenBatch | BranchBatch, e
     Returns:
       float32[B], or [B * K] of branches.
     """
-    values, tokens = read(apply, {'params': params}, batch), None
+    values = read(apply, {'params': params}, batch)
     if isinstance(batch, BranchBatch):
         values, tokens = at_each_token(values, batch), batch.responses.tokens.reshape(batch.mask.shape)
-    tokens = batch.tokens if tokens is None else tokens
+    else:
+        tokens = batch.tokens
     last = jnp.max(jnp.where(batch.mask > 0, jnp.arange(batch.mask.shape[-1]), 0), axis=-1)
     is_end = (batch.mask > 0) & jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
     is_end |= jnp.arange(batch.mask.shape[-1]) == last[:, None]
