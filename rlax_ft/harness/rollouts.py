@@ -64,7 +64,7 @@ class RolloutSettings:
         ('', *MODES),
     )
     missing_eos_penalty: float = flag(0.0, 'Subtracted from the score of a completion that did not end.', at_least=0)
-    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1)
+    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1, beside='data')
 
 
 @dataclasses.dataclass(frozen=True)
