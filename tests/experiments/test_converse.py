@@ -42,14 +42,8 @@ def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
         ('--env=chess: no such text environment', dict(env='chess')),
         ('--init_from: give the run folder', dict(env='calculator', init_from='')),
         ('--task=sort: has no effect here', dict(env='calculator', task='sort')),
-        (
-            'has no demonstrations of its own',
-            dict(env='my_talks.py:counts', demonstrations=3, init_from='', conversations=256),
-        ),
-        (
-            '--conversations=3: has no effect beside --demonstrations',
-            dict(env='calculator', demonstrations=3, init_from=''),
-        ),
+        ('has no demonstrations of its own', shows | dict(env='my_talks.py:counts', conversations=256)),
+        ('--conversations=3: has no effect beside --demonstrations', shows | dict(env='calculator')),
     ):
         with pytest.raises(InputError) as caught:
             converse.converse(converse.ConverseSettings(**{'out': 'wrong', **played, **wrong}))

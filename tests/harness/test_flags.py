@@ -121,6 +121,11 @@ def test_what_is_asked_of_a_task_is_refused_beside_data(script, flags):
     parse(settings_of(script), [flags])
 
 
+def test_a_turn_has_a_length_in_conversations_only():
+    with pytest.raises(InputError, match=r'--turn_tokens=7: has no effect without --env'):
+        parse(settings_of('grpo'), ['--turn_tokens=7', '--data=x.jsonl'])
+
+
 def test_what_collect_asks_of_data_is_not_refused():
     assert parse(settings_of('collect'), ['--comparisons=9', '--candidates=2', '--data=x.jsonl']).comparisons == 9
 
