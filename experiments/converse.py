@@ -43,6 +43,11 @@ def converse(settings: ConverseSettings) -> dict:
         raise InputError(f'--task={settings.task}: has no effect here; --env says what is learned')
     if not settings.demonstrations and not settings.init_from:
         raise InputError('--init_from: give the run folder of the model that talks, or --demonstrations')
+    for name in ('init_from', 'data', 'conversations', 'temperature') if settings.demonstrations else ():
+        if getattr(settings, name) != getattr(ConverseSettings, name):
+            raise InputError(
+                f'--{name}={getattr(settings, name)}: has no effect beside --demonstrations; leave one out'
+            )
     run = open_run(settings, 'converse')
     if run.summary:
         return run.summary

@@ -76,7 +76,7 @@ class DistillSettings(EvalSettings, Settings):
     engine_rows: int = flag(
         0, 'Completions under way at a time, refilled as they end; 0: the whole batch at once.', at_least=0
     )
-    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1)
+    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1, beside='data')
     learning_rate: float = flag(1e-5, 'Peak learning rate.', above=0)
 
 

@@ -18,19 +18,24 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.packing import pack_pairs
 from rlax_ft.data.records import record_texts
-from rlax_ft.data.rows import fitting, preference_rows, ranking_rows
+from rlax_ft.data.rows import fitting, preference_rows, ranking_rows, share_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import length_baseline
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.comparisons import check_alone, check_fields, comparison_batches, comparisons
+from rlax_ft.harness.comparisons import (
+    check_alone,
+    check_fields,
+    comparison_batches,
+    comparisons,
+    referred,
+    with_reference,
+)
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.labels import pair_lengths, preference_accuracy, soft_labels
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import check_pair_loss, load_loss, reads_whole_batch
-from rlax_ft.harness.reference import referred, with_reference
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, FeedbackSettings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of

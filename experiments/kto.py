@@ -18,20 +18,18 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.judged import judged_answers, judged_rows
 from rlax_ft.data.records import record_texts
-from rlax_ft.data.rows import fitting, ranking_rows
+from rlax_ft.data.rows import fitting, ranking_rows, share_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import length_baseline
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.comparisons import check_fields
+from rlax_ft.harness.comparisons import check_fields, with_reference
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.judged import answers, judged_accuracy, judged_batches, unpaired_loss
 from rlax_ft.harness.labels import pair_lengths, preference_accuracy
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import load_loss
-from rlax_ft.harness.reference import with_reference
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import ComparisonSettings, EvalSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of

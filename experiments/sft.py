@@ -42,7 +42,7 @@ class SFTSettings(EvalSettings, Settings):
     epochs: float = flag(3.0, 'Passes over the data, where --max_steps does not say.', above=0, may_change=True)
     packing: bool = flag(False, 'Several demonstrations in a row of full length; --batch_size then counts such rows.')
     streaming: bool = flag(False, 'Read --data window by window while training, never all of it; needs --eval_data.')
-    demonstrations: int = flag(20_000, 'With --task: how many demonstrations to generate.', at_least=1)
+    demonstrations: int = flag(20_000, 'With --task: how many demonstrations to generate.', at_least=1, beside='data')
 
 
 def train(settings: SFTSettings) -> dict:

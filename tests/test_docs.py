@@ -122,6 +122,7 @@ def test_the_walk_to_the_gradient():
     steps = re.findall(r'^\| `(\w+)` \| `(rlax_ft/[\w/]+\.py)` \|', text, re.MULTILINE)
     missing = [s for s in steps if not re.search(rf'^ *def {s[0]}\(', (ROOT / s[1]).read_text(), re.MULTILINE)]
     assert 15 <= len(steps) <= 25 and not missing
+    assert len({file for _, file in steps}) <= 14
 
 
 def test_the_table_of_losses_names_every_loss():

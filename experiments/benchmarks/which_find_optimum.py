@@ -17,13 +17,15 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from rlax_ft.evaluate import table
 from rlax_ft.evaluate.enumeration import kl_divergence, optimal_policy
+from rlax_ft.evaluate.tables import Letters, TablePolicy
+from rlax_ft.harness.optimum import REWARDS
 from rlax_ft.harness.results import RECORD, record
 from rlax_ft.losses import policy_gradient
 from rlax_ft.objectives.policy import Credit, PolicyBatch, policy_loss, token_advantages
 from rlax_ft.objectives.ppo import minibatch
 from rlax_ft.ops.kl import kl_estimate
+from rlax_ft.tasks import exact
 
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Runs of each row.')
 _UPDATES = flags.DEFINE_integer('updates', 1000, 'Batches of a run.')
@@ -32,6 +34,14 @@ _GROUP = flags.DEFINE_integer('group_size', 8, 'Completions of a prompt.')
 _RATE = flags.DEFINE_float('learning_rate', 0.02, "Adam's rate, which falls to 0.")
 _ONLY = flags.DEFINE_list('only', [], 'Names of rows to run; all when empty.')
 BETA, NEAR = 1.0, 0.01
+TABLE = TablePolicy(len(exact.PROMPTS), len(exact.LETTERS), exact.LENGTH, markov=True)
+
+
+def reference() -> jax.Array:
+    """The logits of the task's authors, of the shape of the table; they write by the letter before alone."""
+    shape = (TABLE.prompts, TABLE.length, TABLE.letters, TABLE.letters)
+    habits = jnp.asarray(np.log(np.broadcast_to(exact.HABIT[:, None], shape)), jnp.float32)
+    return habits.reshape(TABLE.prompts, TABLE.rows, TABLE.letters)
 
 
 FIXED = 'yes: at pi* reward less KL is the same for every completion, so that no advantage is left'
@@ -82,13 +92,13 @@ def run(row, key: jax.Array) -> jax.Array:
     loss = functools.partial(getattr(policy_gradient, f'{name}_loss'), **HYPER.get(name, {}))
     kind, weighted = in_loss or ('k1', False)
     credit = Credit(group_size=_GROUP.value, kl_coef=0.0 if in_loss else BETA, **how)
-    ref, rewards = table.log_pi(table.reference()), table.rewards()
+    ref = jax.nn.log_softmax(reference())
     steps = _UPDATES.value * epochs * parts
     optimizer = optax.adam(optax.linear_schedule(_RATE.value, 0.0, steps))
-    prompt = jnp.repeat(jnp.arange(_BATCH.value // _GROUP.value) % table.PROMPTS, _GROUP.value)
+    prompt = jnp.repeat(jnp.arange(_BATCH.value // _GROUP.value) % TABLE.prompts, _GROUP.value)
 
     def objective(theta, data, total):
-        logps = table.logps_of(table.log_pi(theta), data.tokens.prompt, data.tokens.letters)
+        logps = TABLE.letter_logps(jax.nn.log_softmax(theta), data.tokens.prompt, data.tokens.letters)
         kl = dict(kl_coef=BETA if in_loss else 0.0, kl_kind=kind, kl_weighted=weighted)
         # Completions are of one length, so that aggregations differ by a factor alone: as the gradient of J has it.
         rows = data.tokens.mask.shape[0]
@@ -96,15 +106,15 @@ def run(row, key: jax.Array) -> jax.Array:
 
     def update(carry, key):
         theta, state = carry
-        pi = table.log_pi(theta)
-        letters = table.sample(pi, prompt, key)
-        logps, ref_logps = (table.logps_of(t, prompt, letters) for t in (pi, ref))
+        pi = jax.nn.log_softmax(theta)
+        letters = TABLE.sample(pi, prompt, key)
+        logps, ref_logps = (TABLE.letter_logps(t, prompt, letters) for t in (pi, ref))
         mask = jnp.ones(letters.shape)
-        scores = rewards[prompt, table.places(letters)]
-        squares = jnp.sum(jnp.exp(2.0 * table.rows_of(pi, prompt, letters)), axis=-1)
+        scores = REWARDS[prompt, TABLE.number(letters)]
+        squares = jnp.sum(jnp.exp(2.0 * TABLE.by_letter(pi, prompt, letters)), axis=-1)
         kl = kl_estimate(logps, ref_logps, 'k1')
         advantages = token_advantages(credit, scores, {}, mask, kl, logps=logps, sum_squares=squares)
-        tokens = table.Letters(letters, prompt, mask)
+        tokens = Letters(letters, prompt, mask)
         data = PolicyBatch(tokens, logps, logps, advantages, None, ref_logps)
 
         def optimizer_step(carry, at):
@@ -117,17 +127,17 @@ def run(row, key: jax.Array) -> jax.Array:
         (theta, state), _ = jax.lax.scan(optimizer_step, (theta, state), order)
         return (theta, state), None
 
-    start = table.reference()
+    start = reference()
     (theta, _), _ = jax.lax.scan(update, (start, optimizer.init(start)), jax.random.split(key, _UPDATES.value))
-    best = optimal_policy(table.distribution(ref), rewards, BETA)
-    return kl_divergence(table.distribution(table.log_pi(theta)), best)
+    best = optimal_policy(TABLE.logps({'table': start}), REWARDS, BETA)
+    return kl_divergence(TABLE.logps({'table': theta}), best)
 
 
 def main(_):
     """Prints the table, and records it if asked."""
     keys = jax.random.split(jax.random.key(0), _SEEDS.value)
-    best = optimal_policy(table.distribution(table.log_pi(table.reference())), table.rewards(), BETA)
-    far = float(kl_divergence(table.distribution(table.log_pi(table.reference())), best))
+    authors = TABLE.logps({'table': reference()})
+    far = float(kl_divergence(authors, optimal_policy(authors, REWARDS, BETA)))
     lines = [
         f'| | KL(pi \\|\\| pi\\*), {_SEEDS.value} seeds, worst | mean | <= {NEAR} | theory |',
         '|---|---|---|---|---|',

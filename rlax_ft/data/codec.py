@@ -5,6 +5,8 @@ Leaves out padding and arrays (rows.py).
 
 import dataclasses
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from rlax_ft.data.tokenizers import (
 )
 from rlax_ft.errors import InputError
 from rlax_ft.types import Rollout
+
+if TYPE_CHECKING:  # transformers is slow to import, and not every script reads text.
+    from transformers import PreTrainedTokenizerBase
 
 Text = str | list[dict]  # A text, or a list of messages.
 
@@ -38,7 +43,7 @@ class Codec:
       cut_off: a text that fills all its room was cut off by the sampler, and gets no EOS; otherwise it does not fit.
     """
 
-    tokenizer: object
+    tokenizer: 'PreTrainedTokenizerBase'
     max_prompt: int
     max_new_tokens: int
     ends: bool = True
@@ -69,7 +74,7 @@ class Codec:
         known = (i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None)
         return next((i for i in known if i < rows), 0 if self.vocab_size else self.tokenizer.eos_token_id or 0)
 
-    def encode_prompts(self, prompts: list[Text]) -> list[list[int]]:
+    def encode_prompts(self, prompts: Sequence[Text]) -> list[list[int]]:
         """Token ids of prompts, none empty and none too long.
 
         Raises:
@@ -77,11 +82,11 @@ class Codec:
         """
         return self._cut(self._within(self._prompts(prompts)))
 
-    def count_too_long(self, prompts: list[Text]) -> int:
+    def count_too_long(self, prompts: Sequence[Text]) -> int:
         """How many of the prompts are longer than `max_prompt`."""
         return sum(len(ids) > self.max_prompt for ids in self._prompts(prompts))
 
-    def encode(self, prompts: list[Text], responses: list[Text]) -> list[Dialogue]:
+    def encode(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Dialogue]:
         """Prompts and responses as token ids, with what is learned of the responses.
 
         Of a text all is learned, with EOS behind. Of messages all that the assistant says is learned, with the end of
@@ -100,7 +105,7 @@ class Codec:
             self._kept.pop(key, None)
         return [row._replace(prompt=prompt) for row, prompt in zip(rows, self._cut([row.prompt for row in rows]))]
 
-    def encode_uncut(self, prompts: list[Text], responses: list[Text]) -> list[Dialogue]:
+    def encode_uncut(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Dialogue]:
         """The same without a look at lengths."""
         rows = _by_kind(self._text_rows, self._message_rows, prompts, responses)
         self._within([row.prompt for row in rows])

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rlax_ft.data.branches import shared_ragged
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.forms import convert
 from rlax_ft.data.records import read_judged, read_rankings
-from rlax_ft.data.rows import prompt_of, ragged_rows
+from rlax_ft.data.rows import prompt_of, ragged_rows, shared_ragged
 from rlax_ft.data.sources import read_raw
 from rlax_ft.types import JudgedBatch
 

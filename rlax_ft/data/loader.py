@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
+from rlax_ft.types import PackedPairs, StepBatch
+
 
 def batch_indices(size: int, step: int, *, batch_size: int, seed: int) -> np.ndarray:
     """Rows of batch `step` in an endless stream of epochs, each a fresh permutation of all rows.
@@ -34,6 +36,21 @@ def whole_batch(dataset, step: int, *, batch_size: int, seed: int):
     """Batch `step` of a struct of arrays [N, ...], the same on every process: what denominators are taken from."""
     rows = batch_indices(jax.tree.leaves(dataset)[0].shape[0], step, batch_size=batch_size, seed=seed)
     return jax.tree.map(lambda leaf: leaf[rows], dataset)
+
+
+def count_examples(batch) -> np.float32:
+    """How many pairs, rankings, answers or steps a batch has: what the mean over them divides by.
+
+    Args:
+      batch: a struct of types.py, or a tuple that begins with one.
+    """
+    if isinstance(batch, tuple):
+        return count_examples(batch[0])
+    if isinstance(batch, StepBatch):
+        return np.float32(batch.rows.mask.sum())
+    if isinstance(batch, PackedPairs):
+        return np.float32(batch.exists.sum())
+    return np.float32(jax.tree.leaves(batch)[0].shape[0])
 
 
 def local_rows(batch):
@@ -79,19 +96,22 @@ def split_rows(records: list, *, seed: int, share: float = 0.1, by_prompt: bool 
       share: of the records.
       by_prompt: False draws records one by one, for a task whose few prompts are all that it will ever ask.
     """
-    groups = collections.defaultdict(list)
+    groups: dict[str | int, list[int]] = collections.defaultdict(list)
     for index, record in enumerate(records):
         groups[_prompt_key(record, index) if by_prompt else index].append(index)
     if len(records) == 1:
         return records, records
     if len(groups) == 1:
         return split_rows(records, seed=seed, share=share, by_prompt=False)
-    groups, held_out, room = list(groups.values()), set(), max(round(len(records) * share), 1)
-    for group in np.random.default_rng([seed, 3]).permutation(len(groups)):
-        if len(held_out) + len(groups[group]) <= room:
-            held_out.update(groups[group])
-    held_out = held_out or set(min(groups, key=len))
-    return tuple([r for i, r in enumerate(records) if (i in held_out) is side] for side in (False, True))
+    members, room = list(groups.values()), max(round(len(records) * share), 1)
+    held_out: set[int] = set()
+    for group in np.random.default_rng([seed, 3]).permutation(len(members)):
+        if len(held_out) + len(members[group]) <= room:
+            held_out.update(members[group])
+    fewest = min(members, key=len)
+    held_out = held_out or set(fewest)
+    training, others = ([r for i, r in enumerate(records) if (i in held_out) is side] for side in (False, True))
+    return training, others
 
 
 def _prompt_key(record, index):

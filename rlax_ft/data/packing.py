@@ -13,7 +13,7 @@ import numpy as np
 from rlax_ft.data.ragged import Ragged, batch_width
 from rlax_ft.data.rows import take_rows
 from rlax_ft.errors import InputError
-from rlax_ft.types import PackedPairs, PreferenceBatch, StepBatch, TokenBatch
+from rlax_ft.types import PackedPairs, PreferenceBatch, TokenBatch
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
@@ -33,7 +33,9 @@ def best_fit(sizes: np.ndarray, capacity: int) -> list[list[int]]:
     sizes = sizes[:, None] if sizes.ndim == 1 else sizes
     if sizes.max(initial=0) > capacity:
         raise InputError(f'a row of {sizes.max()} tokens does not fit into packed rows of {capacity}')
-    bins, room, by_room = [], [], []  # by_room: (room in the fullest part, bin), sorted.
+    bins: list[list[int]] = []
+    room: list[list[int]] = []
+    by_room: list[tuple[int, int]] = []  # (room in the fullest part, bin), sorted.
     smallest = sizes.min(axis=0, initial=capacity)
     for item in np.argsort(-sizes.sum(axis=1), kind='stable').tolist():
         need = sizes[item].tolist()
@@ -122,21 +124,6 @@ def batch_padding(rows: Ragged, *, batch_size: int = 32) -> float:
     lengths = np.random.default_rng(0).permutation(rows.lengths.reshape(-1))
     batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
     return 1.0 - lengths.sum() / sum(len(batch) * batch_width(int(batch.max()), rows.most) for batch in batches)
-
-
-def count_examples(batch) -> np.float32:
-    """How many pairs, rankings, answers or steps a batch has: what the mean over them divides by.
-
-    Args:
-      batch: a struct of types.py, or a tuple that begins with one.
-    """
-    if isinstance(batch, tuple):
-        return count_examples(batch[0])
-    if isinstance(batch, StepBatch):
-        return np.float32(batch.rows.mask.sum())
-    if isinstance(batch, PackedPairs):
-        return np.float32(batch.exists.sum())
-    return np.float32(jax.tree.leaves(batch)[0].shape[0])
 
 
 def _side(candidates, side):

@@ -1,21 +1,24 @@
 """Records to rows of tokens: whole data sets as structs, whose rows the loader picks.
 
 A training row is the prompt (with the tokenizer's BOS), the response, its end, and padding on the right; a prompt for
-the sampler is padded on the left. A data set is kept `ragged`, or padded at once where a program is small. Leaves out
-packing (packing.py).
+the sampler is padded on the left. A data set is kept `ragged`, or padded at once where a program is small. Rows that
+repeat a prompt become branches that share it, so that the model reads it once (models/scoring.py gives the same
+numbers for both). Leaves out packing (packing.py).
 """
 
+import dataclasses
 import logging
 import operator
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from rlax_ft.data.codec import Codec, Text
 from rlax_ft.data.messages import with_tools
-from rlax_ft.data.ragged import Ragged
+from rlax_ft.data.ragged import Ragged, RaggedBranches
 from rlax_ft.errors import InputError
-from rlax_ft.types import PreferenceBatch, RankingBatch, TokenBatch
+from rlax_ft.types import BranchBatch, PreferenceBatch, RankingBatch, TokenBatch
 
 
 def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dict]:
@@ -83,19 +86,21 @@ def prompt_of(record: dict) -> Text:
     return with_tools(record['prompt'], record.get('tools'))
 
 
-def prompt_arrays(codec: Codec, prompts: list[Text]) -> tuple[np.ndarray, np.ndarray]:
+def prompt_arrays(codec: Codec, prompts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
     """Left-padded prompts int32[N, max_prompt] and their mask bool[N, max_prompt]."""
     rows = prompt_rows(codec, prompts).padded(codec.max_prompt)
     return rows.tokens, rows.segment_ids > 0
 
 
-def prompt_rows(codec: Codec, prompts: list[Text]) -> Ragged:
+def prompt_rows(codec: Codec, prompts: Sequence[Text]) -> Ragged:
     """Prompts for the sampler, padded where a batch of them is picked."""
     rows = [(ids, [False] * len(ids)) for ids in codec.encode_prompts(prompts)]
     return Ragged.of(rows, pad_id=codec.pad_id, most=codec.max_prompt, left=True)
 
 
-def token_rows(codec: Codec, prompts: list[Text], responses: list[Text], length: int | None = None) -> TokenBatch:
+def token_rows(
+    codec: Codec, prompts: Sequence[Text], responses: Sequence[Text], length: int | None = None
+) -> TokenBatch:
     """Prompts with their responses as a TokenBatch [N, T] of numpy arrays.
 
     Args:
@@ -110,7 +115,7 @@ def token_rows(codec: Codec, prompts: list[Text], responses: list[Text], length:
     return _padded(ragged_rows(codec, prompts, responses), length)
 
 
-def ragged_rows(codec: Codec, prompts: list[Text], responses: list[Text], most: int = 0) -> Ragged:
+def ragged_rows(codec: Codec, prompts: Sequence[Text], responses: Sequence[Text], most: int = 0) -> Ragged:
     """The same, padded where a batch is picked: what a data set is kept as.
 
     Args:
@@ -196,3 +201,81 @@ def take_rows(batch, index):
     """Rows of a struct of numpy arrays."""
 
     return jax.tree.map(lambda leaf: leaf[index], batch)
+
+
+def share_prompts(batch: PreferenceBatch | RankingBatch) -> PreferenceBatch | RankingBatch:
+    """The same comparisons or rankings with their prompts shared; as they are where that would save nothing.
+
+    Args:
+      batch: a struct of numpy arrays, or of `Ragged` candidates, whose rows hold one segment each, the prompt first.
+    """
+    if isinstance(batch.candidates, RaggedBranches):
+        return batch
+    if isinstance(batch.candidates, Ragged):
+        branches = shared_ragged(batch.candidates)
+        return batch if branches is None else dataclasses.replace(batch, candidates=branches)
+    rows = jax.tree.map(np.asarray, batch.candidates)
+    padded = rows if isinstance(rows, BranchBatch) else shared(rows)
+    return batch if padded is None else dataclasses.replace(batch, candidates=padded)
+
+
+def shared(rows: TokenBatch, *, always: bool = False) -> BranchBatch | None:
+    """Candidates [N, K, T] as branches; None where prompts differ, rows are packed, or no column would be saved.
+
+    The prompt is what stands before the first token that counts.
+
+    Args:
+      rows: numpy arrays.
+      always: also where no column is saved.
+    """
+    real, length = rows.segment_ids > 0, rows.tokens.shape[-1]
+    prompts, ends = np.argmax(rows.mask > 0, axis=-1), real.sum(axis=-1)
+    cut, width = (max(-(-int(x.max()) // 8) * 8, 8) for x in (prompts, ends - prompts))
+    if not always and cut + rows.tokens.shape[1] * width >= rows.tokens.shape[1] * length:
+        return None
+    packed = rows.segment_ids.max(initial=0) > 1 or not (real[..., :1].all() and (rows.mask.max(axis=-1) > 0).all())
+    at = np.arange(cut) - (cut - prompts[..., None])
+    heads = _take(rows, at, at >= 0)
+    if packed or (prompts != prompts[:, :1]).any() or (heads.tokens != heads.tokens[:, :1]).any():
+        return None
+    at = prompts[..., None] + np.arange(width)
+    responses = _take(rows, at, at < ends[..., None])
+    prompt = jax.tree.map(lambda leaf: leaf[:, 0], heads)
+    return BranchBatch(prompt=prompt.replace(mask=np.zeros_like(prompt.mask)), responses=responses)
+
+
+def shared_ragged(rows: Ragged, *, always: bool = False) -> RaggedBranches | None:
+    """The same of candidates that are not padded yet."""
+    count, many = rows.shape
+    lengths, begins = np.diff(rows.starts), rows.starts[:-1]
+    if not lengths.all():
+        return None
+    place = np.where(rows.learned, np.arange(len(rows.ids)) - np.repeat(begins, lengths), len(rows.ids))
+    prompts = np.minimum.reduceat(place, begins)
+    cut, width, length = (max(-(-int(x.max()) // 8) * 8, 8) for x in (prompts, lengths - prompts, lengths))
+    if not 0 < prompts.min() <= prompts.max() < len(rows.ids) or not (always or cut + many * width < many * length):
+        return None
+    for first in range(0, count * many, many):
+        start = rows.ids[begins[first] : begins[first] + prompts[first]]
+        for other in range(first + 1, first + many):
+            if not np.array_equal(start, rows.ids[begins[other] : begins[other] + prompts[other]]):
+                return None
+    firsts, every = np.arange(0, count * many, many), np.arange(count * many)
+    heads = rows.spans(firsts, begins[firsts], begins[firsts] + prompts[firsts], (count,))
+    responses = rows.spans(every, begins + prompts, rows.starts[1:], rows.shape)
+    return RaggedBranches(
+        dataclasses.replace(heads, left=True, most=cut),
+        dataclasses.replace(responses, offsets=prompts.astype(np.int32), most=width),
+    )
+
+
+def _take(rows, at, real):
+    """Columns `at` of every row where `real`, and padding elsewhere."""
+    at = np.clip(at, 0, rows.tokens.shape[-1] - 1)
+    taken = jax.tree.map(lambda leaf: np.take_along_axis(leaf, at, axis=-1), rows)
+    return TokenBatch(
+        tokens=np.where(real, taken.tokens, 0).astype(np.int32),
+        mask=np.where(real, taken.mask, 0.0).astype(np.float32),
+        positions=np.where(real, taken.positions, 0).astype(np.int32),
+        segment_ids=real.astype(np.int32),
+    )

@@ -3,6 +3,7 @@
 `HostEnvironments` has the interface of `DeviceEnvironments` (device.py); a script asks neither which it is.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -67,7 +68,7 @@ class HostEnvironments:
             observation=jnp.asarray(observation).reshape(state.actors.observation.shape),
             first=jnp.ones_like(state.actors.first),
         )
-        return state.replace(actors=state.actors.replace(**fresh))
+        return dataclasses.replace(state, actors=dataclasses.replace(state.actors, **fresh))
 
     def program(self, iteration: Callable, agent: Agent, layout: Layout, *, num_steps: int) -> 'HostProgram':
         """As `DeviceEnvironments.program`.
@@ -141,7 +142,7 @@ class HostProgram:
         # The iteration's rollout is what was played before it was called.
         learn = lambda hyper, state, played: iteration(hyper, state, lambda *_: played)  # noqa: E731
         self._learn = jax.jit(over_runs(learn), donate_argnums=1)
-        self._compiled = None
+        self._compiled: Callable | None = None
         self.compile_seconds = 0.0
 
     def __call__(self, hyper, state, count: int):
@@ -204,7 +205,7 @@ def play_rollout(batch: GymnasiumBatch, decide: Callable, state: PPOState, num_s
             )
         )
         first = fold(answer.step.terminated | answer.step.truncated)
-        actors = actors.replace(observation=fold(answer.observation), hidden=after, first=first)
+        actors = dataclasses.replace(actors, observation=fold(answer.observation), hidden=after, first=first)
     stacked = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x], axis=1), *frames)
     return jax.tree.map(jnp.asarray, actors), stacked
 

@@ -8,6 +8,7 @@ Every function is for one run; programs.py puts `jax.vmap` around them. `axis_na
 environments are split, if any. `collect` is in rollout.py, the order of the calls in experiments/ppo_env.py.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -144,8 +145,8 @@ def track(state: PPOState, frames: Frames, *, gamma: float, axis_name: str | Non
         discounted, sums = discounted_sums(discounted, reward, ended, gamma=gamma)
         returns = update_stats(returns, sums, axis_name=axis_name)
         reward = jnp.clip(reward * jax.lax.rsqrt(returns.var + 1e-8), -10.0, 10.0)
-    actors = state.actors.replace(discounted=discounted)
-    return state.replace(observation_stats=stats, return_stats=returns, actors=actors), reward
+    actors = dataclasses.replace(state.actors, discounted=discounted)
+    return dataclasses.replace(state, observation_stats=stats, return_stats=returns, actors=actors), reward
 
 
 def to_rows(x: jax.Array, length: int) -> jax.Array:

@@ -54,27 +54,29 @@ class Layout:
     def shardings(self, state: PPOState):
         """Where a state [runs, ...] lives under jit."""
         if self.splits_runs:
-            whole = split = NamedSharding(_runs_mesh(), P('runs'))
+            whole: jax.sharding.Sharding = NamedSharding(_runs_mesh(), P('runs'))
+            split = whole
         elif self.mesh or jax.default_backend() != 'cpu':
             mesh = make_mesh(self.mesh)
             whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, ('data', 'fsdp')))
         else:
             whole = split = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.tree.map(lambda _: whole, state).replace(actors=jax.tree.map(lambda _: split, state.actors))
+        actors = jax.tree.map(lambda _: split, state.actors)
+        return dataclasses.replace(jax.tree.map(lambda _: whole, state), actors=actors)
 
     def place(self, state: PPOState) -> PPOState:
         """A state where the program wants it; pmap's environments [runs, N] become [runs, devices, N / devices]."""
         if self.backend == 'pmap':
             devices = jax.local_device_count()
             split = lambda x: x.reshape(x.shape[0], devices, x.shape[1] // devices, *x.shape[2:])  # noqa: E731
-            return state.replace(actors=jax.tree.map(split, state.actors))
+            return dataclasses.replace(state, actors=jax.tree.map(split, state.actors))
         return jax.device_put(state, self.shardings(state))
 
     def gathered(self, state: PPOState) -> PPOState:
         """The state as a checkpoint has it, whatever it ran on: undoes the split of `place`."""
         if self.backend == 'pmap':
             join = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])  # noqa: E731
-            return state.replace(actors=jax.tree.map(join, state.actors))
+            return dataclasses.replace(state, actors=jax.tree.map(join, state.actors))
         return state
 
 
@@ -93,17 +95,17 @@ class Program:
         """Takes `iteration(hyper, state) -> (state, metrics)`, one update of one run."""
         self._layout = layout
         self._iteration = iteration
-        self._compiled = None
+        self._compiled: Callable | None = None
         self.compile_seconds = 0.0
 
     def __call__(self, hyper, state, count: int):
         """Runs it; the metrics [runs] are means over the updates."""
-        count = jnp.asarray(count, jnp.int32)
+        updates = jnp.asarray(count, jnp.int32)
         if self._compiled is None:
             started = time.perf_counter()
-            self._compiled = self._jit(state).lower(hyper, state, count).compile()
+            self._compiled = self._jit(state).lower(hyper, state, updates).compile()
             self.compile_seconds = time.perf_counter() - started
-        return self._compiled(hyper, state, count)
+        return self._compiled(hyper, state, updates)
 
     def _jit(self, state):
         layout = self._layout

@@ -31,8 +31,8 @@ def observation_of(space, name: str) -> tuple[Box, Callable]:
         whole = lambda x: np.concatenate([encode(x[key]).reshape(-1) for key, _, encode in parts])  # noqa: E731
         return Box.of((len(bounds[0]),), *bounds), whole
     if isinstance(space, spaces.Discrete):
-        n, start = int(space.n), int(space.start)
-        return Box.of((n,), 0, 1), lambda x: np.eye(n, dtype=np.float32)[int(x) - start]
+        n, least = int(space.n), int(space.start)
+        return Box.of((n,), 0, 1), lambda x: np.eye(n, dtype=np.float32)[int(x) - least]
     if isinstance(space, spaces.MultiDiscrete):
         sizes, start = np.asarray(space.nvec).reshape(-1), np.asarray(space.start).reshape(-1)
         first = np.cumsum(sizes) - sizes
@@ -64,8 +64,8 @@ def action_of(space, name: str) -> tuple[Discrete | MultiDiscrete | Box, Callabl
     """
     spaces = importlib.import_module('gymnasium.spaces')
     if isinstance(space, spaces.Discrete):
-        start = int(space.start)
-        return Discrete(int(space.n)), lambda a: int(a) + start
+        least = int(space.start)
+        return Discrete(int(space.n)), lambda a: int(a) + least
     if isinstance(space, spaces.MultiDiscrete):
         sizes, start, shape, dtype = np.asarray(space.nvec), np.asarray(space.start), space.shape, space.dtype
         shifted = lambda a: (np.asarray(a).reshape(shape) + start).astype(dtype)  # noqa: E731

@@ -6,7 +6,7 @@ reward model's. Leaves out training and figures.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def at_equal_kl(
     Returns:
       By (method, size); (None, None) where a seed does not come so far. The share is of the mean.
     """
-    found = {}
+    found: dict[tuple, tuple] = {}
     for key, curve in method_curves(records).items():
         values = [reward_at([start, *seed], kl) for seed in curve.seeds]
         if any(value is None for value in values):
@@ -129,7 +129,8 @@ def overoptimisation_panels(records: Sequence[dict], best_of_n: dict[tuple[str, 
     starts = {key: [(rows[0][2], rows[0][3]) for rows in seeds] for key, seeds in best_of_n.items()}
     for (name, size), seeds in best_of_n.items():
         panel = panels.setdefault(f'best of n by {name}' if several else 'best of n', {})
-        panel[_size_label(size)] = tuple([[(row[1], row[i]) for row in rows] for rows in seeds] for i in (2, 3))
+        scores, golds = ([[(row[1], row[i]) for row in rows] for rows in seeds] for i in (2, 3))
+        panel[_size_label(size)] = scores, golds
     order = _values(records, 'seed')
     for key in dict.fromkeys((r['method'], r['size']) for r in records):
         members = [r for r in records if (r['method'], r['size']) == key]
@@ -175,7 +176,7 @@ def equal_kl_table(
     targets: Sequence[float],
     start: Point,
     optimum: Sequence[Point],
-    best_of_n: dict[str, Sequence[Point]],
+    best_of_n: Mapping[str, Sequence[Point]],
 ) -> str:
     """Gold reward at each KL of `targets`: a row a method, then best of n by each reward model, then the optimum."""
     several = len({record['size'] for record in records}) > 1

@@ -101,7 +101,7 @@ def group_runs(runs: Sequence[RunRecords], group_by: Sequence[str] = ()) -> dict
     for name in group_by:
         if name not in names and name not in _SEEDS:
             raise InputError(f'--group_by={name}: no run has that flag{_close(name, names)}')
-    keys = {}
+    keys: dict[tuple, list] = {}
     for run in runs:
         own = [run.flags.get(name, '') for name in (group_by or names)]
         keys.setdefault(tuple(own) if run.flags else (run.name,), []).append(run)

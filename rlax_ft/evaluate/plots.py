@@ -6,6 +6,7 @@ Their numbers come from frontier.py, comparison.py, curves.py and calibration.py
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,7 +21,7 @@ from rlax_ft.evaluate.frontier import Point
 # A colour-blind safe palette (Okabe and Ito), and marks that tell its repetitions apart.
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _MARKS = ('o', 'D', '^', 'v', 's', 'P')
-_STYLE = {'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}
+_STYLE: Any = {'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False}
 
 
 def plot_frontier(
@@ -258,8 +259,10 @@ def plot_curves(path: str | Path, curves: dict[str, list[Curve]], *, smooth: flo
             axes.set_visible(False)
         handles = {text: handle for axes in panels.flat for handle, text in zip(*axes.get_legend_handles_labels())}
         title = 'mean over n seeds; band: lowest to highest seed' + (f'; smoothed by {smooth:g}' if smooth else '')
-        look = dict(frameon=False, fontsize=9, title_fontsize=9, alignment='left', loc='outside lower left')
-        figure.legend(handles.values(), handles.keys(), title=title, **look)
+        legend = figure.legend(list(handles.values()), list(handles), title=title, loc='outside lower left', fontsize=9)
+        legend.set_frame_on(False)
+        legend.set_alignment('left')
+        legend.get_title().set_fontsize(9)
         _save(figure, path)
 
 

@@ -54,7 +54,7 @@ def length_bias(margins: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -
     margins, difference = np.asarray(margins, np.float64), np.asarray(chosen, np.float64) - np.asarray(rejected)
     right = (1.0 + np.sign(margins)) / 2.0
     longer, shorter = difference > 0, difference < 0
-    found = {}
+    found: dict[str, float] = {}
     if longer.any() or shorter.any():
         wins = np.where(longer, right, 1.0 - right)[longer | shorter]
         found |= {'prefers_longer': float(wins.mean()), 'chosen_is_longer': float(longer.sum() / len(wins))}

@@ -91,7 +91,9 @@ def columns(left: list[Line], right: list[Line], width: int) -> list[Line]:
 
 def wrap(pieces: Line, width: int) -> list[Line]:
     """Pieces cut into lines of at most `width` columns, at blanks where there is one; newlines are shown as ⏎."""
-    lines, line, used, blank = [], [], 0, None
+    lines: list[Line] = []
+    line: Line = []
+    used, blank = 0, None
     for text, style in pieces:
         for character in printable(text):
             if character == '\n':

@@ -143,9 +143,9 @@ def interval(
         # Every unit of the groups that were drawn: where each begins, and its place within.
         within = np.arange(sizes[picked].sum()) - np.repeat(np.cumsum(sizes[picked]) - sizes[picked], sizes[picked])
         drawn.append(statistic(values[order[np.repeat(starts[picked], sizes[picked]) + within]]))
-    drawn = np.asarray(drawn)
-    drawn = drawn[~np.isnan(drawn)]
-    if len(drawn) < 2:
+    found = np.asarray(drawn)
+    found = found[~np.isnan(found)]
+    if len(found) < 2:
         return float('nan'), float('nan')
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)

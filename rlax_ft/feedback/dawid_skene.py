@@ -85,8 +85,8 @@ def pair_labels(rows: list[dict]) -> tuple[np.ndarray, list[str]]:
     units: dict[tuple, dict] = defaultdict(dict)
     names: dict[str, int] = {}
     for row in rows:
-        ranks = row.get('ranks')
-        for i, j in itertools.combinations(range(len(ranks or ())), 2):
+        ranks = row.get('ranks') or []
+        for i, j in itertools.combinations(range(len(ranks)), 2):
             column = names.setdefault(row['annotator'], len(names))
             label = {1.0: FIRST, 0.5: TIE, 0.0: SECOND}[preference(ranks, i, j)]
             units[row['item'], i, j].setdefault(column, label)  # A repetition tells nothing new of the item.

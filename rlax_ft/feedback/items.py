@@ -50,7 +50,8 @@ def read_items(sources: list[str], *, purpose: str = 'item', together: int = 2) 
     Raises:
       InputError: naming file and line.
     """
-    hashes, singles, same = {}, defaultdict(list), 0
+    hashes: dict[str, str] = {}
+    singles, same = defaultdict(list), 0
     for source in sources:
         path = Path(source) / 'samples.jsonl' if Path(source).is_dir() else Path(source)
         default = (

@@ -123,9 +123,9 @@ def judged_by(annotator: Callable, name: str, records: list[dict], candidates: l
         raise InputError(f'--annotator={name}: gave {len(given)} judgements of {len(records)} records; one each')
     rows = []
     for number, (record, texts, said) in enumerate(zip(records, candidates, given)):
-        ranks = said.get('ranks') if isinstance(said, dict) else said
+        ordered = said.get('ranks') if isinstance(said, dict) else said
         try:
-            ranks = [int(rank) for rank in ranks]
+            ranks = [int(rank) for rank in ordered or ()]
         except (TypeError, ValueError):
             ranks = []
         if len(ranks) != len(texts):

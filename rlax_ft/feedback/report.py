@@ -44,7 +44,7 @@ def write_report(folder: Path, source: str, numbers: dict) -> list[str]:
 def report_parts(source: str, numbers: dict, figures: list[str]) -> list[tuple]:
     """The report as a list of ('title' | 'heading' | 'text' | 'figure', text) and ('table', heads, rows)."""
     n = numbers
-    parts = [
+    parts: list[tuple] = [
         ('title', f'Judgements of {source}'),
         (
             'text',

@@ -99,7 +99,7 @@ def summary(rows: list[dict], *, seed: int = 0, resamples: int = 1000, gold: dic
 def flat_summary(numbers: dict) -> dict:
     """The numbers of `summary` under flat names, for summary.json."""
     key = lambda name: name.lower().replace("'", '').replace(',', '').replace(' ', '_')  # noqa: E731
-    flat = {name: value for name, value in numbers.items() if isinstance(value, int)}
+    flat: dict[str, float] = {name: value for name, value in numbers.items() if isinstance(value, int)}
     for name, (value, low, high, units) in numbers['agreement'].items():
         flat |= {key(name): value, f'{key(name)}_low': low, f'{key(name)}_high': high, 'shared_items': units}
     for name, (alpha, *_, mean) in numbers['criteria'].items():

@@ -226,7 +226,8 @@ def readable_rows(path: str | Path) -> tuple[list[dict], str]:
     """
     if not Path(path).is_file():
         raise InputError(f'{path}: no such file; give what collect_feedback.py wrote as --out')
-    rows, fault = [], ''
+    rows: list[dict] = []
+    fault = ''
     try:
         db = open_read_only(path)
         check_tables = db.execute("SELECT count(*) FROM sqlite_master WHERE name IN ('items', 'judgements')")

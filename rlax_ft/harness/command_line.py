@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 from absl import flags
@@ -124,7 +125,10 @@ def _mesh_of(settings):
         yield
 
 
-def parse(settings_class: type[RunSettings], arguments: Sequence[str]) -> RunSettings:
+_S = TypeVar('_S', bound=RunSettings)
+
+
+def parse(settings_class: type[_S], arguments: Sequence[str]) -> _S:
     """The settings that command-line arguments say, flag files included.
 
     Raises:
@@ -144,7 +148,8 @@ def parse(settings_class: type[RunSettings], arguments: Sequence[str]) -> RunSet
     if rest[1:]:
         raise InputError(f'found {rest[1]!r}, which is no flag; flags are --name=value')
     given = {field.name: values[field.name].value for field in dataclasses.fields(settings_class)}
-    return settings_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    read: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in given.items()}
+    return settings_class(**read)
 
 
 def help_text(settings_class: type[RunSettings], about: str) -> str:

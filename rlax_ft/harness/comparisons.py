@@ -1,17 +1,25 @@
-"""Comparisons to learn from: read, or judged now by an annotator, and their batches.
+"""Comparisons to learn from: read, or judged now by an annotator; scored once by the reference; and their batches.
 
-Leaves out losses and models.
+The reference's log-probabilities are kept in the run folder under a name made of their content, so that a resumed run
+finds them and any change of data or reference does not. A reference that moves is scored in every step instead. Leaves
+out losses and models.
 """
 
+import hashlib
+import importlib.metadata
 import itertools
 import logging
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
+import numpy as np
 
 from rlax_ft.data.codec import Codec
-from rlax_ft.data.loader import prefetch, split_rows, whole_batch
-from rlax_ft.data.packing import count_examples, padding_share
+from rlax_ft.data.loader import count_examples, prefetch, split_rows, whole_batch
+from rlax_ft.data.packing import padding_share
+from rlax_ft.data.ragged import Ragged, RaggedBranches
 from rlax_ft.data.records import ranking_pairs, read_pair_groups, read_pairs, read_prompts, read_rankings, write_records
 from rlax_ft.errors import InputError
 from rlax_ft.feedback.dawid_skene import annotator_weights
@@ -22,7 +30,8 @@ from rlax_ft.harness.starting_model import make_codec, starting_model, task_of
 from rlax_ft.harness.step import placement
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.parallel.hosts import from_first, on_first
-from rlax_ft.sampling.text import make_sampler, sample_prompts
+from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
+from rlax_ft.types import PreferenceBatch, RankingBatch
 
 
 def judge(settings, codec: Codec, apply, params) -> list[dict]:
@@ -55,7 +64,7 @@ def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tupl
       run: whose folder keeps them.
       rankings: whole rankings; else pairs, of which a ranking gives all that it implies.
     """
-    path = settings.data or run.folder / 'judgements.jsonl'
+    path = Path(settings.data) if settings.data else run.folder / 'judgements.jsonl'
     if not settings.data and not from_first(path.exists):
         codec = make_codec(settings, run, list)
         config, params = starting_model(settings, codec)
@@ -72,7 +81,8 @@ def comparisons(settings: FeedbackSettings, run: Run, *, rankings: bool) -> tupl
         return split_rows(records, seed=settings.seed)
     # A task's few prompts serve for both: it is whole judgements that are held out, never some pairs of a ranking.
     groups = [[record] for record in records] if rankings else read_pair_groups(path, weigh)
-    return tuple(list(itertools.chain.from_iterable(side)) for side in split_rows(groups, seed=settings.seed))
+    training, held_out = split_rows(groups, seed=settings.seed)
+    return list(itertools.chain.from_iterable(training)), list(itertools.chain.from_iterable(held_out))
 
 
 def implied_pairs(records: list[dict]) -> list[dict]:
@@ -113,3 +123,42 @@ def comparison_batches(settings: FeedbackSettings, rows, steps):
         return i, place((whole, count_examples(whole))), {'padding_share': padding_share(whole)}
 
     return prefetch(map(make, steps))
+
+
+def with_reference(run: Run, reference, params, rows: PreferenceBatch | RankingBatch, batch_size: int, how: str = ''):
+    """The rows with the reference's log-probabilities of their candidates.
+
+    Args:
+      run: whose folder keeps them.
+      reference: `f(candidates) -> float[B, K]`.
+      params: of the reference, by which the file is named; None keeps no file.
+      rows: comparisons or rankings, their prompts shared or not.
+      batch_size: rows at once.
+      how: what else the numbers depend on: the model's configuration with its dtype and kernel.
+    """
+    path = (
+        None
+        if params is None or jax.process_count() > 1
+        else run.folder / f'reference-{_digest(params, rows, how)}.npy'
+    )
+    if path is not None and path.exists():
+        logps = np.load(path)
+    else:
+        logps = map_rows(reference, rows.candidates, batch_size=batch_size)
+        if path is not None:
+            np.save(path.with_suffix('.tmp.npy'), logps)
+            path.with_suffix('.tmp.npy').replace(path)
+    return referred(rows, logps)
+
+
+def referred(rows: PreferenceBatch | RankingBatch, logps):
+    """The rows with these log-probabilities of their candidates, float[B, K], as the reference's."""
+    return replace(rows, ref_logps=logps)
+
+
+def _digest(params, rows, how) -> str:
+    content = hashlib.blake2b(f'{importlib.metadata.version("rlax_ft")} {how}'.encode(), digest_size=8)
+    unpadded = isinstance(rows.candidates, Ragged | RaggedBranches)
+    for leaf in jax.tree.leaves((params, rows.candidates.arrays() if unpadded else rows.candidates)):
+        content.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return content.hexdigest()

@@ -43,7 +43,10 @@ class ConversationSettings:
         'Text environment: calculator, twenty_questions, grid_words, or one of your own, MODULE:FUNCTION.',
     )
     turn_tokens: int = flag(
-        0, 'Longest turn of the assistant in tokens, its end included; 0: a quarter of --max_new_tokens.', at_least=0
+        0,
+        'Longest turn of the assistant in tokens, its end included; 0: a quarter of --max_new_tokens.',
+        at_least=0,
+        needs='env',
     )
 
 

@@ -5,6 +5,7 @@ Leaves out the objective (objectives/distill.py).
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def make_teachers(settings, codec: Codec, learner) -> dict[str, Teacher]:
                 f'--max_new_tokens={codec.max_new_tokens} are more; give smaller ones'
             )
         hidden = within_mesh(settings, jax.jit(partial(hidden_before_tokens, apply)))
-        head = jax.jit(partial(teacher_head, apply))
+        head: Callable = jax.jit(partial(teacher_head, apply))
         if params is not None:  # Of a fixed teacher it is made once.
             made = head(params)
             head = lambda _, made=made: made  # noqa: E731
@@ -194,6 +195,6 @@ def mixed(rollout: Rollout, tokens: np.ndarray, mask: np.ndarray, own: int) -> R
     """The rollout with the student's completions in its first `own` rows, and the data's in the others."""
     rows = (jnp.arange(rollout.tokens.shape[0]) < own)[:, None]
     put = lambda sampled, given: jnp.where(rows, sampled, given)  # noqa: E731
-    return rollout.replace(
-        tokens=put(rollout.tokens, tokens), mask=put(rollout.mask, mask), logps=put(rollout.logps, 0.0)
+    return replace(
+        rollout, tokens=put(rollout.tokens, tokens), mask=put(rollout.mask, mask), logps=put(rollout.logps, 0.0)
     )

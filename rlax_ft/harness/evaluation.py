@@ -12,10 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.records import plain_text, read_pairs, read_prompts, write_records
-from rlax_ft.data.rows import fitting, preference_rows
+from rlax_ft.data.rows import fitting, preference_rows, share_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.diversity import distinct_n, distinct_share
 from rlax_ft.evaluate.intervals import mean_interval, with_interval

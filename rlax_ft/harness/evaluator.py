@@ -12,6 +12,7 @@ import numpy as np
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.records import write_records
+from rlax_ft.errors import InputError
 from rlax_ft.evaluate.policy import Samples
 from rlax_ft.harness.loading import find_function
 from rlax_ft.models.scoring import rollout_batch, sequence_logps
@@ -131,6 +132,11 @@ def make_evaluator(
     """
     measures = dict(measures or {})
     if task is not None:
+        if settings.eval_prompts != type(settings).eval_prompts:
+            raise InputError(
+                f'--eval_prompts={settings.eval_prompts}: has no effect with --task={task.name}, whose policies are '
+                f'measured on {TASK_PROMPTS} prompts; leave it out'
+            )
         records = [{'prompt': prompt} for prompt in task.sample_prompts(TASK_PROMPTS, settings.seed + 1000)]
         measures |= task_measures(task)
     else:

@@ -120,7 +120,7 @@ def parse_rewards(text: str, experiments: Path) -> list[RewardRecipe]:
     Raises:
       InputError: a recipe that is not there, or a label that stands there twice.
     """
-    found = []
+    found: list[RewardRecipe] = []
     for part in filter(None, map(str.strip, text.split(','))):
         match = re.fullmatch(r'(?:(?P<label>[^=:]+)=)?(?P<recipe>[^:]+)(?::(?P<reduction>.+))?', part)
         if match is None:

@@ -4,14 +4,15 @@ Leaves out rewards that are used on rollouts (rewards.py).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.ragged import Ragged
+from rlax_ft.data.rows import share_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.harness.rewards import check_vocabulary
@@ -33,7 +34,7 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
     if settings.labels == 'human':
         return rows
     if settings.labels == 'agreement':
-        return rows.replace(label=_agreement(pairs))
+        return replace(rows, label=_agreement(pairs))
     if settings.labels == 'gold':
         if task is None:
             raise InputError('--labels=gold: only an embedded --task has a gold reward')
@@ -49,7 +50,7 @@ def soft_labels(settings, task: Task | None, codec: Codec, pairs: list[dict], ro
         candidates = share_prompts(rows).candidates
         # Differences of the model's own logits are what Bradley-Terry trained: a scale for PPO's sake is undone.
         scores = model.scale * map_rows(lambda c: compiled(model, c), candidates, batch_size=settings.batch_size).T
-    return rows.replace(label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
+    return replace(rows, label=np.asarray(jax.nn.sigmoid(scores[0] - scores[1]), np.float32))
 
 
 def preference_accuracy(

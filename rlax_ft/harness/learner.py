@@ -5,6 +5,7 @@ write at the end. Leaves out where models come from (starting_model.py).
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -96,13 +97,13 @@ class Learner:
         """Trained parameters of `start_ensemble`'s form as an ensemble that is whole without the base."""
         head = params.head if self.config.lora else params['head']
         count = head['kernel'].shape[0]
-        scale = dict(means=jnp.zeros(count), scales=jnp.ones(count))
+        plain = partial(RewardEnsemble, means=jnp.zeros(count), scales=jnp.ones(count))
         if not self.config.lora:
-            return RewardEnsemble(self.config, params['backbone'], {'head': head}, **scale)
+            return plain(self.config, params['backbone'], {'head': head})
         adapters, lora = beside_first(params.lora, self.config.lora)
         backbone = self.merged(member(params, 0))['backbone']
         members = {'head': head, 'lora': adapters}
-        return RewardEnsemble(dataclasses.replace(self.config, lora=lora), backbone, members, **scale)
+        return plain(dataclasses.replace(self.config, lora=lora), backbone, members)
 
     def merged(self, params: Params) -> Params:
         """Trained parameters as those of a plain `Transformer` or `ScalarModel`."""

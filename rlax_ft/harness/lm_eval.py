@@ -7,6 +7,7 @@ stop text. Leaves out tasks and metrics, which are the harness's.
 import dataclasses
 from collections import defaultdict
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ from rlax_ft.models.transformer import Transformer
 from rlax_ft.ops.logprobs import token_logprobs
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.types import Params
+
+if TYPE_CHECKING:  # Slow to import.
+    from transformers import PreTrainedTokenizerBase
 
 # Longest completion where a task names no length.
 _NEW_TOKENS = 256
@@ -73,7 +77,7 @@ class HarnessModel:
 
     config: ModelConfig
     params: Params
-    tokenizer: object
+    tokenizer: 'PreTrainedTokenizerBase'
     batch_size: int = 16
 
     def as_lm(self):
@@ -123,9 +127,9 @@ class HarnessModel:
         """(log-likelihood, whether greedy decoding writes it) of each continuation; long contexts lose their front."""
         groups = defaultdict(list)
         rows = [((known + new)[-self.config.max_length :], len(new)) for known, new in pairs]
-        for i, (tokens, count) in enumerate(rows):
+        for i, (ids, new_ids) in enumerate(rows):
             # Few shapes compile: lengths are rounded up to powers of two.
-            groups[_rounded(len(tokens)), _rounded(count)].append(i)
+            groups[_rounded(len(ids)), _rounded(new_ids)].append(i)
         found = [(0.0, True)] * len(pairs)
         for (length, most), members in groups.items():
             tokens = np.zeros((len(members), length), np.int32)

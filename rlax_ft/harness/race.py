@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 
@@ -61,9 +62,10 @@ def race(commands: Sequence[Sequence[str]], *, rounds: int, warmup: int = 1) -> 
         # Of what lies beside the package nothing is shown: an interpreter keeps its own libraries.
         (Path(folder) / 'rlax_ft').symlink_to(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, [folder, os.environ.get('PYTHONPATH')]))
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONPATH': path})
-        workers = [subprocess.Popen(command, **pipes) for command in commands]
-        counted, last = [[] for _ in workers], [{} for _ in workers]
+        start = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        workers = [start(command, env=os.environ | {'PYTHONPATH': path}) for command in commands]
+        counted: list[list[dict]] = [[] for _ in workers]
+        last: list[dict] = [{} for _ in workers]
         try:
             for i in range(warmup + rounds):
                 for j, worker in enumerate(workers):

@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.loader import split_rows
 from rlax_ft.data.packing import pack_pairs
 from rlax_ft.data.records import plain_text, record_texts
-from rlax_ft.data.rows import fitting, preference_rows, ranking_rows
+from rlax_ft.data.rows import fitting, preference_rows, ranking_rows, share_prompts
 from rlax_ft.data.scored import read_scored, read_steps, scored_rows, step_ends, step_rows
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.calibration import calibrated, calibration, reliability

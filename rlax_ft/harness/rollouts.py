@@ -6,6 +6,7 @@ Leaves out advantages and updates.
 import dataclasses
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import jax
@@ -63,7 +64,7 @@ class RolloutSettings:
         ('', *MODES),
     )
     missing_eos_penalty: float = flag(0.0, 'Subtracted from the score of a completion that did not end.', at_least=0)
-    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1)
+    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1, beside='data')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Collected:
     def metrics(self) -> dict[str, jax.Array]:
         """How many ended, the mean of each reward where there are several, and the groups without one if any may be."""
         several = self.parts if len(self.parts) > 1 else {}
-        failed = {} if self.failed is None else {'rewards/failed_groups': self.failed}
+        failed = {} if self.failed is None else {'rewards/failed_groups': jnp.asarray(self.failed)}
         return {'val/num_eos_tokens': self.ended.sum(), **failed} | {
             f'rewards/{name}/mean': jnp.nanmean(values) for name, values in several.items()
         }
@@ -170,5 +171,5 @@ def without_failed(rollout: Rollout, scores: jax.Array, group_size: int) -> tupl
     failed = np.isnan(fetch(scores)).reshape(-1, group_size).any(axis=1)
     rows = np.repeat(failed, group_size)
     mask = jnp.where(rows[:, None], False, rollout.mask)
-    kept = rollout.replace(mask=mask, logps=jnp.where(mask, rollout.logps, 0.0))
+    kept = replace(rollout, mask=mask, logps=jnp.where(mask, rollout.logps, 0.0))
     return kept, jnp.where(rows, 0.0, scores), int(failed.sum())

@@ -24,6 +24,7 @@ def flag(
     at_most: float | None = None,
     may_change: bool = False,
     needs: str = '',
+    beside: str = '',
 ):
     """A field of a settings class that is also a flag.
 
@@ -34,8 +35,9 @@ def flag(
       at_least, above, at_most: bounds of a number, which must be finite.
       may_change: a run that resumes may have another value.
       needs: another flag that must be set (differ from 0, False and '') for this one to have an effect.
+      beside: another flag that must not be set for this one to have an effect.
     """
-    metadata = dict(help=help_text, choices=choices, may_change=may_change, needs=needs)
+    metadata = dict(help=help_text, choices=choices, may_change=may_change, needs=needs, beside=beside)
     return dataclasses.field(default=default, metadata={**metadata, 'bounds': (at_least, above, at_most)})
 
 
@@ -256,6 +258,11 @@ class Settings(OptimizerSettings, LoopSettings, LoRASettings, HeldOutSettings, L
             raise InputError(f'--schedule_steps={self.schedule_steps}: has no effect with --schedule=constant')
         if self.max_steps >= 0 and self.epochs != _default(self, 'epochs'):
             raise InputError(f'--epochs={self.epochs}: has no effect beside --max_steps={self.max_steps}; give one')
+        if isinstance(self, ComparisonSettings) and self.data:  # Only collect.py asks for judgements of --data.
+            for name in inspect.get_annotations(ComparisonSettings):
+                value = getattr(self, name, None)
+                if name != 'group' and value != _default(self, name):
+                    raise InputError(f'--{name}={value}: has no effect beside --data={self.data}; leave one out')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,3 +340,6 @@ def _check_value(settings, field):
     needs = field.metadata['needs']
     if needs and value != field.default and not getattr(settings, needs):
         raise InputError(f'{name}: has no effect without --{needs}; give that, or leave it out')
+    beside = field.metadata['beside']
+    if beside and value != field.default and getattr(settings, beside):
+        raise InputError(f'{name}: has no effect beside --{beside}={getattr(settings, beside)}; leave one out')

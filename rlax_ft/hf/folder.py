@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,17 @@ from rlax_ft.models.heads import ScalarModel
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.types import Params
 
+if TYPE_CHECKING:  # Slow to import.
+    from transformers import PreTrainedTokenizerBase
+
 # Special tokens that serve as PAD where a tokenizer has them, in the order in which they are tried.
 _PADS = ('<pad>', '[PAD]', '<|pad|>', '<PAD>')
 _IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
 
-def load_pretrained(path_or_repo: str | Path, *, mesh=None, dtype=None) -> tuple[ModelConfig, Params, object]:
+def load_pretrained(
+    path_or_repo: str | Path, *, mesh=None, dtype=None
+) -> tuple[ModelConfig, Params, 'PreTrainedTokenizerBase | None']:
     """Reads a language model or a reward model from a folder that transformers wrote.
 
     Each tensor goes straight to where the mesh has it; beside the parameters themselves, host memory holds one tensor

@@ -11,11 +11,15 @@ from rlax_ft.errors import InputError
 from rlax_ft.models.config import LoRAConfig
 
 # What is read, and what changes nothing of a trained adapter's numbers; anything else that is set is refused.
-_READ = ('peft_type', 'r', 'lora_alpha', 'lora_dropout', 'use_rslora', 'rank_pattern', 'alpha_pattern', 'bias')
-_READ += ('target_modules', 'layers_to_transform', 'layers_pattern', 'exclude_modules', 'init_lora_weights')
-_WITHOUT_EFFECT = ('task_type', 'base_model_name_or_path', 'revision', 'peft_version', 'auto_mapping', 'inference_mode')
-_WITHOUT_EFFECT += ('fan_in_fan_out', 'megatron_core', 'loftq_config', 'eva_config', 'corda_config', 'lora_ga_config')
-_WITHOUT_EFFECT += ('qalora_group_size', 'runtime_config', 'ensure_weight_tying')
+_READ: tuple[str, ...] = (
+    *('peft_type', 'r', 'lora_alpha', 'lora_dropout', 'use_rslora', 'rank_pattern', 'alpha_pattern', 'bias'),
+    *('target_modules', 'layers_to_transform', 'layers_pattern', 'exclude_modules', 'init_lora_weights'),
+)
+_WITHOUT_EFFECT: tuple[str, ...] = (
+    *('task_type', 'base_model_name_or_path', 'revision', 'peft_version', 'auto_mapping', 'inference_mode'),
+    *('fan_in_fan_out', 'megatron_core', 'loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'),
+    *('qalora_group_size', 'runtime_config', 'ensure_weight_tying'),
+)
 # Other ways to begin (pissa, olora, corda, loftq, ...) change the base model itself.
 _BEGINNINGS = (None, True, False, 'gaussian', 'orthogonal', 'eva')
 

@@ -359,7 +359,7 @@ def write_params(folder: Path, config: ModelConfig, params: Params, *, shard_byt
         pending[name] = array
         shards[-1].append(name)
     _write_file(folder / f'part-{len(shards)}', pending)
-    places = {}
+    places: dict[str, str] = {}
     for i, names in enumerate(shards, start=1):
         file = f'model-{i:05d}-of-{len(shards):05d}.safetensors'
         os.replace(folder / f'part-{i}', folder / file)

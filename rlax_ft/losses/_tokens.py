@@ -36,7 +36,7 @@ def aggregated(mode: str) -> Callable[[Callable], Callable]:
     """
 
     def mark(loss: Callable) -> Callable:
-        loss.aggregate = mode
+        vars(loss)['aggregate'] = mode
         return loss
 
     return mark

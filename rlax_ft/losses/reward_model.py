@@ -41,7 +41,7 @@ def bradley_terry_loss(
     return loss + center_coef * jnp.square(chosen + rejected)
 
 
-def score_regression_loss(predicted: jax.Array, target: float) -> jax.Array:
+def score_regression_loss(predicted: jax.Array, target: jax.Array | float) -> jax.Array:
     """Half squared error, 1/2 (predicted - target)^2, for absolute scores.
 
     Args:

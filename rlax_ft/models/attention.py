@@ -126,7 +126,7 @@ def attend(
     if cache is not None:
         cache = _write(*cache, key, value, reading.index)
         if not reading.prefill:
-            return _attend_cache(query, *cache, reading, **how), cache
+            return _attend_cache(query, cache, reading, **how), cache
     how |= dict(kernel=kernel, local_window=local_window)
     if reading.prompt is None:
         places = (reading.segment_ids, reading.positions)
@@ -230,8 +230,9 @@ def _write(keys, values, key, value, index):
     return constrain(keys, 'cache'), constrain(values, 'cache')
 
 
-def _attend_cache(query, keys, values, reading, *, scale, soft_cap, window):
+def _attend_cache(query, cache, reading, *, scale, soft_cap, window):
     """Over the slots of a layer's cache, block by block as far as they are filled."""
+    keys, values = cache
     slots = values.shape[2]
     mask = visible(reading.segment_ids, reading.positions, reading.cache_segments, reading.cache_positions, window)
     if slots <= _CACHE_BLOCK:

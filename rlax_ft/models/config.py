@@ -4,6 +4,7 @@ Leaves out how a Hugging Face configuration maps to this one (families.py).
 """
 
 import dataclasses
+from typing import Any
 
 from rlax_ft.errors import InputError
 
@@ -128,7 +129,7 @@ class ModelConfig:
         return 0 if self.learned_positions else int(self.head_dim * self.rotary_fraction)
 
 
-_SIZES = {
+_SIZES: dict[str, dict[str, Any]] = {
     'tiny': {'width': 32, 'layers': 2, 'heads': 4, 'kv_heads': 2, 'head_dim': 8, 'mlp_width': 96},
     'small': {'width': 64, 'layers': 2, 'heads': 4, 'kv_heads': 2, 'head_dim': 16, 'mlp_width': 192},
     'medium': {'width': 128, 'layers': 4, 'heads': 8, 'kv_heads': 4, 'head_dim': 16, 'mlp_width': 384},

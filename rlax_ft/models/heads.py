@@ -96,10 +96,11 @@ def step_scores(
     Returns:
       (logits float32[B, T], ends bool[B, T]), or [B * K, R] of branches.
     """
-    values, tokens = read(apply, {'params': params}, batch), None
+    values = read(apply, {'params': params}, batch)
     if isinstance(batch, BranchBatch):
         values, tokens = at_each_token(values, batch), batch.responses.tokens.reshape(batch.mask.shape)
-    tokens = batch.tokens if tokens is None else tokens
+    else:
+        tokens = batch.tokens
     last = jnp.max(jnp.where(batch.mask > 0, jnp.arange(batch.mask.shape[-1]), 0), axis=-1)
     is_end = (batch.mask > 0) & jnp.isin(tokens, jnp.asarray(ends, jnp.int32))
     return values, is_end | (jnp.arange(batch.mask.shape[-1]) == last[:, None])

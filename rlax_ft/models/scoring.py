@@ -50,14 +50,19 @@ def _from_hidden(apply, variables, batch, hidden, temperature):
     return jnp.pad(logps, ((0, 0), (1, 0)))
 
 
-def sequence_logps(apply: ApplyFn, variables, batch: TokenBatch | BranchBatch) -> jax.Array:
+def sequence_logps(
+    apply: ApplyFn, variables, batch: TokenBatch | BranchBatch, *, temperature: float = 1.0
+) -> jax.Array:
     """log pi(y | x) = sum over counted tokens, float32[B] (or [B * K]) in nats; arguments as in `token_logps`."""
-    return jnp.sum(token_logps(apply, variables, batch), axis=-1)
+    return jnp.sum(token_logps(apply, variables, batch, temperature=temperature), axis=-1)
 
 
-def candidate_logps(apply: ApplyFn, variables, candidates: TokenBatch | BranchBatch) -> jax.Array:
+def candidate_logps(
+    apply: ApplyFn, variables, candidates: TokenBatch | BranchBatch, *, temperature: float = 1.0
+) -> jax.Array:
     """log pi(y_k | x) of K candidates a prompt, float32[B, K], from a TokenBatch [B, K, T] or a BranchBatch."""
-    return sequence_logps(apply, variables, candidate_rows(candidates)).reshape(-1, candidate_count(candidates))
+    logps = sequence_logps(apply, variables, candidate_rows(candidates), temperature=temperature)
+    return logps.reshape(-1, candidate_count(candidates))
 
 
 def candidate_rows(candidates: TokenBatch | BranchBatch) -> TokenBatch | BranchBatch:

@@ -4,6 +4,7 @@ Numbers are those of each model's config.json on the hub.
 """
 
 import dataclasses
+from typing import Any
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import ModelConfig
@@ -13,7 +14,7 @@ _QWEN3 = dict(
     vocab_size=151_936, head_dim=128, rope_theta=1_000_000.0, norm_eps=1e-6, max_length=40_960, qk_norm='head'
 )
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     'llama3-8b': dict(_LLAMA3, width=4096, layers=32, heads=32, head_dim=128, mlp_width=14_336),
     'llama3-70b': dict(_LLAMA3, width=8192, layers=80, heads=64, head_dim=128, mlp_width=28_672),
     'llama3.2-1b': {

@@ -4,6 +4,7 @@ The module returns hidden states; the LM head is a method of its own, so that no
 reads. Leaves out heads other than the LM head (heads.py) and everything about text.
 """
 
+import dataclasses
 import itertools
 
 import chex
@@ -72,9 +73,11 @@ def layer_kinds(config: ModelConfig) -> LayerKinds:
     kinds = LayerKinds()
     if any(config.local_layers) and not all(config.local_layers):
         everything = jnp.iinfo(jnp.int32).max
-        kinds = kinds.replace(window=jnp.where(jnp.asarray(config.local_layers), config.window, everything))
+        kinds = dataclasses.replace(
+            kinds, window=jnp.where(jnp.asarray(config.local_layers), config.window, everything)
+        )
     if rotary_kinds(config).any():
-        kinds = kinds.replace(rotary=jnp.asarray(rotary_kinds(config)))
+        kinds = dataclasses.replace(kinds, rotary=jnp.asarray(rotary_kinds(config)))
     return kinds
 
 

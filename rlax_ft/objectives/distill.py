@@ -6,6 +6,7 @@ formulas (losses/distillation.py, ops/divergence.py).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ class TeacherHead:
     """
 
     matrix: jax.Array
-    soft_cap: jax.Array | None = None
+    soft_cap: float | jax.Array | None = None
 
 
 def hidden_before_tokens(apply: Callable, params: Params, rollout: Rollout) -> jax.Array:
@@ -110,11 +111,9 @@ def distill_objective(
                 teacher_soft_cap=head.soft_cap,
             )
             return mean(values), counts
-        how = dict(chunk=None, temperature=temperature, mask=rollout.mask)
-        logps = chunked_token_logprobs(hidden, matrix, rollout.tokens, soft_cap=soft_cap, **how)
-        teacher_logps = chunked_token_logprobs(
-            data.teacher_hidden, teacher_matrix, rollout.tokens, soft_cap=head.soft_cap, **how
-        )
+        score = partial(chunked_token_logprobs, chunk=None, temperature=temperature, mask=rollout.mask)
+        logps = score(hidden, matrix, rollout.tokens, soft_cap=soft_cap)
+        teacher_logps = score(data.teacher_hidden, teacher_matrix, rollout.tokens, soft_cap=head.soft_cap)
         advantages = jax.lax.stop_gradient(teacher_logps - logps)
         loss = reinforce_loss(logps, logps, advantages, rollout.mask)
         return mean(loss), {**counts, 'kl': mean(logps - teacher_logps)}

@@ -5,6 +5,7 @@ Leaves out sampling, rewards (rewards/) and formulas (losses/).
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,10 @@ from flax import struct
 
 from rlax_ft.losses.game import exploration_bonus, nash_md_loss
 from rlax_ft.losses.ranking import plackett_luce_dpo_loss
-from rlax_ft.models.scoring import token_logps
+from rlax_ft.models.scoring import candidate_logps
 from rlax_ft.objectives.preference import chosen_nll, pair_loss, pair_metrics
 from rlax_ft.objectives.reward import best_and_worst, reward_metrics
-from rlax_ft.types import BranchBatch, PairLogps, Params, RankingBatch
+from rlax_ft.types import BranchBatch, PairLogps, Params, RankingBatch, TokenBatch
 
 JUDGEMENTS = ('hard', 'soft', 'sampled')
 
@@ -44,16 +45,17 @@ class GroupBatch:
 Batch = GroupBatch | RankingBatch
 
 
-def group_logps(apply: Callable, params: Params, candidates: BranchBatch, *, temperature: float = 1.0) -> jax.Array:
+def group_logps(
+    apply: Callable, params: Params, candidates: TokenBatch | BranchBatch, *, temperature: float = 1.0
+) -> jax.Array:
     """log pi(y_g | x) of each completion of each group, float32[P, G], at the temperature of the sampling."""
-    tokens = token_logps(apply, {'params': params}, candidates, temperature=temperature)
-    return jnp.sum(tokens, axis=-1).reshape(candidates.responses.tokens.shape[:2])
+    return candidate_logps(apply, {'params': params}, candidates, temperature=temperature)
 
 
 def join_groups(policy: BranchBatch, opponent: BranchBatch) -> BranchBatch:
     """The completions of two policies of the same prompts as one group, the first one's first."""
     responses = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), policy.responses, opponent.responses)
-    return policy.replace(responses=responses)
+    return replace(policy, responses=responses)
 
 
 def noisy_scores(scores: jax.Array, key: jax.Array, *, judgement: str, noise: float) -> jax.Array:

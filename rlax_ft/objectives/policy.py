@@ -7,6 +7,7 @@ What a completion is worth against the others of its prompt is `token_advantages
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -112,7 +113,7 @@ def token_advantages(
       turns: float[B, T], the score's parts on the tokens with which the turns end; None: all of it is at the end.
       steps: (rewards float[B, T], ends bool[B, T]) of single steps; None: there are none.
     """
-    group = dict(group_size=credit.group_size, scale=credit.scale, eps=credit.eps)
+    group = partial(group_advantages, group_size=credit.group_size, scale=credit.scale, eps=credit.eps)
     kl = keep(mask > 0, kl)
     if credit.baseline == 'token':
         rewards = token_rewards(scores, mask, kl, kl_coef=credit.kl_coef)
@@ -120,11 +121,12 @@ def token_advantages(
     else:
         outcome = scores if credit.by_token else scores - credit.kl_coef * jnp.sum(kl, axis=1)
         if credit.weights is not None:
-            advantages = decoupled_advantages(parts, credit.weights, **group)
+            size, scale, eps = credit.group_size, credit.scale, credit.eps
+            advantages = decoupled_advantages(parts, credit.weights, size, scale=scale, eps=eps)
         elif credit.baseline == 'greedy':
-            advantages = group_advantages(outcome - greedy, **group, baseline='none')
+            advantages = group(outcome - greedy, baseline='none')
         else:
-            advantages = group_advantages(outcome, **group, baseline=credit.baseline)
+            advantages = group(outcome, baseline=credit.baseline)
         if credit.by_token:
             at_end = advantages if turns is None else advantages - scores
             rewards = token_rewards(at_end, mask, kl, kl_coef=credit.kl_coef)
@@ -178,7 +180,8 @@ def estimate(
       (PolicyBatch, metrics).
     """
     mask = tokens.mask
-    old, squares, weights, metrics = sampled, None, None, {}
+    old, squares, weights = sampled, None, None
+    metrics: dict[str, jax.Array] = {}
     if credit.baseline == 'token':
         old, squares = _logps_and_squares(apply, {'params': params}, tokens, temperature)
     elif correction is not None:

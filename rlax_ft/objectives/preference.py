@@ -41,7 +41,8 @@ def preference_objective(
             logps = jnp.sum(tokens, axis=-1).reshape(-1, 2)  # [B, 2]
             likely = wpo_weights(jnp.sum(alignment, axis=-1).reshape(-1, 2), lengths)  # [B]
         else:
-            logps, likely = candidate_logps(apply, {'params': params}, pairs.candidates), 1.0
+            logps = candidate_logps(apply, {'params': params}, pairs.candidates)
+            likely = jnp.ones(len(logps))
         pair = make_pair(logps, pairs.ref_logps, lengths)
         value = likely * pair_loss(loss, pair, pairs.label, pairs.margin) + nll_coef * chosen_nll(pair)  # [B]
         value = value if pairs.weight is None else pairs.weight * value

@@ -5,6 +5,7 @@ and goes whole to each micro-batch and device: no split changes it. Leaves out f
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +30,15 @@ class JudgedCounts:
       bad: sum of 1 - label.
     """
 
-    answers: jax.Array
-    good: jax.Array
-    bad: jax.Array
+    answers: jax.Array | np.float32
+    good: jax.Array | np.float32
+    bad: jax.Array | np.float32
 
 
 def count_judged(batch: JudgedBatch) -> JudgedCounts:
     """The counts of a whole batch."""
     label = np.asarray(batch.label)
-    return JudgedCounts(*(np.float32(count) for count in (len(label), label.sum(), (1.0 - label).sum())))
+    return JudgedCounts(np.float32(len(label)), np.float32(label.sum()), np.float32((1.0 - label).sum()))
 
 
 def unpaired_objective(
@@ -72,7 +73,8 @@ def mismatched(answers: BranchBatch) -> BranchBatch:
     responses = jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), answers.responses)
     prompt_length = jnp.sum(answers.prompt.segment_ids > 0, axis=1)[:, None, None]
     positions = prompt_length + jnp.arange(responses.tokens.shape[-1])
-    return answers.replace(responses=responses.replace(positions=jnp.where(responses.segment_ids > 0, positions, 0)))
+    responses = replace(responses, positions=jnp.where(responses.segment_ids > 0, positions, 0))
+    return replace(answers, responses=responses)
 
 
 def kl_baseline(apply: Callable, params: Params, ref_params: Params, answers: BranchBatch) -> jax.Array:

@@ -46,8 +46,8 @@ def chunked_jsd(
     chunk: int | None = None,
     temperature: float = 1.0,
     mask: jax.Array | None = None,
-    student_soft_cap: float | None = None,
-    teacher_soft_cap: float | None = None,
+    student_soft_cap: float | jax.Array | None = None,
+    teacher_soft_cap: float | jax.Array | None = None,
 ) -> jax.Array:
     """`jsd_of_logits` of softcap(hidden @ head) / temperature, without ever holding [B, T, V] of either model.
 
@@ -100,10 +100,9 @@ def chunked_jsd(
 
     @jax.checkpoint
     def divergence(student: jax.Array, teacher: jax.Array):
-        caps = student_soft_cap, teacher_soft_cap
-        heads = student_head, teacher_head
-        logits = (_logits(*pair, cap, temperature) for *pair, cap in zip((student, teacher), heads, caps))
-        return jsd_of_logits(*logits, beta)
+        student_logits = _logits(student, student_head, student_soft_cap, temperature)
+        teacher_logits = _logits(teacher, teacher_head, teacher_soft_cap, temperature)
+        return jsd_of_logits(student_logits, teacher_logits, beta)
 
     dtype = jnp.promote_types(jnp.result_type(*hidden, student_head, teacher_head), jnp.float32)
 
@@ -117,7 +116,7 @@ def chunked_jsd(
     return keep(mask, values)
 
 
-def _logits(hidden: jax.Array, head: jax.Array, soft_cap: float | None, temperature: float):
+def _logits(hidden: jax.Array, head: jax.Array, soft_cap: float | jax.Array | None, temperature: float):
     dtype = jnp.promote_types(jnp.result_type(hidden, head), jnp.float32)
     raw = jnp.matmul(hidden, head, preferred_element_type=dtype)
     return (raw if soft_cap is None else soft_cap * jnp.tanh(raw / soft_cap)) / temperature

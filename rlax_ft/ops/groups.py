@@ -3,6 +3,7 @@
 Leaves out the plain advantages of a group (returns.py).
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -38,7 +39,7 @@ def decoupled_advantages(
       float32[B].
     """
     each = [weights[name] * group_advantages(r, group_size, scale=scale, eps=eps) for name, r in rewards.items()]
-    total = sum(each)
+    total = functools.reduce(jnp.add, each)
     return (total - jnp.mean(total)) / (jnp.sqrt(masked_var(total, jnp.ones_like(total))) + eps)
 
 

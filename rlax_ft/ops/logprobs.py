@@ -66,7 +66,7 @@ def chunked_token_logprobs(
     chunk: int | None,
     temperature: float = 1.0,
     mask: jax.Array | None = None,
-    soft_cap: float | None = None,
+    soft_cap: float | jax.Array | None = None,
 ) -> jax.Array:
     """`token_logprobs(softcap(hidden @ head) / temperature, targets)` without ever holding [B, T, V].
 
@@ -103,7 +103,7 @@ def chunked_token_logprobs_and_entropy(
     chunk: int | None,
     temperature: float = 1.0,
     mask: jax.Array | None = None,
-    soft_cap: float | None = None,
+    soft_cap: float | jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`chunked_token_logprobs` and the entropy of each position's distribution, from one pass over the vocabulary.
 
@@ -123,7 +123,7 @@ def _chunked(
     chunk: int | None,
     temperature: float,
     mask: jax.Array | None,
-    soft_cap: float | None,
+    soft_cap: float | jax.Array | None,
     *,
     with_entropy: bool,
 ):
@@ -168,7 +168,7 @@ def _chunked(
 class _Settings(NamedTuple):
     """What is static: how logits are made, what is wanted of them, and how many positions of a row are held."""
 
-    soft_cap: float | None
+    soft_cap: float | jax.Array | None
     with_entropy: bool
     chunk: int
 
@@ -320,8 +320,9 @@ def _head_sums(rows: int, head: jax.Array, dtype: Any):
         if 'fsdp' not in axes or shape[0] % mesh.shape['fsdp']:
             return jnp.sum(total, axis=0)
         # The compiler would reduce the whole head to every device, and slice.
-        how = dict(in_specs=P(axes), out_specs=P('fsdp'), axis_names=set(axes), check_vma=False)
-        return jax.shard_map(scattered, **how)(total)
+        return jax.shard_map(scattered, in_specs=P(axes), out_specs=P('fsdp'), axis_names=set(axes), check_vma=False)(
+            total
+        )
 
     zeros = jax.lax.with_sharding_constraint(jnp.zeros((groups, *shape), dtype), split)
     return add_by_group, zeros, sum_over_groups

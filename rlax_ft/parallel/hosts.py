@@ -58,9 +58,9 @@ def start_distributed(coordinator: str = '', num_processes: int = 0, process_id:
 
 def _start(coordinator: str, num_processes: int, process_id: int, variables: Mapping[str, str]) -> dict | None:
     """Arguments for jax.distributed.initialize; None where one process runs alone."""
-    given = (coordinator, num_processes or '', process_id if process_id >= 0 else '')
-    if any(part != '' for part in given):
-        return _explicit(_FLAGS, given)
+    flags = (coordinator, num_processes or '', process_id if process_id >= 0 else '')
+    if any(part != '' for part in flags):
+        return _explicit(_FLAGS, flags)
     given = tuple(variables.get(name, '') for name in _VARIABLES)
     if any(given):
         if not all(given[1:]) and given[0] and _srun(variables):

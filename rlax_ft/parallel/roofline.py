@@ -106,7 +106,7 @@ def estimate(
         serial=serial,
         mfu=model_flops / (longest * chip.flops),
         mfu_serial=model_flops / (serial * chip.flops),
-        bound=max(parts, key=parts.get),
+        bound=max(parts, key=parts.__getitem__),
         assumptions=(
             f'matrix products reach {efficiency:.0%} of the peak rate, and nothing but them is counted as arithmetic',
             'collectives use all links of a chip at once, in rings, and wait for nobody',

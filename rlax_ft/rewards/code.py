@@ -126,7 +126,7 @@ def run_tests(
     """
     # A verdict counts only with a token that the program does not see: ending the process early passes nothing.
     token = secrets.token_hex(16)
-    job = {'program': program, 'tests': tests, 'entry_point': entry_point, 'token': token}
+    job: dict[str, object] = {'program': program, 'tests': tests, 'entry_point': entry_point, 'token': token}
     job |= {'seconds': seconds, 'memory_mb': memory_mb, 'network': network}
     with tempfile.TemporaryDirectory(prefix='tests-') as folder, tempfile.TemporaryFile() as verdicts:
         process = subprocess.Popen(

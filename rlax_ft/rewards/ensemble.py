@@ -85,7 +85,7 @@ class RewardEnsemble:
         """The same ensemble, each member centred (and scaled) on its scores of reference samples, float[E, N]."""
         spread = np.std(scores, axis=1) if scale else np.ones(len(scores))
         means = self.means + self.scales * np.mean(scores, axis=1)
-        return self.replace(means=jnp.asarray(means), scales=self.scales * np.maximum(spread, 1e-6))
+        return dataclasses.replace(self, means=jnp.asarray(means), scales=self.scales * np.maximum(spread, 1e-6))
 
 
 def reduce_scores(scores: jax.Array, reduction: str = 'mean') -> jax.Array:

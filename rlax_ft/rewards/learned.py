@@ -67,7 +67,7 @@ class RewardModel:
 
 def save_reward_model(path: str | Path, model: RewardModel, tokenizer) -> None:
     """Writes a folder that transformers opens as a sequence classifier; mean and scale stand in its config.json."""
-    extra = {'reward_mean': float(model.mean), 'reward_scale': float(model.scale)}
+    extra: dict[str, object] = {'reward_mean': float(model.mean), 'reward_scale': float(model.scale)}
     if model.step_ends is not None:
         extra['reward_step_ends'] = list(model.step_ends)
     save_pretrained(path, model.config, model.params, tokenizer, extra)

@@ -7,7 +7,7 @@ import ast
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rlax_ft.errors import InputError
 from rlax_ft.rewards.code import code
@@ -31,7 +31,7 @@ _RULES = (
     code,
     judge,
 )
-NAMED: dict[str, RewardFn] = {rule.__name__: rule for rule in _RULES}
+NAMED: dict[str, Callable[..., Sequence[float]]] = {rule.__name__: rule for rule in _RULES}
 _CALL = re.compile(r'(?P<name>[^()]*?)\s*(?P<arguments>\(.*\))?', re.DOTALL)
 
 

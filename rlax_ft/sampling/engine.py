@@ -4,7 +4,9 @@ No row idles until the longest completion is done, as the plain sampler's do whe
 plain sampler's: a prompt's completion depends on its key, not on its neighbours. Leaves out the draw (draw.py).
 """
 
+import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +80,7 @@ def generate_many(
     # A refill always reads `refill` prompts: behind the last there is room for it.
     waiting_tokens, waiting_mask = (jnp.pad(x, ((0, refill), (0, 0))) for x in (prompts, prompt_mask))
     lengths = jnp.sum(waiting_mask, axis=1)
-    how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    pick = partial(draw, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
     def read_waiting(s: _Slots) -> _Slots:
         """Reads the next prompts, and puts them into rows that are idle."""
@@ -92,13 +94,15 @@ def generate_many(
         row = jnp.where(idle[row] & (new < count), row, rows)  # A row out of range is dropped.
         put = lambda old, value: old.at[row].set(value, mode='drop')  # noqa: E731
         blank_ring = jnp.zeros((refill, max_new_tokens), jnp.int32)
-        cache = s.cache.replace(
+        cache = dataclasses.replace(
+            s.cache,
             key=tuple(old.at[row, :, :, :length].set(x, mode='drop') for old, x in zip(s.cache.key, fresh.key)),
             value=tuple(old.at[row, :, :length].set(x, mode='drop') for old, x in zip(s.cache.value, fresh.value)),
             segment_ids=put(s.cache.segment_ids, jnp.concatenate([real.astype(jnp.int32), blank_ring], axis=1)),
             positions=put(s.cache.positions, jnp.concatenate([positions, blank_ring], axis=1)),
         )
-        return s.replace(
+        return dataclasses.replace(
+            s,
             cache=cache,
             waiting=first + jnp.sum(row < rows),
             prompt=put(s.prompt, new),
@@ -108,13 +112,14 @@ def generate_many(
 
     def decode(s: _Slots) -> _Slots:
         """One token of every row."""
-        token, logp = draw(apply(variables, s.hidden, method='unembed'), words[s.prompt, s.step], **how)
+        token, logp = pick(apply(variables, s.hidden, method='unembed'), words[s.prompt, s.step])
         ended = is_end(token, eos_ids) | (s.step == max_new_tokens - 1)
-        cache = s.cache.replace(index=length + s.turn % max_new_tokens)
+        cache = dataclasses.replace(s.cache, index=length + s.turn % max_new_tokens)
         position = lengths[s.prompt] + s.step
         hidden, cache = apply(variables, token[:, None], position[:, None], jnp.ones((rows, 1), jnp.int32), cache)
         at = (s.prompt, s.step)
-        return s.replace(
+        return dataclasses.replace(
+            s,
             cache=cache,
             turn=s.turn + 1,
             prompt=jnp.where(ended, count, s.prompt),

@@ -3,14 +3,14 @@
 Leaves out what is done with the samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_ft.data.codec import Codec
+from rlax_ft.data.codec import Codec, Text
 from rlax_ft.data.ragged import batch_width
 from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.parallel.placement import fetch, spread
@@ -53,7 +53,7 @@ def make_sampler(
 
 
 def sample_prompts(
-    sample: Callable, params, codec: Codec, prompts: list[str], key: jax.Array, *, batch_size: int
+    sample: Callable, params, codec: Codec, prompts: Sequence[Text], key: jax.Array, *, batch_size: int
 ) -> Rollout:
     """One completion of each prompt, as a Rollout of numpy arrays [N, ...], whose samples no batching changes.
 

@@ -64,7 +64,7 @@ def reward(prompt: str, completion: str) -> float:
     clauses = parse(f'{prompt} {completion}')
     if clauses is None:
         return UNGRAMMATICAL
-    first = {}
+    first: dict[str, float] = {}
     for subject, valence in clauses:
         first.setdefault(subject, valence)
     return float(sum(first.values()))

@@ -62,9 +62,9 @@ def batch_tokens(batch) -> tuple[int, int]:
     count, length = 0, 0
     for rows in filter(is_rows, jax.tree.leaves(batch, is_leaf=is_rows)):
         if isinstance(rows, Rollout):
-            parts = rows.prompts, rows.tokens
+            parts = [rows.prompts, rows.tokens]
         else:
-            parts = (rows.prompt.tokens, rows.responses.tokens) if isinstance(rows, BranchBatch) else (rows.tokens,)
+            parts = [rows.prompt.tokens, rows.responses.tokens] if isinstance(rows, BranchBatch) else [rows.tokens]
         count += sum(int(np.prod(part.shape)) for part in parts)
         length = max(length, sum(part.shape[-1] for part in parts))
     return count, length

@@ -4,6 +4,7 @@ Each is told the finite numbers of a step. Leaves out metrics.jsonl, which is al
 """
 
 import importlib
+import secrets
 from pathlib import Path
 from typing import Protocol
 
@@ -34,11 +35,11 @@ class _TensorBoard:
 
 
 class _Logged:
-    """Libraries with wandb's interface; a run that resumes goes on under its folder's name."""
+    """Libraries with wandb's interface; a run that resumes goes on under its name."""
 
-    def __init__(self, library, folder, start, **given):
+    def __init__(self, library, **given):
         self._library = _library(library, library)
-        self._run = self._library.init(project='rlax_ft', name=folder.name, **given)
+        self._library.init(project='rlax_ft', resume='allow', **given)
 
     def write(self, step, values):
         self._library.log(values, step=step)
@@ -48,11 +49,19 @@ class _Logged:
 
 
 def _wandb(folder, start):
-    return _Logged('wandb', folder, start, id=folder.name, resume='allow', dir=str(folder))
+    return _Logged('wandb', name=folder.name, id=_own_name(folder), dir=str(folder))
 
 
 def _trackio(folder, start):
-    return _Logged('trackio', folder, start, resume='allow')
+    return _Logged('trackio', name=_own_name(folder))
+
+
+def _own_name(folder: Path) -> str:
+    """The folder's name with a number of its own, kept there: runs of one name elsewhere must not share a chart."""
+    path = folder / 'reported_as.txt'
+    if not path.exists():
+        path.write_text(f'{folder.name}-{secrets.token_hex(4)}\n')
+    return path.read_text().strip()
 
 
 REPORTERS = {'tensorboard': _TensorBoard, 'wandb': _wandb, 'trackio': _trackio}

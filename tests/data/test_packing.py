@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlax_ft.data.codec import Codec
-from rlax_ft.data.packing import best_fit, count_examples, pack_pairs, pack_rows, padding_share
+from rlax_ft.data.loader import count_examples
+from rlax_ft.data.packing import best_fit, pack_pairs, pack_rows, padding_share
 from rlax_ft.data.rows import preference_rows, take_rows, token_rows
 from rlax_ft.data.tokenizers import train_tokenizer
 from rlax_ft.errors import InputError

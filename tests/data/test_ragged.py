@@ -6,12 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlax_ft.data.branches import share_prompts
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.loader import whole_batch
 from rlax_ft.data.packing import pack_pairs, pack_rows, row_lengths
 from rlax_ft.data.ragged import Ragged, batch_width, join
-from rlax_ft.data.rows import preference_rows, prompt_arrays, prompt_rows, ragged_rows, ranking_rows, token_rows
+from rlax_ft.data.rows import (
+    preference_rows,
+    prompt_arrays,
+    prompt_rows,
+    ragged_rows,
+    ranking_rows,
+    share_prompts,
+    token_rows,
+)
 from rlax_ft.data.tokenizers import train_tokenizer
 
 CODEC = Codec(train_tokenizer('bytes', ['a']), 4096, 4096)

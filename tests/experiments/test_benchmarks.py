@@ -8,41 +8,38 @@ from pathlib import Path
 import pytest
 
 from rlax_ft.harness.benchmark import SHAPES
+from rlax_ft.harness.loading import load_script
 from rlax_ft.harness.race import race, table
 from rlax_ft.harness.results import record
 
-pytestmark = pytest.mark.slow
 WORKERS = Path(__file__).parents[2] / 'experiments/benchmarks/workers'
 
 
-def worker(name, *arguments):
-    return [sys.executable, str(WORKERS / name), *map(str, arguments), json.dumps(TOY)]
-
-
 TOY = SHAPES['toy'] | dict(prompt=32, response=8)
+step, generation = (load_script(WORKERS / f'ours_{name}.py') for name in ('step', 'generate'))
 
 
 def test_shared_and_repeated_prompts_score_alike():
-    shared, repeated = race([worker('ours_step.py', s) for s in ('score', 'score_plain')], rounds=1)
-    assert shared['loss'] == pytest.approx(repeated['loss'], rel=1e-5)
+    shared, repeated = (step.scorer(stage, TOY)()['loss'] for stage in ('score', 'score_plain'))
+    assert shared == pytest.approx(repeated, rel=1e-5)
 
 
 def test_every_stage_steps_and_cached_references_change_no_loss():
-    stages = ('sft', 'ppo', 'dpo', 'dpo_cached', 'kto', 'grid')
-    sft, ppo, dpo, cached, kto, grid = race([worker('ours_step.py', s) for s in stages], rounds=1)
-    assert kto['loss'] == pytest.approx(0.5, abs=0.01) and grid['loss'] == pytest.approx(0.693, abs=0.01)
-    assert 0 < sft['loss'] < 10 and abs(ppo['loss']) < 100
-    assert dpo['loss'] == pytest.approx(cached['loss'], rel=1e-5)
+    sft, ppo, dpo, cached, kto = (
+        step.stepper(stage, TOY)()['loss'] for stage in ('sft', 'ppo', 'dpo', 'dpo_cached', 'kto')
+    )
+    assert kto == pytest.approx(0.5, abs=0.01)
+    assert step.grid(TOY)()['loss'] == pytest.approx(0.693, abs=0.01)
+    assert 0 < sft < 10 and abs(ppo) < 100
+    assert dpo == pytest.approx(cached, rel=1e-5)
 
 
 def test_the_engine_draws_what_static_batches_draw_on_average():
-    sizes = (4, 8, 32)
-    plain, engine, static = race(
-        [worker('ours_generate.py', k, *sizes) for k in ('plain', 'engine', 'static')], rounds=1
-    )
-    assert plain['tokens'] == 4 * 32
+    kinds = ('plain', 'engine', 'static')
+    plain, engine, static = (generation.sampling(kind, 4, 8, 32, TOY)()['tokens'] for kind in kinds)
+    assert plain == 4 * 32
     # 32 completions of geometric length, at most 32 tokens, on average about 4.
-    assert 32 < engine['tokens'] < 32 * 12 and 32 < static['tokens'] < 32 * 12
+    assert 32 < engine < 32 * 12 and 32 < static < 32 * 12
 
 
 def test_a_grpo_step_is_told_in_two_halves(tmp_path):

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / 'experiments/benchmarks/control.py'
 
 
 def test_benchmark_writes_records(tmp_path):
     pytest.importorskip('torch', reason='the CleanRL-like peer is written in PyTorch')
     file = tmp_path / 'control.json'
-    command = [sys.executable, SCRIPT, '--total_steps=1024', '--rounds=1', '--num_seeds=2', f'--json={file}']
+    command = [sys.executable, SCRIPT, '--total_steps=512', '--rounds=1', '--num_seeds=2', f'--json={file}']
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     records = json.loads(file.read_text())

@@ -36,12 +36,14 @@ def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = converse.ConverseSettings(out='mine', env='my_talks.py:counts', data='numbers.jsonl', **played)
     assert converse.converse(mine)['turns'] == 1
+    shows = dict(demonstrations=3, init_from='')
     for message, wrong in (
         ('brings no records of its own; give --data', dict(env='my_talks.py:counts')),
         ('--env=chess: no such text environment', dict(env='chess')),
         ('--init_from: give the run folder', dict(env='calculator', init_from='')),
         ('--task=sort: has no effect here', dict(env='calculator', task='sort')),
-        ('has no demonstrations of its own', dict(env='my_talks.py:counts', demonstrations=3)),
+        ('has no demonstrations of its own', shows | dict(env='my_talks.py:counts', conversations=256)),
+        ('--conversations=3: has no effect beside --demonstrations', shows | dict(env='calculator')),
     ):
         with pytest.raises(InputError) as caught:
             converse.converse(converse.ConverseSettings(**{'out': 'wrong', **played, **wrong}))

@@ -21,11 +21,12 @@ grpo = load_script(SCRIPTS / 'grpo.py')
 ppo = load_script(SCRIPTS / 'ppo.py')
 sft = load_script(SCRIPTS / 'sft.py')
 
+pytestmark = pytest.mark.usefixtures('optimised', 'one_device')
 BETA = 1.0
 
 
 @pytest.fixture(scope='module')
-def base(tmp_path_factory):
+def base(tmp_path_factory, optimised, one_device):
     folder = tmp_path_factory.mktemp('exact')
     sft.train(
         sft.SFTSettings(
@@ -104,7 +105,6 @@ def test_ppo_reaches_the_optimum(base):
     check_arrived(base, 'ppo')
 
 
-@pytest.mark.slow
 def test_rloo_reaches_the_optimum(base):
     grpo.train(
         grpo.GRPOSettings(

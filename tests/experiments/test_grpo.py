@@ -137,7 +137,6 @@ def check_what_it_tells(folder):
     assert len(first['rewards']) == 2 and 'step' in samples[-1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     'how',
     [

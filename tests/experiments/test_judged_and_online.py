@@ -71,7 +71,6 @@ def test_kto_resumes_exactly(folder, tmp_path, monkeypatch):
     assert metrics[0]['kl'] == 0 and metrics[0]['loss'] == pytest.approx(0.5, abs=1e-6) and metrics[-1]['kl'] >= 0
 
 
-@pytest.mark.slow
 def test_bco_on_comparisons(folder, tmp_path):
     summary = kto.train(kto.KTOSettings(**common(folder, tmp_path / 'bco', 'pairs', loss='bco')))
     metrics = read_records(tmp_path / 'bco/metrics.jsonl')
@@ -93,7 +92,6 @@ def test_online_dpo_resumes_exactly(folder, tmp_path, monkeypatch):
     assert min(spread) > 0 and 0 <= metrics[0]['judged/share'] <= 1
 
 
-@pytest.mark.slow
 def test_an_opponent(folder, tmp_path):
     (tmp_path / 'short.py').write_text('def short(prompt, completion):\n    return -len(completion)\n')
     given = dict(reward=f'{tmp_path}/short.py:short', method='nash_md', max_steps=2, batch_size=16)

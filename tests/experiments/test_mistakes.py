@@ -5,10 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import load_script
+from rlax_ft.hf.folder import load_pretrained, save_pretrained
+from rlax_ft.models.config import embedded_config
+from rlax_ft.models.transformer import init_params
 
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
 dpo = load_script(SCRIPTS / 'dpo.py')
@@ -167,7 +171,6 @@ def test_flags(base, tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_models_that_do_not_fit(base, tmp_path):
     out = str(tmp_path / 'x')
     start = f'{base}/sft'
@@ -190,8 +193,9 @@ def test_models_that_do_not_fit(base, tmp_path):
     # A checkpoint of another model under the same flags: the folder of the start has changed since.
     reward_model.train(reward_model.RewardModelSettings(out=f'{out}3', init_from=start, comparisons=8, **TINY))
     (tmp_path / 'x3/summary.json').unlink()
-    other = tmp_path / 'other'
-    sft.train(sft.SFTSettings(out=str(other), demonstrations=50, **{**TINY, 'model': 'small'}))
+    other, (config, _, tokenizer) = tmp_path / 'other', load_pretrained(f'{start}/model')
+    wider = embedded_config('small', vocab_size=config.vocab_size, max_length=config.max_length)
+    save_pretrained(other, wider, init_params(wider, jax.random.key(0)), tokenizer)
     flags = (tmp_path / 'x3/flags.txt').read_text()
     (tmp_path / 'x3/flags.txt').write_text(flags.replace(start, str(other)))
     before = sorted(p.name for p in (tmp_path / 'x3').rglob('*'))

@@ -33,7 +33,7 @@ def base(tmp_path_factory):
             out=f'{folder}/sft', model='tiny', demonstrations=200, **{**TINY, 'max_steps': 60, 'learning_rate': 3e-3}
         )
     )
-    common = {**TINY, 'init_from': f'{folder}/sft', 'comparisons': 40}
+    common = {**TINY, 'init_from': f'{folder}/sft'}
     asked = {'init_from': f'{folder}/sft', 'comparisons': 40}
     collect.collect(collect.CollectSettings(out=f'{folder}/feedback', **asked))
     reward_model.train(reward_model.RewardModelSettings(out=f'{folder}/rm', **common, **judged(folder)))

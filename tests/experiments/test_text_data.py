@@ -1,5 +1,7 @@
 """The language scripts on message lists: packing, streams that resume exactly, templates that travel with the model."""
 
+import gzip
+import itertools
 import json
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlax_ft.data.records import write_records
+from rlax_ft.data.records import read_demonstrations, read_pairs, write_records
 from rlax_ft.data.templates import TEMPLATES
 from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import load_script
@@ -124,7 +126,18 @@ def test_a_stream_needs_something_to_measure_on(data, tmp_path):
         sft.train(sft.SFTSettings(**common(data, tmp_path / 'x', 'talks.jsonl', streaming=True)))
 
 
-@pytest.mark.slow
+def beginning(path, folder, count=24):
+    """A file of the same name and form with the first records."""
+    start = folder / path.name
+    if path.suffix == '.json':
+        start.write_text(json.dumps(json.loads(path.read_text())[:count]))
+    else:
+        opened = gzip.open if path.suffix == '.gz' else open
+        with opened(path, 'rt') as whole, opened(start, 'wt') as part:
+            part.writelines(itertools.islice(whole, count))
+    return start
+
+
 @pytest.mark.parametrize(
     ('script', 'name'),
     [
@@ -138,9 +151,11 @@ def test_a_stream_needs_something_to_measure_on(data, tmp_path):
 def test_real_data_by_the_data_flag_alone(tmp_path, script, name):
     if not SHARED.exists():
         pytest.skip('the shared data sets are not here')
-    # All but what makes it quick is as the flags have it.
-    quick = {'model': 'tiny', 'max_steps': 1, 'batch_size': 8, 'out': str(tmp_path / 'run')}
+    # The whole file is read; all but what makes it quick is as the flags have it.
+    path, read = SHARED / 'data' / name, read_pairs if script == 'dpo' else read_demonstrations
+    assert len(list(read(path))) > 100
+    quick = {'model': 'tiny', 'max_steps': 1, 'batch_size': 8, 'out': str(tmp_path / 'run'), 'eval_prompts': 8}
     train, settings = {'sft': (sft.train, sft.SFTSettings), 'dpo': (dpo.train, dpo.DPOSettings)}[script]
     if name.startswith('hh'):
         quick |= {'max_prompt_tokens': 128, 'max_new_tokens': 64}
-    assert train(settings(data=str(SHARED / 'data' / name), **quick))['steps'] == 1
+    assert train(settings(data=str(beginning(path, tmp_path)), **quick))['steps'] == 1

@@ -106,6 +106,30 @@ def test_a_flag_without_what_it_needs_is_refused():
         parse(settings_of('ppo'), ['--kl_horizon=5'])
 
 
+@pytest.mark.parametrize(
+    ('script', 'flags'),
+    [
+        *((script, '--prompts=5') for script in ('ppo', 'grpo', 'online_dpo', 'distill')),
+        *((script, f'--{flag}') for script in ('dpo', 'reward_model', 'kto')
+          for flag in ('comparisons=9', 'candidates=2', 'annotator=mine.py:f', 'annotator_noise=0')),
+        ('sft', '--demonstrations=9'),
+    ],
+)  # fmt: skip
+def test_what_is_asked_of_a_task_is_refused_beside_data(script, flags):
+    with pytest.raises(InputError, match=rf'{flags[:8]}.*: has no effect beside --data=x.jsonl; leave one out'):
+        parse(settings_of(script), [flags, '--data=x.jsonl'])
+    parse(settings_of(script), [flags])
+
+
+def test_a_turn_has_a_length_in_conversations_only():
+    with pytest.raises(InputError, match=r'--turn_tokens=7: has no effect without --env'):
+        parse(settings_of('grpo'), ['--turn_tokens=7', '--data=x.jsonl'])
+
+
+def test_what_collect_asks_of_data_is_not_refused():
+    assert parse(settings_of('collect'), ['--comparisons=9', '--candidates=2', '--data=x.jsonl']).comparisons == 9
+
+
 def test_paths_in_a_flag_file_may_stand_beside_it(tmp_path, monkeypatch):
     folder = tmp_path / 'recipes'
     folder.mkdir()

@@ -5,7 +5,7 @@ import types
 import jax
 import numpy as np
 
-from rlax_ft.harness.reference import with_reference
+from rlax_ft.harness.comparisons import with_reference
 from rlax_ft.types import PreferenceBatch, RankingBatch, TokenBatch
 
 

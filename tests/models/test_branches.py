@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.data.branches import share_prompts, shared
+from rlax_ft.data.rows import share_prompts, shared
 from rlax_ft.losses.preference import dpo_loss
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.heads import ScalarModel, candidate_scores, reward_params
@@ -45,6 +45,10 @@ def close(a, b, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=1e-5), a, b)
 
 
+def compiled(objective):
+    return jax.jit(jax.value_and_grad(objective, has_aux=True))
+
+
 def test_log_probabilities_scores_and_gradients(params):
     rows = candidates()
     branches = shared(rows)
@@ -55,18 +59,25 @@ def test_log_probabilities_scores_and_gradients(params):
         (lambda p, x: candidate_logps(APPLY, {'params': p}, x), params),
         (lambda p, x: candidate_scores(scalar.apply, p, x), reward),
     ):
-        loss = lambda p, x, f=function: jnp.mean(jnp.square(f(p, x)))  # noqa: E731
-        close(function(p, rows), function(p, branches))
-        close(jax.grad(loss)(p, rows), jax.grad(loss)(p, branches), atol=2e-4)
+
+        def loss(p, x, f=function):
+            numbers = f(p, x)
+            return jnp.mean(jnp.square(numbers)), numbers
+
+        both = jax.jit(jax.grad(loss, has_aux=True))
+        (gradient, numbers), (by_branches, the_same) = both(p, rows), both(p, branches)
+        close(numbers, the_same)
+        close(gradient, by_branches, atol=2e-4)
 
 
 def test_a_response_does_not_see_another(params):
     branches = shared(candidates(groups=2))
-    before = candidate_logps(APPLY, {'params': params}, branches)
+    score = jax.jit(lambda branches: candidate_logps(APPLY, {'params': params}, branches))
+    before = score(branches)
     other = branches.responses.tokens.copy()
     other[:, 0] = (other[:, 0] + 1) % 50
     changed = branches.replace(responses=branches.responses.replace(tokens=other))
-    after = candidate_logps(APPLY, {'params': params}, changed)
+    after = score(changed)
     np.testing.assert_array_equal(before[:, 1], after[:, 1])
     assert np.abs(before[:, 0] - after[:, 0]).min() > 1e-3
 
@@ -74,13 +85,13 @@ def test_a_response_does_not_see_another(params):
 def test_objectives_on_pairs_and_rankings(params):
     rows = candidates(groups=2)
     pairs = PreferenceBatch(rows, np.ones(3, np.float32), ref_logps=np.asarray([[-1.0, 0.0]] * 3))
-    objective = jax.value_and_grad(preference_objective(APPLY, partial(dpo_loss, beta=0.3), beta=0.3), has_aux=True)
+    objective = compiled(preference_objective(APPLY, partial(dpo_loss, beta=0.3), beta=0.3))
     assert isinstance(share_prompts(pairs).candidates, BranchBatch)
     close(objective(params, (pairs, 3.0), None), objective(params, (share_prompts(pairs), 3.0), None), atol=2e-5)
     assert isinstance(share_prompts(share_prompts(pairs)).candidates, BranchBatch)
     rows = candidates(groups=4)
     ranking = RankingBatch(rows, np.tile(np.arange(4), (3, 1)), np.ones((3, 4), bool), np.zeros((3, 4)))
-    objective = jax.value_and_grad(ranking_objective(APPLY, beta=0.3), has_aux=True)
+    objective = compiled(ranking_objective(APPLY, beta=0.3))
     close(objective(params, (ranking, 3.0), None), objective(params, (share_prompts(ranking), 3.0), None), atol=2e-5)
 
 
@@ -106,7 +117,8 @@ def test_rollouts_as_branches(params, group):
     rollout = Rollout(*map(jnp.asarray, (prompts, prompt_mask, tokens, mask, np.zeros(mask.shape))))
     rows, branches = rollout_batch(rollout), rollout_branches(rollout, group)
     np.testing.assert_array_equal(branches.mask, mask)
-    close(token_logps(APPLY, {'params': params}, rows)[:, 6:], token_logps(APPLY, {'params': params}, branches))
+    score = jax.jit(lambda x: token_logps(APPLY, {'params': params}, x))
+    close(score(rows)[:, 6:], score(branches))
     value = reward_params(params, jax.random.key(1))
-    scalar = ScalarModel(CONFIG).apply
-    close(token_values(scalar, value, rows)[:, 6:], token_values(scalar, value, branches))
+    judge = jax.jit(lambda x: token_values(ScalarModel(CONFIG).apply, value, x))
+    close(judge(rows)[:, 6:], judge(branches))

@@ -34,17 +34,24 @@ def params():
     return jax.tree.map(lambda x: x * 2, init_params(CONFIG, jax.random.key(0)))
 
 
+@jax.jit
+def whole_logps(params, tokens):
+    """log p of every token of the vocabulary at each place of one row, [T, V], by whole logits."""
+    hidden, _ = APPLY({'params': params}, tokens[None])
+    return jax.nn.log_softmax(APPLY({'params': params}, hidden, method='unembed')[0])
+
+
 def plain_logp(params, row):
     """log pi(y | x) of one row from whole logits, token by token."""
-    logits = APPLY({'params': params}, APPLY({'params': params}, row.tokens[None])[0], method='unembed')[0]
-    logps = jax.nn.log_softmax(logits)
+    logps = whole_logps(params, row.tokens)
     return sum(float(logps[t - 1, row.tokens[t]]) for t in range(1, len(row.tokens)) if row.mask[t] > 0)
 
 
 def test_the_dpo_objective_by_plain_arithmetic(params):
     rows = preference_rows(CODEC, PAIRS)
     rows = rows.replace(ref_logps=np.asarray([[-3.0, -2.0], [-2.0, -6.0], [-5.0, -3.0]]))
-    loss, metrics = preference_objective(APPLY, partial(dpo_loss, beta=0.5), beta=0.5)(params, (rows, 3.0), None)
+    objective = jax.jit(preference_objective(APPLY, partial(dpo_loss, beta=0.5), beta=0.5))
+    loss, metrics = objective(params, (rows, 3.0), None)
     expected, margins = [], []
     for i in range(3):
         w = plain_logp(params, take_rows(rows.candidates, (i, 0))) - rows.ref_logps[i, 0]
@@ -110,8 +117,7 @@ def test_wpo_weighs_by_how_likely_the_policy_is_to_write_both(params):
 
     def alignment(row):
         """Mean over response tokens of log pi_t - log sum_v pi_v^2, from whole logits."""
-        logits = APPLY({'params': params}, APPLY({'params': params}, row.tokens[None])[0], method='unembed')[0]
-        logps = np.asarray(jax.nn.log_softmax(logits))
+        logps = np.asarray(whole_logps(params, row.tokens))
         own = [logps[t - 1, row.tokens[t]] - np.log(np.sum(np.exp(2 * logps[t - 1])))
                for t in range(1, len(row.tokens)) if row.mask[t] > 0]  # fmt: skip
         return np.mean(own)
@@ -130,7 +136,7 @@ def test_wpo_weighs_by_how_likely_the_policy_is_to_write_both(params):
 
 def test_parts_of_a_batch_add_up(params):
     rows = preference_rows(CODEC, PAIRS).replace(ref_logps=np.asarray([[0.0, 1.0]] * 3))
-    objective = preference_objective(APPLY, partial(dpo_loss, beta=0.1), beta=0.1)
+    objective = jax.jit(preference_objective(APPLY, partial(dpo_loss, beta=0.1), beta=0.1))
     whole = objective(params, (rows, 3.0), None)
     parts = [objective(params, (take_rows(rows, slice(i, i + 1)), 3.0), None) for i in range(3)]
     jax.tree.map(lambda w, *p: np.testing.assert_allclose(w, sum(p), rtol=1e-5), whole, *parts)
@@ -141,16 +147,16 @@ def test_rankings_of_two_are_pairs(params):
     ranked = ranking_rows(CODEC, rankings)
     rows = preference_rows(CODEC, PAIRS).replace(ref_logps=np.asarray([[-2.0, -3.0]] * 3))
     ranked = ranked.replace(ref_logps=np.asarray([[-3.0, -2.0]] * 3))
-    by_pair, pair_metrics = preference_objective(APPLY, partial(dpo_loss, beta=0.4), beta=0.4)(
+    by_pair, pair_metrics = jax.jit(preference_objective(APPLY, partial(dpo_loss, beta=0.4), beta=0.4))(
         params, (rows, 3.0), None
     )
-    by_rank, rank_metrics = ranking_objective(APPLY, beta=0.4)(params, (ranked, 3.0), None)
+    by_rank, rank_metrics = jax.jit(ranking_objective(APPLY, beta=0.4))(params, (ranked, 3.0), None)
     np.testing.assert_allclose(by_rank, by_pair, rtol=1e-5)
     for name in rank_metrics:
         np.testing.assert_allclose(rank_metrics[name], pair_metrics[name], rtol=1e-4)
     scalar, reward = ScalarModel(CONFIG).apply, reward_params(params, jax.random.key(1))
     np.testing.assert_allclose(
-        reward_ranking_objective(scalar)(reward, (ranked, 3.0), None)[0],
-        reward_objective(scalar)(reward, (rows, 3.0), None)[0],
+        jax.jit(reward_ranking_objective(scalar))(reward, (ranked, 3.0), None)[0],
+        jax.jit(reward_objective(scalar))(reward, (rows, 3.0), None)[0],
         rtol=1e-5,
     )

@@ -105,7 +105,6 @@ def test_two_processes_are_one_device(folder):
     assert texts[0] == texts[1] and len(texts[0]) == 2
 
 
-@pytest.mark.slow
 def test_sigterm_to_one_of_two_saves_one_checkpoint_of_both_and_resumes(folder):
     """Stopped on the mesh of two processes, and resumed by one process on another mesh."""
     out = folder / 'stopped'

@@ -1,6 +1,7 @@
 """The sampler: its log-probabilities are the trainer's, its draws follow the distribution, its rows end at EOS."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +32,19 @@ def sample(variables, seed=0, prompts=None, mask=None, **options):
         prompts = jnp.asarray([[0, 0, 1, 5], [1, 7, 8, 9], [0, 1, 3, 3]] * 4)
         mask = jnp.asarray([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]] * 4, bool)
     options = {'max_new_tokens': 8, 'eos_ids': (EOS,), **options}
-    return generate(APPLY, variables, prompts, mask, jax.random.key(seed), **options)
+    return _sample(variables, prompts, mask, jax.random.key(seed), **options)
+
+
+_sample = jax.jit(partial(generate, APPLY), static_argnames=('max_new_tokens', 'eos_ids', 'temperature', 'top_k'))
+_score = jax.jit(partial(token_logps, APPLY))
 
 
 @pytest.mark.parametrize('temperature', [0.7, 1.0])
 def test_log_probabilities_are_the_trainers(variables, temperature):
     rollout = sample(variables, temperature=temperature)
-    scored = token_logps(APPLY, variables, rollout_batch(rollout), temperature=temperature)
+    scored = _score(variables, rollout_batch(rollout), temperature=temperature)
     np.testing.assert_allclose(rollout_logps(rollout), scored, atol=3e-5)
-    other = token_logps(APPLY, variables, rollout_batch(rollout), temperature=1.3)
+    other = _score(variables, rollout_batch(rollout), temperature=1.3)
     assert np.abs(other - scored).max() > 1e-2
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_ft.data.branches import shared
+from rlax_ft.data.rows import shared
 from rlax_ft.harness.benchmark import random_llama, random_rows
 from rlax_ft.harness.race import serve
 from rlax_ft.training.performance import batch_tokens, forward_flops

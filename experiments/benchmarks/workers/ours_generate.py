@@ -25,8 +25,8 @@ from rlax_ft.sampling.sampler import generate
 BATCHES = 8
 
 
-def main(kind, batch, prompt, new, shape):
-    """Serves whole batches, or whole sets of prompts."""
+def sampling(kind, batch, prompt, new, shape):
+    """A function that samples a whole batch, or a whole set of prompts, and counts the tokens."""
     config, params = random_llama(shape)
     apply, count = Transformer(config).apply, batch * (1 if kind == 'plain' else BATCHES)
     params = jax.tree.map(lambda x: x.astype(shape['dtype']), params)
@@ -45,8 +45,8 @@ def main(kind, batch, prompt, new, shape):
         masks = [sample(params, part, jax.random.key(i)).mask for i, part in enumerate(parts)]
         return {'tokens': int(sum(mask.sum() for mask in masks))}
 
-    serve(work)
+    return work
 
 
 if __name__ == '__main__':
-    main(sys.argv[1], *(int(x) for x in sys.argv[2:5]), json.loads(sys.argv[5]))
+    serve(sampling(sys.argv[1], *(int(x) for x in sys.argv[2:5]), json.loads(sys.argv[5])))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlax_ft.data.branches import share_prompts, shared
+from rlax_ft.data.rows import share_prompts, shared
 from rlax_ft.harness.benchmark import random_llama, random_rows
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.race import serve
