@@ -287,7 +287,7 @@ def make_bases(cases: list[str], base: Path) -> None:
         if any(f'{{base}}/{name}' in text for text in flags):
             needed.insert(0, name)
             flags.append(BASES[name][1])
-    for name in needed:
+    for name in needed:  # A run that has ended ends again at once.
         run_whole(*BASES[name], base, base / name)
 
 
@@ -309,14 +309,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--kills', type=int, default=2, help='SIGKILLs of each case')
     parser.add_argument('--only', default=','.join(CASES), help='cases, with commas between')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--work', default='', help='folder that keeps what cases start from, for the next call')
     parser.add_argument('--keep', default='', help='folder for the runs of a case in which something differs')
     parser.add_argument('--record', action='store_true', help='write the rows of these cases into RESULTS.md')
     given = parser.parse_args(arguments)
     rows, cases = {}, given.only.split(',')
     with tempfile.TemporaryDirectory() as folder:
-        base, work = Path(folder) / 'base', Path(folder)
-        base.mkdir()
-        prepare(work / 'cache')
+        work, kept = Path(folder), Path(given.work or folder)
+        base = kept / 'base'
+        base.mkdir(parents=True, exist_ok=True)
+        prepare(kept / 'cache')
         make_bases(cases, base)
         for case in cases:
             rng = random.Random(f'{given.seed} {case}')
