@@ -209,6 +209,10 @@ def check_store(connection: sqlite3.Connection) -> None:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not {'items', 'judgements', 'meta'} <= tables:
         raise sqlite3.DatabaseError('no such table: judgements')
+    for table, wanted in (('items', ITEM_COLUMNS), ('judgements', ROW_COLUMNS), ('meta', ('name', 'value'))):
+        columns = {row[1] for row in connection.execute(f'PRAGMA table_info({table})')}
+        if missing := set(wanted) - columns:
+            raise sqlite3.DatabaseError(f'no such column: {table}.{min(missing)}')
     (fault,) = connection.execute('PRAGMA quick_check(1)').fetchone()
     if fault != 'ok':
         raise sqlite3.DatabaseError(fault)

@@ -87,9 +87,9 @@ CASES = {
 _CLOCK = ('perf/', 'seconds', 'steps_per_second', 'compile', 'time/')
 
 
-def start(script: str, flags: str, base: Path, out: Path) -> int:
-    """Starts a script in a fork; returns its process id. What it says is in OUT.log."""
-    log = out.with_name(out.name + '.log')
+def start(script: str, flags: str, base: Path, out: Path, log: Path | None = None) -> int:
+    """Starts a script in a fork; returns its process id. What it says is in `log`, or OUT.log."""
+    log = log or out.with_name(out.name + '.log')
     process = os.fork()
     if process:
         return process
