@@ -157,8 +157,9 @@ def run_killed(script, flags, base: Path, out: Path, whole: tuple[float, float, 
     first, seconds, count = whole
     done = 0
     while True:
-        moment = rng.uniform(0.9 * first, seconds)
-        change, delay = rng.randint(1, count), rng.uniform(0, 0.02)
+        # A run that goes on is shorter than a whole one, and what it changes is less.
+        moment = rng.uniform(0.9 * first, max(first, 0.8 * seconds))
+        change, delay = rng.randint(1, count // 2 + 1), rng.uniform(0, 0.02)
         by_clock, last = rng.random() < 0.5, done == kills
         began, seen, process = time.monotonic(), changes(out), start(script, flags, base, out)
         while not ended(process, out.with_name(out.name + '.log')):
@@ -173,6 +174,8 @@ def run_killed(script, flags, base: Path, out: Path, whole: tuple[float, float, 
                 os.kill(process, signal.SIGKILL)
                 os.waitpid(process, 0)
                 done += 1
+                when = f'{time.monotonic() - began:.1f} s' if by_clock else 'a change of its folder'
+                print(f'  {out.name}: kill {done}, after {when}', file=sys.stderr, flush=True)
                 break
         else:
             return done
