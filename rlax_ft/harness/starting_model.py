@@ -75,7 +75,7 @@ def make_codec(settings, run: Run, texts) -> Codec:
 
 
 def _trained_tokenizer(settings, folder, texts):
-    """The tokenizer in the run's folder, trained now where there is none that can be read; written whole or not at all."""
+    """The tokenizer in the run's folder, trained now where none can be read; written whole or not at all."""
 
     def is_there():
         if not (folder / 'tokenizer.json').exists():
