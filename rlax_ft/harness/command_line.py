@@ -201,7 +201,7 @@ def _log_in_lines():
 
 
 def _without_echoes(hook):
-    """A hook for unraisable errors that leaves out those of orbax's readers and writers: what asked them raises itself."""
+    """A hook for unraisable errors without those of orbax's readers and writers: who asked them raises."""
 
     def called(unraisable):
         code = getattr(unraisable.object, 'cr_code', None)
