@@ -2,7 +2,7 @@
 
     python tests/fuzz/faults.py --only=grpo,kto
 
-The cases are those of kills.py. A full disk (no file may grow beyond 20,000 bytes) must end with one line and exit code
+The cases are those of kills.py. A full disk (no file may grow beyond 8,000 bytes) must end with one line and exit code
 2, and the same command then ends as the run that nothing happened to. So must one whose newest checkpoint was spoilt,
 with a warning; a folder that is removed under a running script, and one that cannot be made, are one line. Exit code 1
 where something else was found.
@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import kills
 
-SMALL = 20_000
+SMALL = 8_000
 
 
 def lines_of(log: Path) -> list[str]:
