@@ -26,7 +26,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
-from rlax_ft.harness.loading import check_pair_loss, load_loss
+from rlax_ft.harness.loading import check_pair_loss, load_loss, reads_whole_batch
 from rlax_ft.harness.online import judged_groups, make_groups
 from rlax_ft.harness.rollouts import RolloutSettings, check_groups, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
@@ -187,6 +187,8 @@ def make_objective(settings: OnlineDPOSettings, learner):
         return group_ranking_objective(learner.apply, **how)
     loss = load_loss(settings, settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
     check_pair_loss(loss, settings.loss)
+    if reads_whole_batch(loss):
+        raise InputError(f'--loss={settings.loss}: sorts the pairs of a batch, and a judgement belongs to one pair')
     given = getattr(loss.func, 'nll_coef', 0.0) if settings.nll_coef < 0 else settings.nll_coef
     explore = settings.xpo_alpha if settings.method == 'xpo' else 0.0
     return group_objective(learner.apply, loss, nll_coef=given, explore=explore, **how)

@@ -51,6 +51,8 @@ def joined_row(columns: dict, item_hash: str, content: dict) -> dict:
     """A row as JSONL has it, from the columns of a judgement (JSON ones as text) and the content of its item."""
     values = {name: json.loads(columns[name]) if columns[name] is not None else None for name in JSON_COLUMNS}
     values = {**columns, **values}
+    if not isinstance(content, dict):
+        raise TypeError('the content of an item is no object')
     first = {name: content.get(name) for name in ('prompt', 'completions')} | {'ranks': values.pop('ranks')}
     rest = {'item': values.pop('item'), 'hash': item_hash} | {name: content.get(name) for name in CONTENT[2:]}
     return {'feedback': FORMAT, **first, 'annotator': values.pop('annotator'), **rest, **values}
@@ -73,7 +75,7 @@ def read_store(path: str | Path) -> Iterator[tuple[dict, str]]:
             row = joined_row(dict(zip(ROW_COLUMNS, values)), values[-2], json.loads(values[-1]))
             yield row, f'{path}, judgement {count}'
         connection.close()
-    except (sqlite3.Error, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except (sqlite3.Error, json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
         raise InputError(f'{path}: {store_fault(error)}; {count} judgements could be read before that') from error
 
 
@@ -101,35 +103,84 @@ def store_fault(error: Exception) -> str:
 
 
 def check_row(row: dict, where: str) -> dict:
-    """The row, whose fields are what the rest of this file relies on.
+    """The row, whose fields are what all that reads rows relies on.
 
     Raises:
       InputError: naming the field.
     """
     if row['feedback'] != FORMAT:
         raise InputError(f'{where}: field "feedback" is {row["feedback"]}; this version reads {FORMAT}')
-    completions, ranks = row['completions'], row.get('ranks')
-    if not isinstance(completions, list) or len(completions) < 2:
+    completions = row['completions']
+    if not isinstance(completions, list) or len(completions) < 2 or not all(map(_is_text, completions)):
         raise InputError(f'{where}: field "completions" must be a list of two or more responses')
-    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)  # noqa: E731
-    size = len(completions)
-    if ranks is not None and not (isinstance(ranks, list) and len(ranks) == size and all(map(whole, ranks))):
-        raise InputError(f'{where}: field "ranks" must be null or {size} whole numbers, 0 for the best')
+    if not _is_text(row.get('prompt')):
+        raise InputError(f'{where}: field "prompt" must be a text or a list of messages')
     if row['choice'] not in CHOICES:
         raise InputError(f'{where}: field "choice" is {row["choice"]!r}; one of {", ".join(CHOICES)} was expected')
     for name in ('id', 'item', 'annotator'):
         if not isinstance(row.get(name), str):
             raise InputError(f'{where}: field "{name}" must be a text')
-    strength, edits, fields = row.get('strength'), row.get('edits'), row.get('fields')
-    if strength is not None and not (whole(strength) and 1 <= strength <= 7):
+    strength = row.get('strength')
+    if strength is not None and not (_is_whole(strength) and 1 <= strength <= 7):
         raise InputError(f'{where}: field "strength" is {strength!r}; 1 to 7, or null, was expected')
-    if edits is not None and not (
-        isinstance(edits, list) and len(edits) == size and all(e is None or isinstance(e, str) for e in edits)
-    ):
-        raise InputError(f'{where}: field "edits" must be null or {size} texts or nulls')
-    if fields is not None and not isinstance(fields, dict):
-        raise InputError(f'{where}: field "fields" must be an object')
+    for name, (expected, good) in _OPTIONAL.items():
+        if row.get(name) is not None and not good(row[name], len(completions)):
+            raise InputError(f'{where}: field "{name}" must be null or {expected.format(size=len(completions))}')
     return row
+
+
+def check_rows(rows: list[tuple[dict, str]]) -> list[dict]:
+    """The rows of (row, where), each by `check_row`, and all of one item with the same prompt and responses.
+
+    Raises:
+      InputError: naming the place.
+    """
+    first: dict[str, tuple[dict, str]] = {}
+    for row, where in rows:
+        before, place = first.setdefault(check_row(row, where)['item'], (row, where))
+        if (row['prompt'], row['completions']) != (before['prompt'], before['completions']):
+            raise InputError(
+                f'{where}: item {row["item"]!r} has another prompt or responses than in {place}; give each its own'
+            )
+    return [row for row, _ in rows]
+
+
+def _is_whole(value):
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_text(value):
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(part, dict) for part in value))
+
+
+def _is_list(value, size, part):
+    return isinstance(value, list) and len(value) == size and all(x is None or part(x) for x in value)
+
+
+def _is_rating(value):
+    numbers = isinstance(value, dict) and all(isinstance(x, int | float) for x in value.values())
+    return numbers and all(abs(x) < 1e9 for x in value.values())
+
+
+_TEXT = ('a text', lambda value, size: isinstance(value, str))
+_WHOLE = ('a whole number', lambda value, size: _is_whole(value))
+# What a field of a row must be where it is not null, of `size` responses.
+_OPTIONAL = {
+    'ranks': (
+        '{size} whole numbers, 0 for the best',
+        lambda value, size: isinstance(value, list) and len(value) == size and all(map(_is_whole, value)),
+    ),
+    'shown': (
+        'the order in which the {size} responses were shown, from 0',
+        lambda value, size: _is_list(value, size, _is_whole) and None not in value and sorted(value) == [*range(size)],
+    ),
+    'ratings': ('{size} objects of numbers, or nulls', lambda value, size: _is_list(value, size, _is_rating)),
+    'edits': ('{size} texts or nulls', lambda value, size: _is_list(value, size, lambda x: isinstance(x, str))),
+    'policies': ('{size} texts or nulls', lambda value, size: _is_list(value, size, lambda x: isinstance(x, str))),
+    'fields': ('an object', lambda value, size: isinstance(value, dict)),
+    **dict.fromkeys(('session', 'purpose', 'note', 'reason', 'supersedes', 'guideline'), _TEXT),
+    **dict.fromkeys(('repeat', 'start_ms', 'end_ms', 'active_ms', 'saved_ms'), _WHOLE),
+}
 
 
 def live(rows: Iterable[dict]) -> list[dict]:
@@ -157,12 +208,13 @@ def as_records(
     rows, others = [], 0
     for raw, where in raws:
         if is_row(raw):
-            rows.append(check_row(raw, where))
+            rows.append((raw, where))
         else:
             others += 1
             yield raw, where
     if not rows:
         return
+    rows = check_rows(rows)
     used, left_out = _usable(rows)
     made, more = _VIEWS[view](used, weigh)
     left_out += more

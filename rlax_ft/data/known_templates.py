@@ -3,7 +3,8 @@
 Leaves out rendering (rendering.py).
 """
 
-# Both write BOS themselves where the tokenizer has one, and end every answer.
+# Both write BOS themselves where the tokenizer has one, and end every answer. `plain` puts a blank before an answer
+# that has none: one that was sampled has its own, and becomes the same tokens again.
 TEMPLATES = {
     # As in hh-rlhf's dialogues; it needs no token of its own, so it suits every tokenizer.
     'plain': """\
@@ -11,7 +12,8 @@ TEMPLATES = {
 {%- for message in messages %}
     {%- if message.role == 'assistant' %}
         {{- '\n\nAssistant:' }}
-        {%- generation %}{{- ' ' + message.content + eos_token }}{%- endgeneration %}
+        {%- set said = message.content %}
+        {%- generation %}{{- ('' if said[:1] == ' ' else ' ') + said + eos_token }}{%- endgeneration %}
     {%- else %}
         {{- '\n\n' + {'system': 'System', 'tool': 'Tool'}.get(message.role, 'Human') + ': ' + message.content }}
     {%- endif %}

@@ -74,7 +74,7 @@ def read_judged(source: str | Path) -> list[dict]:
 
     def convert_record(record, where):
         if 'chosen' in record or 'rejected' in record:
-            pair = _pair(record, where, '')
+            pair = _compared(_pair(record, where, ''), where, ('weight',))
             return [
                 _of_one_side(pair) | {'prompt': pair['prompt'], 'completion': pair[side], 'label': side == 'chosen'}
                 for side in ('chosen', 'rejected')
@@ -205,8 +205,8 @@ def _tooled(record, where):
     return {**rest, 'prompt': with_tools(record['prompt'], tools), 'tools': tools} if tools else rest
 
 
-def _compared(record, where):
-    """The record, with its "label", "margin" and "weight" checked.
+def _compared(record, where, names=('label', 'margin', 'weight')):
+    """The record, with those of its numbers checked.
 
     Raises:
       InputError: one of them is no number, or out of its bounds.
@@ -217,7 +217,8 @@ def _compared(record, where):
         'margin': 'a finite number',
         'weight': 'a finite number of at least 0',
     }
-    for name, (low, high) in bounds.items():
+    for name in names:
+        low, high = bounds[name]
         # A NaN is within no bounds.
         if name in record and not (isinstance(record[name], int | float) and low <= record[name] <= high):
             value = str(record[name])[:40] if isinstance(record[name], int | float) else kind(record[name])
@@ -258,7 +259,7 @@ def _judged(record, where):
     if not isinstance(record.get('label'), bool):
         state = f'is {kind(record["label"])}' if 'label' in record else f'is missing; found {found(record)}'
         raise InputError(f'{where}: field "label" {state}; true (good) or false (bad) was expected')
-    return _answers(record, ('completion',), where)
+    return _answers(_compared(record, where, ('weight',)), ('completion',), where)
 
 
 def _pair(record, where, expected):

@@ -115,11 +115,15 @@ def encode_continuations(
       tokenizer: a transformers tokenizer.
       texts: N texts.
       control: as in `encode_texts`.
-      after: with `control`, N texts that they continue; only a special token at their end matters.
+      after: N texts that they continue; only a special token at their end matters.
     """
     if not _blank_first(tokenizer):
         return encode_texts(tokenizer, texts, control=control)
-    marks = [_last_special(tokenizer, text) or '\n' for text in after or [''] * len(texts)]
+    ends = [_last_special(tokenizer, text) for text in after or [''] * len(texts)]
+    if control:
+        marks = [end or '\n' for end in ends]
+    else:  # A special token in front would be read as text, too.
+        marks = ['' if end and _blank_behind(tokenizer, end) else '\n' for end in ends]
     ids = encode_texts(tokenizer, [mark + text for mark, text in zip(marks, texts)], control=control)
     starts = dict(zip(set(marks), encode_texts(tokenizer, list(set(marks)), control=True)))
     rows = []
@@ -153,6 +157,13 @@ def _blank_first(tokenizer) -> tuple[int, ...]:
     newline = encode_texts(tokenizer, ['\n'], control=True)[0]
     blank = ''.join(tokenizer.convert_ids_to_tokens(newline[:1])).startswith('▁')
     return tuple(newline) if blank else ()
+
+
+@functools.lru_cache(maxsize=64)
+def _blank_behind(tokenizer, special):
+    """Whether the tokenizer puts a blank between a special token and a text behind it."""
+    ids = encode_texts(tokenizer, [f'{special}a'], control=True)[0]
+    return ''.join(tokenizer.convert_ids_to_tokens(ids[1:2])).startswith('▁')
 
 
 @functools.lru_cache(maxsize=16)

@@ -7,7 +7,7 @@ plots.py draws them.
 import dataclasses
 import difflib
 import json
-import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def read_run(folder: str | Path) -> RunRecords:
             if number == len(lines):
                 continue
             raise InputError(f'{file}:{number}: not JSON ({error}); give one object a line') from error
-        if not isinstance(record, dict) or not isinstance(record.get('step'), int | float):
+        if not isinstance(record, dict) or not _is_number(record.get('step'), 2.0**63):
             raise InputError(f'{file}:{number}: a record is an object with a number "step"')
         records.append(record)
     if not records:
@@ -186,10 +186,15 @@ def _seed_names(run, metric):
     return numbered or [metric]
 
 
+def _is_number(value, most):
+    """Whether it is one that float64 holds: Python's integers, and so JSON's, have no largest."""
+    return isinstance(value, int | float) and abs(value) <= most
+
+
 def _series(records, name):
     """([(step, value)] by step, how many values were not finite)."""
     given = {record['step']: record[name] for record in records if name in record}
-    finite = {step: v for step, v in given.items() if isinstance(v, int | float) and math.isfinite(v)}
+    finite = {step: v for step, v in given.items() if _is_number(v, sys.float_info.max)}
     return sorted(finite.items()), len(given) - len(finite)
 
 

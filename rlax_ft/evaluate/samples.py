@@ -77,6 +77,8 @@ def check_sample(record, where: str) -> None:
         raise InputError(f'{where}: field "prompt" is neither a text nor a list of messages')
     if not isinstance(record.get('rewards') or {}, dict):
         raise InputError(f'{where}: field "rewards" must be an object of numbers by name')
+    if not isinstance(record.get('step'), int | float | None):
+        raise InputError(f'{where}: field "step" must be a number')
     tokens = record.get('tokens')
     if tokens is not None and not (isinstance(tokens, list) and all(isinstance(t, str) for t in tokens)):
         raise InputError(f'{where}: field "tokens" must be a list of texts')

@@ -48,7 +48,7 @@ def render(record: dict | None, *, view: str = 'logp', width: int = 100) -> list
         return [[('(no sample for this prompt)', _DIM)]]
     lines: list[Line] = []
     for name, value in numbers(record).items():
-        text = f'{printable(name)} {value:.4g}'
+        text = f'{" ".join(printable(name).split())} {value:.4g}'
         if lines and len(plain(lines[-1])) + len(text) + 3 <= width:
             lines[-1].append((f' · {text}', ''))
         else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlax_ft.data.feedback import is_row, is_store, live, preference, said
+from rlax_ft.data.feedback import check_rows, is_row, is_store, live, preference, said
 from rlax_ft.data.forms import convert
 from rlax_ft.data.sources import read_raw
 from rlax_ft.errors import InputError
@@ -41,9 +41,8 @@ def read_judgements(path: str | Path) -> tuple[list[dict], str]:
         if fault:
             fault = f'{path}: {fault}; {len(rows)} judgements could be read'
     else:
-        rows = list(
-            itertools.chain.from_iterable(_rows_of(raw, where, n) for n, (raw, where) in enumerate(read_raw(path)))
-        )
+        read = enumerate(read_raw(path))
+        rows = check_rows([(row, where) for n, (raw, where) in read for row in _rows_of(raw, where, n)])
     if not rows:
         raise InputError(fault or f'{path}: holds no judgement; give a store, a judgements JSONL or a PandaLM file')
     return rows, fault

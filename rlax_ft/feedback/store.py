@@ -78,7 +78,7 @@ class Store:
             self._reader.execute('PRAGMA query_only=ON')
             self._set_once('version', str(_VERSION))
             self._set_once('secret', secrets.token_hex(32))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise InputError(_damaged(self.path, error)) from error
         except OSError as error:
             raise InputError(f'--out={path}: cannot be written ({error.strerror}); give another file') from error
@@ -211,6 +211,10 @@ def check_store(connection: sqlite3.Connection) -> None:
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not {'items', 'judgements', 'meta'} <= tables:
         raise sqlite3.DatabaseError('no such table: judgements')
+    for table, wanted in (('items', ITEM_COLUMNS), ('judgements', ROW_COLUMNS), ('meta', ('name', 'value'))):
+        columns = {row[1] for row in connection.execute(f'PRAGMA table_info({table})')}
+        if missing := set(wanted) - columns:
+            raise sqlite3.DatabaseError(f'no such column: {table}.{min(missing)}')
     (fault,) = connection.execute('PRAGMA quick_check(1)').fetchone()
     if fault != 'ok':
         raise sqlite3.DatabaseError(fault)
@@ -218,6 +222,8 @@ def check_store(connection: sqlite3.Connection) -> None:
 
 def readable_rows(path: str | Path) -> tuple[list[dict], str]:
     """(rows that can be read, what is wrong with the file or ''), of a file that may be damaged.
+
+    A row whose fields are not what they should be is left out, too.
 
     Rows are looked up one by one, so that a damaged page costs its own rows and no others.
 
@@ -238,7 +244,7 @@ def readable_rows(path: str | Path) -> tuple[list[dict], str]:
         except sqlite3.Error as error:
             fault = store_fault(error)
         last = _last_seq(db)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         return rows, store_fault(error)
     query = f'SELECT {", ".join("j." + name for name in ROW_COLUMNS)}, i.hash, i.content FROM judgements j '
     query += 'JOIN items i ON i.id = j.item WHERE j.seq = ?'
@@ -246,8 +252,9 @@ def readable_rows(path: str | Path) -> tuple[list[dict], str]:
         try:
             for values in db.execute(query, [seq]):
                 content = json.loads(values[-1])
-                rows.append(joined_row(dict(zip(ROW_COLUMNS, values)), values[-2], content))
-        except (sqlite3.Error, ValueError, TypeError) as error:
+                row = joined_row(dict(zip(ROW_COLUMNS, values)), values[-2], content)
+                rows.append(check_row(row, f'judgement {seq}'))
+        except (sqlite3.Error, ValueError, TypeError, RecursionError, InputError) as error:
             fault = fault or store_fault(error)
     db.close()
     return rows, fault
@@ -264,7 +271,7 @@ def gold_answers(path: str | Path) -> dict[str, list[int]]:
             .fetchall()
         )
         return {name: json.loads(content)['answer'] for name, content in found}
-    except (sqlite3.Error, ValueError, KeyError):
+    except (sqlite3.Error, ValueError, KeyError, TypeError, RecursionError):
         return {}  # A damaged file: its judgements say so.
 
 

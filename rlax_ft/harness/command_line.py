@@ -216,10 +216,12 @@ def _log_in_lines():
 
 
 def _without_echoes(hook):
-    """A hook for unraisable errors that leaves out those of writers whose save has failed: the save itself raises."""
+    """A hook for unraisable errors without those of orbax's readers and writers: who asked them raises."""
 
     def called(unraisable):
-        if str(unraisable.exc_value) != 'Event loop is closed':
+        code = getattr(unraisable.object, 'cr_code', None)
+        of_orbax = code is not None and f'{os.sep}orbax{os.sep}' in code.co_filename
+        if not of_orbax and str(unraisable.exc_value) != 'Event loop is closed':
             hook(unraisable)
 
     return called

@@ -102,7 +102,7 @@ def check_alone(settings, records: list[dict]) -> None:
     """Refuses what a loss that compares the pairs of a batch with each other cannot have.
 
     Raises:
-      InputError: packed rows, or labels between 0 and 1.
+      InputError: packed rows, labels between 0 and 1, or weights.
     """
     if settings.packing:
         raise InputError(f'--packing: --loss={settings.loss} does not look at each pair alone; leave --packing out')
@@ -111,6 +111,10 @@ def check_alone(settings, records: list[dict]) -> None:
         what = f'--labels={settings.labels}' if settings.labels != 'human' else 'field "label" below 1'
         raise InputError(
             f'{what}: --loss={settings.loss} sorts the pairs of a batch, and a soft label belongs to one pair'
+        )
+    if any(record.get('weight', 1.0) != 1.0 for record in records):
+        raise InputError(
+            f'field "weight": --loss={settings.loss} sorts the pairs of a batch, and a weight belongs to one pair'
         )
 
 

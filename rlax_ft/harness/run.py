@@ -146,6 +146,8 @@ def open_metrics(settings: Settings, run: Run, config, start: int, *, title: str
     first, _, last = settings.profile_steps.partition(':')
     if settings.profile_steps and not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
         raise InputError(f'--profile_steps={settings.profile_steps}: give FIRST:LAST, such as 11:15')
+    if not (run.folder / 'flags.txt').exists():
+        raise InputError(f'{run.folder}: the run folder was removed while the run went on; it has stopped')
     return MetricsWriter(
         run.folder,
         start=start,

@@ -4,6 +4,7 @@ Leaves out the run folder (run.py) and the training step (step.py).
 """
 
 import dataclasses
+import logging
 import shutil
 from pathlib import Path
 
@@ -74,7 +75,16 @@ def make_codec(settings, run: Run, texts) -> Codec:
 
 
 def _trained_tokenizer(settings, folder, texts):
-    """The tokenizer in the run's folder, trained now where there is none; written whole or not at all."""
+    """The tokenizer in the run's folder, trained now where none can be read; written whole or not at all."""
+
+    def is_there():
+        if not (folder / 'tokenizer.json').exists():
+            return False
+        try:
+            return read_tokenizer(folder) is not None
+        except InputError as error:
+            logging.warning('%s; it is trained anew', error)
+            return False
 
     def train():
         temporary = folder.with_name(folder.name + '.tmp')
@@ -83,7 +93,7 @@ def _trained_tokenizer(settings, folder, texts):
         train_tokenizer(settings.tokenizer, texts(), template_tokens(settings.chat_template)).save_pretrained(temporary)
         temporary.rename(folder)
 
-    if not from_first(lambda: (folder / 'tokenizer.json').exists()):
+    if not from_first(is_there):
         on_first(train, 'tokenizer')
     return read_tokenizer(folder)
 

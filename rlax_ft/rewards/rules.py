@@ -7,6 +7,7 @@ A function whose first argument is called `records` is given the batch. Leaves o
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,6 +76,8 @@ def reward_scores(
     for i, value in enumerate(given):
         try:
             scores[i] = float(value)
+        except OverflowError:  # A whole number that no float holds.
+            value = scores[i] = math.inf
         except (TypeError, ValueError) as error:
             raise InputError(f'{name}: gave {value!r} for {completions[i]!r}; a number was expected') from error
         if not np.isfinite(scores[i]):

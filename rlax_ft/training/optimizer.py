@@ -83,14 +83,9 @@ def _lion(learning_rate, *, eps, weight_decay):
 
 def _muon(learning_rate, *, eps, weight_decay):
     """Orthogonalised momentum for the layers' matrices, each of a stack by itself; Adam for the rest."""
-    return optax.contrib.muon(
-        learning_rate,
-        eps=eps,
-        weight_decay=weight_decay,
-        adam_weight_decay=weight_decay,
-        weight_decay_mask=_matrices,
-        muon_weight_dimension_numbers=_muon_axes,
-    )
+    orthogonal = optax.contrib.muon(learning_rate, eps=eps, muon_weight_dimension_numbers=_muon_axes)
+    # optax's own decay has a mask for the matrices only, and would shrink all that Adam moves.
+    return optax.chain(orthogonal, optax.add_decayed_weights(-weight_decay * learning_rate, mask=_matrices))
 
 
 OPTIMIZERS = {'adamw': _adamw, 'adafactor': _adafactor, 'lion': _lion, 'muon': _muon}

@@ -8,7 +8,7 @@ import pytest
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.judged import compares, judged_answers, judged_rows, read_answers
-from rlax_ft.data.records import read_pairs, write_records
+from rlax_ft.data.records import read_judged, read_pairs, write_records
 from rlax_ft.data.scored import read_scored, read_steps, step_ends, step_rows
 from rlax_ft.data.tokenizers import train_tokenizer
 from rlax_ft.errors import InputError
@@ -83,6 +83,13 @@ def test_ratings(tmp_path):
         (read_scored, {'prompt': 'p', 'completion': 'a'}, r'line 1: expected .*"score"'),
         (read_scored, {'prompt': 'p', 'completion': 'a', 'score': 'good'}, r'"score" holds a text; a finite number'),
         (read_scored, {'prompt': 'p', 'completions': ['a'], 'scores': [1, 2]}, r'lists of one length'),
+        (
+            read_judged,
+            {'prompt': 'p', 'completion': 'a', 'label': True, 'weight': [1]},
+            r'"weight" is a list; a finite',
+        ),
+        (read_judged, {'prompt': 'p', 'completion': 'a', 'label': True, 'weight': -1}, r'"weight" is -1; a finite'),
+        (read_judged, {'prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'weight': 'x'}, r'"weight" is a text; a finite'),
         (read_steps, {'prompt': 'p', 'steps': ['a'], 'labels': [True, False]}, r'1 steps and 2 labels'),
         (read_steps, {'prompt': 'p', 'steps': ['a'], 'labels': [-1]}, r'"labels" holds -1; true, false or a number'),
         (read_steps, {'prompt': 'p', 'steps': ['a', ' '], 'labels': [1, 1]}, r'a text that is not empty'),

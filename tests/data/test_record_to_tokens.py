@@ -1,18 +1,15 @@
 """From a record to tokens: the text is the template's own, what is learned the assistant's, and all else is refused."""
 
 import json
-import logging
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2Tokenizer
 
 from rlax_ft.data.codec import Codec
-from rlax_ft.data.records import read_demonstrations, read_judged, read_pairs, read_prompts, read_rankings
+from rlax_ft.data.records import read_demonstrations, read_prompts
 from rlax_ft.data.rows import fitting, preference_rows, prompt_arrays, ranking_rows, token_rows
 from rlax_ft.data.templates import TEMPLATES, encode_dialogues, encode_prompts, set_chat_template, turn_ends
 from rlax_ft.data.tokenizers import train_tokenizer
@@ -338,86 +335,3 @@ def test_fitting_and_rows_encode_once(monkeypatch):
         np.testing.assert_array_equal(rows(codec, kept).candidates.tokens, first.candidates.tokens)
         assert len(seen) > count  # rows were handed out once: host memory holds no second copy of a data set
     assert [len(r['ranks']) for r in fitting(codec, texts)] == [3, 3, 2]
-
-
-# The kind: any record of any form becomes what its template writes, or one line.
-
-TEXT = st.text(st.sampled_from("ab \n<|>/s'é😀\ud83d�"), max_size=6) | st.sampled_from(
-    ['</s>', '<bos>', 'a<eos>', '<eos>b', '<|im_end|>', '\n', '', 'It is']
-)
-ROLE = st.sampled_from(['user', 'assistant', 'assistant', 'system', 'tool'])
-EXTRA = st.sampled_from(
-    [{}, {}, {}, {'weight': 0}, {'train': True}, {'tool_calls': CALL['tool_calls']}, {'name': None}]
-)
-MESSAGES = st.lists(st.builds(lambda r, c, e: {'role': r, 'content': c, **e}, ROLE, TEXT, EXTRA), max_size=5)
-ODD = st.sampled_from([None, 5, True, [], {}, float('nan')])
-VALUE = st.one_of(TEXT, TEXT, MESSAGES, MESSAGES, ODD)
-FORMS = [
-    *(['prompt', 'completion', *more] for more in ([], ['tools'])),
-    *(['messages', *more] for more in ([], ['tools'], ['label'])),
-    *([*prompt, 'chosen', 'rejected'] for prompt in ([], ['prompt'])),
-    *(['instruction', other, 'output'] for other in ('input', 'history')),
-    *(['prompt', 'completions', 'ranks'], ['question', 'answer'], ['conversations'], ['text'], ['prompt']),
-]
-
-
-@st.composite
-def records(draw):
-    record = {name: draw(VALUE) for name in draw(st.sampled_from(FORMS))}
-    for name, values in (('label', st.booleans() | ODD), ('tools', st.just(TOOLS) | ODD), ('ranks', st.just([0, 1]))):
-        if name in record:
-            record[name] = draw(values)
-    if 'completions' in record:
-        record['completions'] = draw(st.lists(VALUE, min_size=2, max_size=2) | ODD)
-    return record
-
-
-KINDS = [(bytes_tokenizer(template), template) for template in (*TEMPLATES.values(), WITH_TOOLS)]
-
-
-@settings(max_examples=150, deadline=None)
-@given(record=records(), kind=st.sampled_from(range(3)), reader=st.sampled_from(range(4)))
-def test_any_record_becomes_its_templates_text_or_one_line(tmp_path_factory, record, kind, reader):
-    logging.disable(logging.WARNING)
-    tokenizer = KINDS[kind][0]
-    codec = Codec(tokenizer, 4096, 4096, vocab_size=len(tokenizer))
-    path = file_of(tmp_path_factory.getbasetemp(), record)
-    try:
-        for read in (read_demonstrations, read_judged, read_pairs, read_rankings)[reader](path):
-            answers = read.get('completions') or [read[k] for k in ('completion', 'chosen', 'rejected') if k in read]
-            for answer, row in zip(answers, codec.encode([read['prompt']] * len(answers), answers)):
-                check_row(tokenizer, codec, read, answer, row)
-    except InputError as error:
-        assert '\n' not in str(error) and str(error)
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def check_row(tokenizer, codec, record, answer, row):
-    text, learned = said(tokenizer, row)
-    assert max(row.prompt + row.response) < len(tokenizer) and len(row.response) == len(row.learned)
-    (alone,) = codec.encode_prompts([record['prompt']])
-    if isinstance(answer, str):
-        assert (
-            row.prompt == alone
-            and learned
-            == answer.removesuffix('<eos>').removeprefix('<bos>' if not record['prompt'] else '').replace('\ud83d', '�')
-            + '<eos>'
-        )
-        return
-    prompt, messages = record['prompt'], list(answer)
-    if prompt[-1]['role'] == 'assistant' and messages[0]['role'] == 'assistant':
-        content = prompt[-1]['content'] + messages[0].get('content', '')
-        whole = [*prompt[:-1], {**prompt[-1], **messages[0], 'content': content}, *messages[1:]]
-    else:
-        whole = [*prompt, *messages]
-    rendered = tokenizer.apply_chat_template(whole, tools=record.get('tools'), tokenize=False).replace('\ud83d', '�')
-    # Nothing but what follows the last learned answer is cut off, and nothing but a missing end is added.
-    assert rendered.startswith(text) or rendered.startswith(text.removesuffix('<eos>'))
-    if messages[0]['role'] == 'assistant':
-        assert row.prompt == alone
-    own = [m for m in messages if m['role'] == 'assistant' and m.get('weight', 1)]
-    for message in own:
-        assert message.get('content', '').replace('\ud83d', '�') in learned
-    others = ''.join(m.get('content', '') for m in messages if m not in own)
-    assert not (len(others) > 2 and others in learned and not any(others in m.get('content', '') for m in own))

@@ -1,5 +1,6 @@
 """The store: append-only, its JSONL loads back to the same rows, one server a file, damage is told."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import pytest
 
 from rlax_ft.data.feedback import read_store
+from rlax_ft.data.records import read_pairs
 from rlax_ft.errors import InputError
 from rlax_ft.feedback.items import make_item, read_items
 from rlax_ft.feedback.statistics import read_judgements
@@ -153,10 +155,44 @@ def test_rows_that_were_changed_are_refused(make_page, pairs, tmp_path):
         ({'choice': 'C'}, 'field "choice" is \'C\''),
         ({'strength': 9}, 'field "strength" is 9'),
         ({'feedback': 7}, 'this version reads 1'),
+        ({'prompt': None}, 'field "prompt" must be a text or a list of messages'),
+        ({'completions': ['a', 5]}, 'field "completions" must be a list of two or more responses'),
+        ({'supersedes': {}}, 'field "supersedes" must be null or a text'),
+        ({'active_ms': 'long'}, 'field "active_ms" must be null or a whole number'),
+        ({'shown': [0, 0]}, 'field "shown" must be null or the order in which the 2 responses were shown'),
+        ({'ratings': [{'good': 'x'}, None]}, 'field "ratings" must be null or 2 objects of numbers'),
+        ({'policies': 5}, 'field "policies" must be null or 2 texts'),
     ):
         (tmp_path / 'changed.jsonl').write_text(json.dumps({**row, **change}) + '\n')
         with Store(tmp_path / 'new.sqlite') as store, pytest.raises(InputError, match=message):
             load_rows(store, tmp_path / 'changed.jsonl')
+        # Whatever reads rows says the same.
+        for reads in (read_pairs, read_judgements):
+            if 'prompt' not in change or change['prompt'] is None:
+                with pytest.raises(InputError, match=message):
+                    reads(tmp_path / 'changed.jsonl')
+
+
+def test_an_item_has_one_prompt_and_the_same_responses(make_page, pairs, tmp_path):
+    page, _ = judged(make_page, pairs, 1)
+    (row,) = page.rows()
+    rows = [row, {**row, 'id': 'b', 'prompt': 'another'}]
+    (tmp_path / 'two.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    for reads in (read_pairs, read_judgements):
+        with pytest.raises(InputError, match=r'line 2: item .* has another prompt or responses than in .*line 1'):
+            reads(tmp_path / 'two.jsonl')
+
+
+def test_a_store_whose_cells_were_changed_keeps_its_other_rows(make_page, pairs):
+    page, _ = judged(make_page, pairs, 2)
+    page.store.close()
+    with contextlib.closing(sqlite3.connect(page.path)) as db, db:
+        db.execute('DROP TRIGGER judgements_no_update')
+        db.execute("UPDATE judgements SET ranks = '[5]' WHERE seq = 1")
+    rows, fault = readable_rows(page.path)
+    assert len(rows) == 1 and 'judgement 1: field "ranks" must be' in fault
+    with pytest.raises(InputError, match='judgement 1: field "ranks" must be'):
+        read_pairs(page.path)
 
 
 def test_items_of_every_form(tmp_path):

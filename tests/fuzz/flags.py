@@ -7,12 +7,16 @@ reward, the mesh, what must fit together.
 import dataclasses
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 
 from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import help_text, parse
+from rlax_ft.harness.conversations import text_environment
 from rlax_ft.harness.env_setup import agent_for, boundaries, check, hyper_of, layout_of, make_envs, runs_of
+from rlax_ft.harness.grid import parse_methods, parse_numbers, parse_rewards
+from rlax_ft.harness.group_setup import make_loss
 from rlax_ft.harness.learner import lora_config
 from rlax_ft.harness.loading import check_pair_loss, check_token_loss, find_function, load_loss, load_script
 from rlax_ft.harness.rewards import make_reward
@@ -29,13 +33,41 @@ SCRIPTS = {
     'dpo': 'DPOSettings',
     'ppo': 'PPOSettings',
     'rlhf': 'RLHFSettings',
+    'grpo': 'GRPOSettings',
+    'kto': 'KTOSettings',
+    'online_dpo': 'OnlineDPOSettings',
+    'distill': 'DistillSettings',
+    'converse': 'ConverseSettings',
+    'evaluate': 'EvaluateSettings',
+    'compare': 'CompareSettings',
+    'collect_feedback': 'CollectFeedbackSettings',
+    'feedback_report': 'ReportSettings',
     'ppo_env': 'EnvSettings',
     'inspect_data': 'InspectSettings',
 }
 
 _NUMBERS = ['-1', '0', '1', '2', '3', '7', '-0', '0.5', '1e-9', '1e38', '1e400', '-1e38', 'nan', 'inf', '-inf', 'NaN']
 _ODD = ['', ' ', '0x10', '1_000', '٣', '1e', '--', '=', ':', '::', 'a:b', '.', '..', '/', '~', '\x00', '\ud83d', '\n']
-_NAMES = ['true', 'None', 'null', '[]', '{}', 'os:getcwd', 'math:floor', 'sys:path', 'no.such:thing', 'x.py:f', '%s']
+_NAMES = [
+    'true',
+    'None',
+    'null',
+    '[]',
+    '{}',
+    'os:getcwd',
+    'math:floor',
+    'sys:path',
+    'no.such:thing',
+    'x.py:f',
+    '%s',
+    'calculator',
+    'grid_words',
+    'gold',
+    'self',
+    'math=a,code=b',
+    'a=,=b',
+    'length=0.5,maths',
+]
 _WORDS = ['x' * 5000, '9' * 400, 'data=8', 'data=-1', 'data=2,data=2', 'fsdp=99', 'tensor=x', 'attention(', '(a+)+$']
 _LOSS_ARGS = [
     'clip_low=abc',
@@ -87,6 +119,9 @@ def try_settings(script: str, settings) -> None:
         make_mesh(settings.mesh)
     if getattr(settings, 'evaluate', ''):
         find_function(settings.evaluate, 'evaluate')
+    if script in NEWER:
+        NEWER[script](module, settings)
+        return
     if script in ('dpo', 'reward_model', 'ppo'):
         by_rank = module.check(settings)
         if script == 'dpo' and not by_rank:
@@ -101,12 +136,76 @@ def try_settings(script: str, settings) -> None:
         if settings.reward != 'gold':
             make_reward(settings.reward, None, None)
     if hasattr(settings, 'optimizer'):
-        compile_training(settings, lambda params, batch, key: (0.0, {}))[0].init({'kernel': jax.numpy.ones((2, 2))})
-        if settings.lora_rank and settings.lora_rank < 100:
-            kernel = jax.ShapeDtypeStruct((1, 4, 4), 'float32')
-            init_adapter(
-                {'layers': {'attention': {'query': {'kernel': kernel}}}}, lora_config(settings), jax.random.key(0)
-            )
+        _try_optimizer(settings)
+
+
+def _try_groups(module, settings):
+    module.check(settings)
+    make_loss(settings)
+    if settings.env:
+        text_environment(settings.env)
+    elif settings.reward != 'gold':
+        make_reward(settings.reward, None, None)
+    _try_optimizer(settings)
+
+
+def _try_online(module, settings):
+    module.check(settings)
+    module.make_objective(settings, SimpleNamespace(apply=None))
+    if settings.reward != 'gold':
+        make_reward(settings.reward, None, None)
+    _try_optimizer(settings)
+
+
+def _try_checked(module, settings):
+    module.check(settings)
+    if hasattr(settings, 'optimizer'):
+        _try_optimizer(settings)
+
+
+def _try_conversations(module, settings):
+    env = text_environment(settings.env)
+    if settings.demonstrations:
+        env.demonstrations(min(settings.demonstrations, 8), settings.seed)
+    elif settings.conversations < 1000:
+        module.conversation_records(settings, env)
+
+
+def _try_evaluation(module, settings):
+    module.check(settings)
+    if settings.pass_at:
+        parse_numbers(settings.pass_at, 'pass_at', above=0, whole=True)
+    for name in filter(None, (settings.judge, settings.reward)):
+        find_function(name, 'judge')
+
+
+def _try_grid(module, settings):
+    parse_numbers(settings.sizes, 'sizes', above=1, whole=True)
+    parse_numbers(settings.at_kl, 'at_kl', above=0.0)
+    parse_methods(settings.methods, module.HERE, parse_numbers(settings.betas, 'betas', above=0.0))
+    parse_rewards(settings.reward_models, module.HERE)
+
+
+# What the scripts do that stand for algorithms of their own, or train nothing.
+NEWER = {
+    'grpo': _try_groups,
+    'kto': _try_checked,
+    'online_dpo': _try_online,
+    'distill': _try_checked,
+    'converse': _try_conversations,
+    'evaluate': _try_evaluation,
+    'compare': _try_grid,
+    'collect_feedback': _try_checked,
+    'feedback_report': lambda module, settings: None,
+}
+
+
+def _try_optimizer(settings):
+    compile_training(settings, lambda params, batch, key: (0.0, {}))[0].init({'kernel': jax.numpy.ones((2, 2))})
+    if settings.lora_rank and settings.lora_rank < 100:
+        kernel = jax.ShapeDtypeStruct((1, 4, 4), 'float32')
+        params = {'layers': {'attention': {'query': {'kernel': kernel}}}}
+        init_adapter(params, lora_config(settings), jax.random.key(0))
 
 
 def _try_environment(settings):

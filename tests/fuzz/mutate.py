@@ -7,6 +7,7 @@ A kind is a file of this folder with a function `mutation(rng, workdir)`: it mak
 `wrong`, with a colon and details behind it. `workdir.parent / 'outside'` is what nothing may touch (PLANTED).
 
 Each kind runs in a process of its own, which is watched: `hang` is more than 10 seconds, `memory` more than 1 GiB.
+--record puts the counts into experiments/benchmarks/RESULTS.md, a row for each kind and seed.
 """
 
 import argparse
@@ -27,6 +28,9 @@ import warnings
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parents[1] / 'experiments/benchmarks/RESULTS.md'
+TITLE = 'Mutated inputs'
+HEAD = '| kind | seed | inputs | fine | one line | anything else |\n|---|---|---|---|---|---|\n'
 SECONDS, BYTES = 10.0, 2**30
 GOOD = ('fine', 'one line')
 PLANTED = 1_000_000.0
@@ -117,6 +121,26 @@ def _times(folder):
     return {path: time for path, time in times.items() if time != PLANTED}
 
 
+def write_down(kind: str, seed: int, outcomes: collections.Counter) -> None:
+    """Puts a row into RESULTS.md, beside those of other kinds and seeds that stand there."""
+    sys.path.insert(0, str(HERE.parents[1]))
+    from rlax_ft.harness.results import record
+
+    section = RESULTS.read_text().partition(f'\n## {TITLE}\n')[2].partition('\n## ')[0]
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in section.splitlines() if line[:1] == '|']
+    rows = {(cell[0], int(cell[1])): cell for cell in cells if cell[1].isdigit()}
+    good = [outcomes[name] for name in GOOD]
+    counts = [outcomes.total(), *good, outcomes.total() - sum(good)]
+    rows[kind, seed] = [kind, str(seed), *(f'{count:,}' for count in counts)]
+    total = sum(int(cell[2].replace(',', '')) for cell in rows.values())
+    table = ''.join('| ' + ' | '.join(rows[key]) + ' |\n' for key in sorted(rows))
+    record(
+        TITLE,
+        f'{total:,} inputs, each fine, one line, or anything else (a traceback, hang ...).\n\n{HEAD}{table}',
+        RESULTS,
+    )
+
+
 def main() -> int:
     """Runs what the flags say, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,6 +148,7 @@ def main() -> int:
     parser.add_argument('--count', type=int, default=100, help='mutations of each kind')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--start', type=int, default=0, help='number of the first mutation')
+    parser.add_argument('--record', action='store_true', help='write the counts into RESULTS.md')
     parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -139,6 +164,8 @@ def main() -> int:
         for number, outcome in bad[:20]:
             print(f'    --kind={kind} --seed={given.seed} --start={number} --count=1: {outcome[:600]}', flush=True)
         failed |= bool(bad)
+        if given.record:
+            write_down(kind, given.seed, outcomes)
     return int(failed)
 
 

@@ -8,6 +8,7 @@ import json
 import values
 
 from rlax_ft.data.codec import Codec
+from rlax_ft.data.judged import judged_answers, judged_rows, read_answers
 from rlax_ft.data.known_templates import TEMPLATES
 from rlax_ft.data.records import read_demonstrations, read_judged, read_pairs, read_prompts, read_rankings
 from rlax_ft.data.rows import fitting, preference_rows, prompt_arrays, ragged_rows, ranking_rows
@@ -33,6 +34,11 @@ RECORDS = (
     {'instruction': 'a', 'input': 'b', 'output': 'c', 'history': [['q', 'r']]},
     {'instruction': 'a', 'input': '', 'response1': 'b', 'response2': 'c', 'annotator1': 1, 'annotator2': 2},
     {'question': 'a', 'answer': 'b'},
+    {'prompt': 'a', 'completion': ' b', 'label': 1.0, 'weight': 0.5},
+    {'prompt': 'a', 'completion': ' b', 'rating': 4, 'score': 0.2},
+    {'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}], 'kto_tag': True},
+    {'prompt': [USER], 'completion': [ANSWER], 'label': False, 'tools': [{'type': 'function'}]},
+    {'conversations': [{'from': 'human', 'value': 'a'}], 'chosen': {'from': 'gpt', 'value': 'b'}, 'rejected': 'c'},
     {'text': 'all of it'},
     {'prompt': [USER, {'role': 'assistant', 'content': 'hel'}], 'completion': [{'role': 'assistant', 'content': 'lo'}]},
 )
@@ -59,8 +65,12 @@ NAMES += (
     'name',
     'kto_tag',
     'margin',
+    'rating',
+    'score',
+    'annotators',
+    'feedback',
 )
-READERS = (read_demonstrations, read_judged, read_pairs, read_rankings, read_prompts)
+READERS = (read_answers, read_demonstrations, read_judged, read_pairs, read_rankings, read_prompts)
 CODECS = []
 
 
@@ -86,6 +96,10 @@ def mutation(rng, workdir):
         prompt_arrays(codec, [record['prompt'] for record in read])
         return None
     kept = fitting(codec, read)
+    if reader is read_answers:
+        judged = judged_rows(codec, judged_answers(kept), ragged=True)
+        fine = (judged.label >= 0).all() and (judged.label <= 1).all() and len(judged.label) >= len(kept)
+        return None if fine else f'wrong: labels {judged.label} of {len(kept)} records'
     if reader is read_pairs:
         rows = preference_rows(codec, kept, ragged=True).candidates
     elif reader is read_rankings:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 COUNTS = {'records': 60, 'templates': 8, 'folders': 25, 'tokenizer_files': 25, 'adapters': 40}
+COUNTS |= {'feedback_files': 40, 'written_files': 40, 'evaluations': 12}
 
 
 def mutate():

@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from rlax_ft.data.rows import preference_rows
 from rlax_ft.data.tokenizers import word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import paired_difference
+from rlax_ft.harness import labels
 from rlax_ft.harness.labels import preference_accuracy, soft_labels
 
 CODEC = Codec(word_tokenizer('abcde'), 4, 6)
@@ -54,3 +56,21 @@ def test_a_paired_difference():
     assert difference == pytest.approx(ours.mean() - theirs.mean()) and 0 < low < difference < high
     # Examples that agree add nothing: the interval is far narrower than that of two separate shares.
     assert high - low < 2 * 1.96 * np.sqrt(2 * 0.24 / 400) / 2
+
+
+def test_a_scale_for_ppos_sake_is_undone(monkeypatch):
+    """A preference model says sigma(r(y_w) - r(y_l)) of its own logits, whatever its scores are divided by."""
+    logits = np.array([[3.0, 1.0], [0.0, 0.5]])
+
+    class Model:
+        scale = 4.0
+
+        def candidates(self, candidates):
+            return jax.numpy.asarray(logits - 7.0) / self.scale  # centred and scaled, as for PPO
+
+    jax.tree_util.register_static(Model)
+    monkeypatch.setattr(labels, 'model_folder', lambda path, flag: path)
+    monkeypatch.setattr(labels, 'load_reward_model', lambda path, **how: (Model(), CODEC.tokenizer))
+    settings = types.SimpleNamespace(labels='preference_model', reward='rm', batch_size=2)
+    rows = soft_labels(settings, None, CODEC, PAIRS, preference_rows(CODEC, PAIRS, ragged=True))
+    np.testing.assert_allclose(rows.label, 1 / (1 + np.exp([-2.0, 0.5])), rtol=1e-6)

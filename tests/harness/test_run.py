@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -127,6 +128,14 @@ def test_skipped_steps_stand_in_the_summary(tmp_path):
     run = open_run(settings(tmp_path), 'x')
     (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "skipped": 1.0}\n{"step": 2, "skipped": 3.0}\n')
     assert run.finish({'steps': 2}) == {'steps': 2, 'skipped_steps': 4}
+
+
+def test_a_folder_that_goes_before_the_first_step_is_one_line(tmp_path):
+    chosen = Settings(out=str(tmp_path / 'run'), max_steps=2, report_to='')
+    run = open_run(chosen, 'x')
+    shutil.rmtree(tmp_path / 'run')
+    with pytest.raises(InputError, match='the run folder was removed while the run went on'):
+        open_metrics(chosen, run, CONFIG, 0, title='x', show=())
 
 
 @pytest.mark.parametrize('text', [b'', b'[1]', b'\xff', b'{"steps": ', b'[' * 99_999])
