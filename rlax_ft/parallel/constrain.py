@@ -22,6 +22,7 @@ KINDS = {
     'mlp': P(ROWS, None, 'tensor'),  # [B, T, F]
     'logits': P(ROWS, 'tensor'),  # [B, ..., V]
     'cache': P(ROWS, 'tensor', None, None),  # [B, kv_heads, ., .]
+    'stacked_cache': P(None, ROWS, 'tensor', None, None),  # [L, B, kv_heads, ., .]
     'parts': P(None, ROWS),  # [micro-batches, B, ...]
     'expert_in': P(None, None, 'tensor'),  # [E, D, F], gathered for use
     'expert_out': P(None, 'tensor', None),  # [E, F, D]
