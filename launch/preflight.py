@@ -4,7 +4,8 @@
         --length=4096 --dtype=bfloat16 --remat=full
     python launch/preflight.py --script=dpo --devices=8 --chip=h100 --mesh=fsdp=8 --model=FOLDER --length=2048
 
-    --script=NAME      sft, reward, dpo or ppo; all other flags are that script's own
+    --script=NAME      sft, reward, dpo, ppo or grpo; all other flags are that script's own
+    --decode           of ppo and grpo: the sampling in place of the update, --batch_size rows at once
     --topology=CHIP:SHAPE  a TPU slice, such as v5e:4x4, v5p:4x4x4 or v6e:16x16, compiled by the TPU's compiler (pip
                        install 'rlax_ft[preflight]', best into an environment of its own); or
     --devices=N        N virtual devices, compiled by the CPU's, with the memory and the rates of --chip
@@ -31,7 +32,7 @@ import tempfile
 from pathlib import Path
 
 OWN = {'script': '', 'topology': '', 'devices': '0', 'chip': '', 'model': '', 'layers': '0', 'length': '0'}
-OWN |= {'efficiency': '0.7', 'search': '', 'json': 'false'}
+OWN |= {'efficiency': '0.7', 'search': '', 'json': 'false', 'decode': 'false'}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -81,8 +82,10 @@ def preflight(given, rest) -> int:
     with compiling_for(devices):
         if given['search']:
             return search(given, rest, chip, len(devices))
-        report = compile_one(given, rest, chip)
-    print(json.dumps(report, indent=2) if given['json'] != 'false' else table(report))
+        decodes = given['decode'] != 'false'
+        report = (compile_decoding if decodes else compile_one)(given, rest, chip)
+    shown = decoding_table if decodes else table
+    print(json.dumps(report, indent=2) if given['json'] != 'false' else shown(report))
     return 0 if report['fits'] else 1
 
 
@@ -144,8 +147,6 @@ def settings_of(given, rest):
 
 def compile_one(given, rest, chip) -> dict:
     """The report on one step."""
-    import jax
-
     from rlax_ft.harness.preflight import plan
     from rlax_ft.parallel.hlo import collectives, unbounded_loops
     from rlax_ft.parallel.mesh import make_mesh, tree_shardings
@@ -172,20 +173,12 @@ def compile_one(given, rest, chip) -> dict:
         'capacity': chip.memory,
         'state': {'parameters': params, 'optimiser': moments, **others},
     }
-    with open(Path(tempfile.gettempdir()) / 'rlax_ft_preflight.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # One compilation at a time: each takes gigabytes.
-        try:
-            compiled = planned.lower().compile()
-        except jax.errors.JaxRuntimeError as error:
-            needs = re.search(r'[Uu]sed ([\d.]+)([GM]) of', str(error))
-            if 'RESOURCE_EXHAUSTED' not in str(error) or needs is None:
-                raise
-            peak = float(needs.group(1)) * {'G': 2**30, 'M': 2**20}[needs.group(2)] + sum(others.values())
-            report |= {'peak': peak, 'fits': False, 'collectives': [], 'unbounded_loops': []}
-            return report | {'advice': advice(settings, report)}
+    compiled, needs = compiled_or_needs(planned.lower)
+    if compiled is None:
+        report |= {'peak': needs + sum(others.values()), 'fits': False, 'collectives': [], 'unbounded_loops': []}
+        return report | {'advice': advice(settings, report)}
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak += memory.temp_size_in_bytes
+    peak = peak_bytes(memory)
     found = collectives(text, mesh)
     weights = param_bytes(planned.state.params if planned.frozen is None else planned.frozen, settings.dtype)
     # Weights are written where they are gathered, and read; the state is read and written.
@@ -212,6 +205,105 @@ def compile_one(given, rest, chip) -> dict:
         'chip_source': chip.source,
     }
     return report | {'advice': [] if report['fits'] else advice(settings, report)}
+
+
+def compiled_or_needs(lower):
+    """(the compiled program, 0), or (None, the bytes that the compiler says it needs of a chip)."""
+    import jax
+
+    with open(Path(tempfile.gettempdir()) / 'rlax_ft_preflight.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # One compilation at a time: each takes gigabytes.
+        try:
+            return lower().compile(), 0.0
+        except jax.errors.JaxRuntimeError as error:
+            needs = re.search(r'[Uu]sed ([\d.]+)([GM]) of', str(error))
+            if 'RESOURCE_EXHAUSTED' not in str(error) or needs is None:
+                raise
+            return None, float(needs.group(1)) * {'G': 2**30, 'M': 2**20}[needs.group(2)]
+
+
+def peak_bytes(memory) -> int:
+    """Bytes of a chip at a program's peak."""
+    arguments = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return arguments + memory.temp_size_in_bytes
+
+
+def compile_decoding(given, rest, chip) -> dict:
+    """The report on the sampler."""
+    import math
+
+    import jax
+
+    from rlax_ft.harness.preflight_decode import plan_decoding
+    from rlax_ft.parallel.hlo import collectives
+    from rlax_ft.parallel.mesh import make_mesh
+    from rlax_ft.training.performance import forward_flops
+
+    settings = settings_of(given, rest)
+    config, length = shape_of(given, settings)
+    planned = plan_decoding(given['script'], settings, config, length, chip.memory)
+    mesh = make_mesh(settings.mesh)
+    weights = shard_bytes(planned.weights, planned.shardings)
+    cache = sum(
+        math.prod(planned.cache_sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(planned.cache)
+    )
+    report = {
+        'script': f'{given["script"]}, decoding',
+        'model': given['model'],
+        'layers': config.layers,
+        'target': given['topology'] or f'{given["devices"]} x {given["chip"] or "h100"}',
+        'mesh': {axis: size for axis, size in mesh.shape.items() if size > 1},
+        'batch': [planned.rows, planned.prompt, planned.new],
+        'capacity': chip.memory,
+        'gathered': planned.whole,
+        'state': {'weights': weights, 'keys and values': cache},
+    }
+    compiled, needs = compiled_or_needs(planned.lower)
+    if compiled is None:
+        return report | {'peak': needs, 'fits': False}
+    peak = peak_bytes(compiled.memory_analysis())
+    found = collectives(compiled.as_text(), mesh)
+    moved = sum(collective.moved for collective in found) / planned.new
+    flops = forward_flops(config, planned.rows, length) / mesh.size
+    seconds = {
+        'compute': flops / (chip.flops * float(given['efficiency'])),
+        'memory': (weights + cache) / chip.bandwidth,
+        'network': moved / chip.links,
+    }
+    return report | {
+        'peak': peak,
+        'fits': peak <= chip.memory,
+        'over_weights': (peak - cache) / weights,
+        'collectives': grouped(found),
+        'moved': moved,
+        'token': seconds,
+        'tokens_per_second': planned.rows / mesh.size / max(seconds.values()),
+        'chip_source': chip.source,
+    }
+
+
+def decoding_table(report) -> str:
+    """A report on the sampler for people."""
+    mesh = ','.join(f'{axis}={size}' for axis, size in report['mesh'].items()) or 'one chip'
+    rows, prompt, new = report['batch']
+    lines = [f'{report["script"]}, of {report["model"]} ({report["layers"]} layers) on {report["target"]}, {mesh}']
+    lines += [f'{rows} rows at once, prompts of {prompt:,} tokens, {new:,} drawn', '', 'a chip, GiB']
+    lines += [f'  {name:<28}{gib(size):>10}' for name, size in report['state'].items()]
+    verdict = 'fits' if report['fits'] else 'DOES NOT FIT'
+    lines.append(f'  {"peak":<28}{gib(report["peak"]):>10} of {gib(report["capacity"])}: {verdict}')
+    if 'token' not in report:
+        return '\n'.join(lines)
+    where = 'gathered once' if report['gathered'] else 'where training has them'
+    lines += [f'peak without keys and values: {report["over_weights"]:.2f} of the weights, which are {where}', '']
+    lines += [f'  {name:<10}{seconds:>9.5f} s a token' for name, seconds in report['token'].items()]
+    lines += [f'  {report["tokens_per_second"]:,.0f} tokens/s a chip, if these overlap and the cache is full']
+    lines += [
+        '',
+        f'rates: {report["chip_source"]}',
+        "assumed: a token's share of the network is that of the whole call",
+    ]
+    return '\n'.join(lines)
 
 
 def shard_bytes(tree, shardings) -> int:

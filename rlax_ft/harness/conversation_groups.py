@@ -19,7 +19,9 @@ from rlax_ft.envs.text import TextEnvironment
 from rlax_ft.errors import InputError
 from rlax_ft.harness.conversations import Conversations, make_conversations
 from rlax_ft.harness.learner import Learner
-from rlax_ft.harness.step import placement
+from rlax_ft.harness.step import placement, replicate
+from rlax_ft.parallel.hosts import on_first
+from rlax_ft.parallel.placement import fetch
 from rlax_ft.training.metrics import read_records
 from rlax_ft.types import BranchBatch
 
@@ -124,7 +126,7 @@ class ConversationCollector:
         """
         size = self._settings.group_size
         tokens, logps, rewards = self._place(talks.branches(size))
-        scores = jnp.asarray(talks.scores)
+        scores = self._place(talks.scores)
         spread = np.ptp(talks.scores.reshape(-1, size), axis=1)
         metrics = talks.metrics() | {'frac_reward_zero_std': float(np.mean(spread <= 1e-8))}
         parts = {_REWARD: scores}
@@ -132,11 +134,11 @@ class ConversationCollector:
 
     def state(self, pending=None) -> dict:
         """All that decides the conversations to come."""
-        return {'cursor': jnp.int32(self._cursor)}
+        return replicate(self._settings, {'cursor': np.int32(self._cursor)})
 
     def restore(self, state: dict) -> None:
         """Goes on from a `state`."""
-        self._cursor = int(state['cursor'])
+        self._cursor = int(fetch(state['cursor']))
 
 
 class ConversationEvaluator:
@@ -196,4 +198,4 @@ def write_conversations(path: Path, step: int, talks: Conversations, count: int,
         | {'turns': int(talks.turns[i]), 'ended': bool(talks.ended[i])}
         for i in range(min(count, _SHOWN))
     ]
-    write_records(path, kept + written)
+    on_first(lambda: write_records(path, kept + written), 'conversations')

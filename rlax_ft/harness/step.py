@@ -102,6 +102,11 @@ def place_state(settings: Settings, state):
     return shard_state(state, make_mesh(settings.mesh))
 
 
+def replicate(settings: Settings, tree):
+    """What every process has alike, whole on every device, as a checkpoint of several processes takes it."""
+    return shard_state(tree, make_mesh(settings.mesh if settings.backend == 'jit' else ''), rules=())
+
+
 def resume(settings: Settings, run: Run, state):
     """(state, steps already done): as the newest checkpoint that can be read has it, or as given where there is none.
 

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable
 
 import jax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlax_ft.models.lora import Adapted
@@ -98,6 +99,19 @@ def _gathered_spec(name, shape, mesh):
     """Where a parameter lives that is whole over `fsdp` and `expert`."""
     kept = (None if axis in ('fsdp', 'expert') else axis for axis in rule_of(name, shape) or ())
     return fit(P(*kept), shape, mesh)
+
+
+def decoding_shardings(params, mesh, *, whole: bool):
+    """Where weights laid out for decoding live on a mesh, given their arrays or shapes."""
+
+    def assign(path, leaf):
+        name = path_name(path)
+        spec = (
+            _gathered_spec(name, leaf.shape, mesh) if whole else fit(rule_of(name, leaf.shape) or P(), leaf.shape, mesh)
+        )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(assign, params)
 
 
 def gathered_fits(params, dtype, mesh, memory: float) -> bool:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 # One process runs all stages, so that jax starts once.
 DRIVER = """
 import sys
+import typing
 from pathlib import Path
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.loading import load_script
@@ -26,8 +27,8 @@ for stage in stages:
     script, *flags = stage.split()
     module = load_script(Path(root) / f'experiments/{script}.py')
     sys.argv = [script, *flags]
-    settings = {'sft': 'SFTSettings', 'dpo': 'DPOSettings', 'ppo': 'PPOSettings'}[script]
-    run_script(getattr(module, settings), module.train)
+    main = getattr(module, 'train', None) or module.collect
+    run_script(typing.get_type_hints(main)['settings'], main)
 """
 
 REWARD = """
