@@ -66,6 +66,7 @@ def compile_training(
         clip_norm=settings.clip_norm,
         eps=eps,
         weight_decay=settings.weight_decay,
+        moment_dtype=None if settings.moment_dtype == 'float32' else settings.moment_dtype,
     )
     if base is not None:
         objective = adapter_objective(objective, dropout=settings.lora_dropout > 0)

@@ -5,6 +5,7 @@ positions: transformer.py hands in finished queries, keys and values.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -183,24 +184,41 @@ def _attend_keys(query, key, value, *places, kernel, window, local_window=None, 
     key, value = (_heads_for_all(x, query) for x in (key, value))
     traced = (window,) if isinstance(window, jax.Array) else ()
 
-    def run(query, key, value, *rest, kernel=kernel):
+    def run(query, key, value, *rest, kernel=kernel, first=None):
         places, seen = rest[:4], rest[4] if traced else window
         if kernel in ('splash', 'cudnn'):
             compute = splash_attention if kernel == 'splash' else cudnn_attention
             return _by_window(lambda w: compute(query, key, value, *places, window=w, **how), seen, local_window)
         if kernel == 'blockwise':
-            return blockwise_attention(query, key, value, *places, window=seen, **how)
+            return blockwise_attention(query, key, value, *places, window=seen, first=first, **how)
         mask = visible(*places, seen)
         keys, values = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
         return _softmax_product(query, keys, values, mask, how['scale'], how['soft_cap']).astype(value.dtype)
 
     arguments = (query, key, value, *places, *traced)
-    kinds = ('heads',) * 3 + ('rows',) * 4 + (None,) * len(traced)
+    kinds = ('heads',) * 3 + ('tokens',) * 2 + ('rows',) * 2 + (None,) * len(traced)
+    if _row_parts(query) > 1:
+        run = partial(_with_whole_rows, run)
     mapped = over_devices(run, kinds, 'heads', arguments)
     if mapped is None:
         # Rows or heads do not divide: the compiler splits what is no kernel of a vendor's.
+        run = run.args[0] if isinstance(run, partial) else run
         return run(*arguments, kernel='blockwise' if kernel in ('splash', 'cudnn') else kernel)
     return mapped(*arguments)
+
+
+def _row_parts(query):
+    """Into how many parts a row is split over `sequence`."""
+    mesh = active_mesh(query)
+    return 1 if mesh is None else mesh.shape.get('sequence', 1)
+
+
+def _with_whole_rows(run, query, key, value, *rest, **how):
+    """`run` on a device that has a part of each row: its queries see the keys of the whole row, gathered for this."""
+    key, value = (jax.lax.all_gather(x, 'sequence', axis=1, tiled=True) for x in (key, value))
+    own, parts = query.shape[1], jax.lax.axis_size('sequence')
+    first = key.shape[1] - parts * own + jax.lax.axis_index('sequence') * own
+    return run(query, key, value, *rest, kernel='blockwise', first=first, **how)
 
 
 def _heads_for_all(x, query):

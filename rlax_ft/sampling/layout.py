@@ -20,13 +20,16 @@ from jax.sharding import PartitionSpec as P
 from rlax_ft.models.lora import Adapted
 from rlax_ft.models.transformer import for_decoding, layers_apart
 from rlax_ft.parallel.constrain import active_mesh
-from rlax_ft.parallel.mesh import fit, path_name, rule_of
+from rlax_ft.parallel.mesh import FSDP, fit, path_name, platform, rule_of, without
 
-# Layers up to which each is compiled by itself.
-SHALLOW = 8
+# Layers up to which each is compiled by itself. On a CPU a scan of 24 takes a quarter more time for a token of one row.
+SHALLOW, SHALLOW_ON_CPU = 8, 32
 
 # Share of a device's memory that gathered weights may take, and that memory where a device does not say.
 SHARE, MEMORY = 0.25, 4 * 2**30
+
+# Axes over which decoding may have weights whole.
+_GATHERED = (*FSDP, 'expert')
 
 # Layouts that are kept: of a policy and its opponent, or of a base and its adapter.
 _KEPT = 2
@@ -84,9 +87,14 @@ def _laid(params, dtype, joins, whole=None):
     def convert_all(params):
         return jax.tree_util.tree_map_with_path(convert, params)
 
-    if jax.tree.leaves(params['layers'])[0].shape[0] > SHALLOW:
+    if not _apart(params):
         return convert_all(params)
     return (for_decoding if joins else layers_apart)(convert_all(params))
+
+
+def _apart(params):
+    depth = jax.tree.leaves(params['layers'])[0].shape[0]
+    return depth <= (SHALLOW_ON_CPU if platform() == 'cpu' else SHALLOW)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -97,8 +105,7 @@ def _convert(leaf, dtype, spec):
 
 def _gathered_spec(name, shape, mesh):
     """Where a parameter lives that is whole over `fsdp` and `expert`."""
-    kept = (None if axis in ('fsdp', 'expert') else axis for axis in rule_of(name, shape) or ())
-    return fit(P(*kept), shape, mesh)
+    return fit(without(rule_of(name, shape) or P(), _GATHERED), shape, mesh)
 
 
 def decoding_shardings(params, mesh, *, whole: bool):
@@ -123,7 +130,7 @@ def gathered_fits(params, dtype, mesh, memory: float) -> bool:
       mesh: None, or one where it may be that nothing is split.
       memory: of a device, bytes.
     """
-    if mesh is None or max(mesh.shape.get(axis, 1) for axis in ('fsdp', 'expert')) == 1:
+    if mesh is None or max(mesh.shape.get(axis, 1) for axis in _GATHERED) == 1:
         return False
     total = 0
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -149,7 +156,7 @@ class _Kept:
         leaves = jax.tree.leaves(params)
         if not all(isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             return _laid(params, dtype, joins)
-        key = (*map(id, leaves), dtype, joins, active_mesh())
+        key = (*map(id, leaves), dtype, joins, _apart(params), active_mesh())
         if key not in self._entries:
             while len(self._entries) >= _KEPT:
                 self._entries.popitem(last=False)  # Before the new one is made.
@@ -165,8 +172,7 @@ class _Kept:
 
 def _compiled(params, dtype, joins):
     """Layers apart are made by one program; of stacked ones only what changes is copied, an array at a time."""
-    shallow = jax.tree.leaves(params['layers'])[0].shape[0] <= SHALLOW
-    return (_laid_apart if shallow else _laid)(params, dtype, joins)
+    return (_laid_apart if _apart(params) else _laid)(params, dtype, joins)
 
 
 _laid_apart = jax.jit(_laid, static_argnums=(1, 2, 3))

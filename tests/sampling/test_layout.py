@@ -48,8 +48,9 @@ def three():
 def test_layers_scanned_give_the_samples_of_layers_apart(three, monkeypatch):
     apply, params, expected = three
     assert np.unique(np.asarray(expected.tokens)).size > 4
-    monkeypatch.setattr(layout, 'SHALLOW', 2)
+    monkeypatch.setattr(layout, 'SHALLOW_ON_CPU', 2)
     monkeypatch.setattr(attention, '_CACHE_BLOCK', 4)  # The cache is read in blocks.
+    assert 'layers' in layout.laid_out(apply, params)
     same(make_sampler(apply, CODEC)(params, *prompts(), jax.random.key(1)), expected)
     same(make_sampler(apply, CODEC, rows=4)(params, *prompts(), jax.random.key(1)), expected)
 
@@ -57,7 +58,7 @@ def test_layers_scanned_give_the_samples_of_layers_apart(three, monkeypatch):
 @pytest.mark.parametrize(('spec', 'share'), [('fsdp=8', 0.0), ('data=2,fsdp=2,tensor=2', 0.25)])
 def test_a_mesh_gives_the_samples_of_one_device(three, monkeypatch, spec, share):
     apply, params, expected = three
-    monkeypatch.setattr(layout, 'SHALLOW', 2)
+    monkeypatch.setattr(layout, 'SHALLOW_ON_CPU', 2)
     monkeypatch.setattr(layout, 'SHARE', share)
     mesh = make_mesh(spec)
     placed = shard_state(params, mesh)
@@ -69,7 +70,8 @@ def test_a_mesh_gives_the_samples_of_one_device(three, monkeypatch, spec, share)
     assert ways == (8 if spec == 'fsdp=8' else 2)  # Where there is room only `tensor` splits it.
 
 
-def test_what_is_compiled_does_not_grow_with_depth():
+def test_what_is_compiled_does_not_grow_with_depth(monkeypatch):
+    monkeypatch.setattr(layout, 'SHALLOW_ON_CPU', 8)
     lines = []
     for layers in (9, 18):
         config = dataclasses.replace(embedded_config('tiny', vocab_size=16, max_length=64), layers=layers)
@@ -84,7 +86,8 @@ def test_what_is_compiled_does_not_grow_with_depth():
     assert lines[0] == lines[1]
 
 
-def test_matrices_are_narrowed_and_norms_are_not():
+def test_matrices_are_narrowed_and_norms_are_not(monkeypatch):
+    monkeypatch.setattr(layout, 'SHALLOW_ON_CPU', 8)
     apply, params = model(9, dtype='bfloat16')
     laid = layout.laid_out(apply, params)
     assert laid['layers']['attention']['query']['kernel'].dtype == laid['embed']['embedding'].dtype == jnp.bfloat16
@@ -93,7 +96,8 @@ def test_matrices_are_narrowed_and_norms_are_not():
     np.testing.assert_array_equal(hidden(laid), hidden(params))
 
 
-def test_a_layout_lives_as_long_as_its_parameters():
+def test_a_layout_lives_as_long_as_its_parameters(monkeypatch):
+    monkeypatch.setattr(layout, 'SHALLOW_ON_CPU', 8)
     apply, params = model(9, dtype='bfloat16')
     laid = layout.laid_out(apply, params)
     assert layout.laid_out(apply, params)['embed'] is laid['embed']
