@@ -91,6 +91,7 @@ def test_split_rows_train_as_whole_ones(supervised, spec):
     same(trained(sft_objective, batch, make_mesh(spec)), expected)
 
 
+@pytest.mark.slow
 def test_split_branches_train_as_whole_ones():
     prompt = rows(4, 32)
     prompt = dataclasses.replace(

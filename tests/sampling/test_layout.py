@@ -55,7 +55,9 @@ def test_layers_scanned_give_the_samples_of_layers_apart(three, monkeypatch):
     same(make_sampler(apply, CODEC, rows=4)(params, *prompts(), jax.random.key(1)), expected)
 
 
-@pytest.mark.parametrize(('spec', 'share'), [('fsdp=8', 0.0), ('data=2,fsdp=2,tensor=2', 0.25)])
+@pytest.mark.parametrize(
+    ('spec', 'share'), [pytest.param('fsdp=8', 0.0, marks=pytest.mark.slow), ('data=2,fsdp=2,tensor=2', 0.25)]
+)
 def test_a_mesh_gives_the_samples_of_one_device(three, monkeypatch, spec, share):
     apply, params, expected = three
     monkeypatch.setattr(layout, 'SHALLOW_ON_CPU', 2)
