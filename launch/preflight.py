@@ -250,7 +250,8 @@ def advice(settings, report) -> list[str]:
     if not settings.lora_rank:
         lines.append('--lora_rank=16: no optimiser state for the base')
         if settings.optimizer == 'adamw':
-            lines.append('--moment_dtype=bfloat16: half of the first moment')
+            if settings.moment_dtype == 'float32':
+                lines.append('--moment_dtype=bfloat16: a first moment of half the size')
             lines.append('--optimizer=lion or adafactor: one moment, or none of full size, in place of two')
     state = sum(report['state'].values())
     if state > report['capacity']:

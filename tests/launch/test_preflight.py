@@ -74,8 +74,7 @@ def test_decoding_keeps_weights_whole_where_there_is_room(room):
     assert found['gathered'] == room
     assert found['state']['weights'] == 4 * (size if room else (size - norms) / 8 + norms)
     assert found['state']['keys and values'] == 4 * 2 * 2 * 2 * 16 * 32  # Both, of layers, heads, width and slots.
-    gathers = sum(row['moved'] for row in found['collectives'] if row['kind'] == 'all-gather')
-    assert (gathers > 16 * 4 * (size - norms) * 7 / 8 * 0.5) != room
+    assert found['peak'] > sum(found['state'].values()) and found['over_weights'] > 1
     assert 'tokens/s a chip' in decoding_table(found)
 
 
