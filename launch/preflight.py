@@ -4,7 +4,8 @@
         --length=4096 --dtype=bfloat16 --remat=full
     python launch/preflight.py --script=dpo --devices=8 --chip=h100 --mesh=fsdp=8 --model=FOLDER --length=2048
 
-    --script=NAME      sft, reward, dpo or ppo; all other flags are that script's own
+    --script=NAME      sft, reward, dpo, ppo or grpo; all other flags are that script's own
+    --decode           of ppo and grpo: the sampling in place of the update, --batch_size rows at once
     --topology=CHIP:SHAPE  a TPU slice, such as v5e:4x4, v5p:4x4x4 or v6e:16x16, compiled by the TPU's compiler (pip
                        install 'rlax_ft[preflight]', best into an environment of its own); or
     --devices=N        N virtual devices, compiled by the CPU's, with the memory and the rates of --chip
@@ -22,16 +23,13 @@ roofline with the assumptions that it prints.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
-import re
 import sys
-import tempfile
 from pathlib import Path
 
 OWN = {'script': '', 'topology': '', 'devices': '0', 'chip': '', 'model': '', 'layers': '0', 'length': '0'}
-OWN |= {'efficiency': '0.7', 'search': '', 'json': 'false'}
+OWN |= {'efficiency': '0.7', 'search': '', 'json': 'false', 'decode': 'false'}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -73,6 +71,7 @@ def main() -> int:
 def preflight(given, rest) -> int:
     """Compiles one step, or those of a search."""
     from rlax_ft.errors import InputError
+    from rlax_ft.harness.preflight_report import decoding_table, table
     from rlax_ft.parallel.mesh import compiling_for
 
     if bool(given['topology']) == (given['devices'] != '0'):
@@ -81,8 +80,10 @@ def preflight(given, rest) -> int:
     with compiling_for(devices):
         if given['search']:
             return search(given, rest, chip, len(devices))
-        report = compile_one(given, rest, chip)
-    print(json.dumps(report, indent=2) if given['json'] != 'false' else table(report))
+        decodes = given['decode'] != 'false'
+        report = (compile_decoding if decodes else compile_one)(given, rest, chip)
+    shown = decoding_table if decodes else table
+    print(json.dumps(report, indent=2) if given['json'] != 'false' else shown(report))
     return 0 if report['fits'] else 1
 
 
@@ -144,9 +145,8 @@ def settings_of(given, rest):
 
 def compile_one(given, rest, chip) -> dict:
     """The report on one step."""
-    import jax
-
     from rlax_ft.harness.preflight import plan
+    from rlax_ft.harness.preflight_report import compiled_or_needs, grouped, peak_bytes, shard_bytes
     from rlax_ft.parallel.hlo import collectives, unbounded_loops
     from rlax_ft.parallel.mesh import make_mesh, tree_shardings
     from rlax_ft.parallel.roofline import estimate
@@ -164,7 +164,7 @@ def compile_one(given, rest, chip) -> dict:
         'script': given['script'],
         'model': given['model'],
         'layers': config.layers,
-        'target': given['topology'] or f'{given["devices"]} x {given["chip"] or "h100"}',
+        'target': target_name(given),
         'mesh': {axis: size for axis, size in mesh.shape.items() if size > 1},
         'batch': [settings.batch_size, length],
         'model_flops': 3 * forward,
@@ -172,20 +172,12 @@ def compile_one(given, rest, chip) -> dict:
         'capacity': chip.memory,
         'state': {'parameters': params, 'optimiser': moments, **others},
     }
-    with open(Path(tempfile.gettempdir()) / 'rlax_ft_preflight.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # One compilation at a time: each takes gigabytes.
-        try:
-            compiled = planned.lower().compile()
-        except jax.errors.JaxRuntimeError as error:
-            needs = re.search(r'[Uu]sed ([\d.]+)([GM]) of', str(error))
-            if 'RESOURCE_EXHAUSTED' not in str(error) or needs is None:
-                raise
-            peak = float(needs.group(1)) * {'G': 2**30, 'M': 2**20}[needs.group(2)] + sum(others.values())
-            report |= {'peak': peak, 'fits': False, 'collectives': [], 'unbounded_loops': []}
-            return report | {'advice': advice(settings, report)}
+    compiled, needs = compiled_or_needs(planned.lower)
+    if compiled is None:
+        report |= {'peak': needs + sum(others.values()), 'fits': False, 'collectives': [], 'unbounded_loops': []}
+        return report | {'advice': advice(settings, report)}
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak += memory.temp_size_in_bytes
+    peak = peak_bytes(memory)
     found = collectives(text, mesh)
     weights = param_bytes(planned.state.params if planned.frozen is None else planned.frozen, settings.dtype)
     # Weights are written where they are gathered, and read; the state is read and written.
@@ -214,17 +206,22 @@ def compile_one(given, rest, chip) -> dict:
     return report | {'advice': [] if report['fits'] else advice(settings, report)}
 
 
-def shard_bytes(tree, shardings) -> int:
-    """Bytes of a tree on one device."""
-    import jax
-    import numpy as np
+def compile_decoding(given, rest, chip) -> dict:
+    """The report on the sampler."""
+    from rlax_ft.harness.preflight_decode import plan_decoding
+    from rlax_ft.harness.preflight_report import decoding_report
 
-    is_number = lambda leaf: not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # noqa: E731
-    return sum(
-        int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings))
-        if is_number(leaf)
-    )
+    settings = settings_of(given, rest)
+    config, length = shape_of(given, settings)
+    planned = plan_decoding(given['script'], settings, config, length, chip.memory)
+    names = {'script': f'{given["script"]}, decoding', 'model': given['model'], 'target': target_name(given)}
+    efficiency = float(given['efficiency'])
+    return decoding_report(planned, settings, config, length, chip, efficiency=efficiency, names=names)
+
+
+def target_name(given) -> str:
+    """The slice, or how many of which chip."""
+    return given['topology'] or f'{given["devices"]} x {given["chip"] or "h100"}'
 
 
 def param_bytes(tree, dtype) -> int:
@@ -233,20 +230,6 @@ def param_bytes(tree, dtype) -> int:
     import numpy as np
 
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree)) * (2 if dtype == 'bfloat16' else 4)
-
-
-def grouped(found) -> list[dict]:
-    """Collectives by kind and mesh axes, the most bytes first."""
-    groups = {}
-    for collective in found:
-        group = groups.setdefault((collective.kind, collective.axes), [0, 0.0])
-        group[0] += collective.times
-        group[1] += collective.moved
-    rows = [
-        {'kind': kind, 'axes': list(axes), 'times': times, 'moved': moved}
-        for (kind, axes), (times, moved) in groups.items()
-    ]
-    return sorted(rows, key=lambda row: -row['moved'])
 
 
 def advice(settings, report) -> list[str]:
@@ -267,6 +250,8 @@ def advice(settings, report) -> list[str]:
     if not settings.lora_rank:
         lines.append('--lora_rank=16: no optimiser state for the base')
         if settings.optimizer == 'adamw':
+            if settings.moment_dtype == 'float32':
+                lines.append('--moment_dtype=bfloat16: a first moment of half the size')
             lines.append('--optimizer=lion or adafactor: one moment, or none of full size, in place of two')
     state = sum(report['state'].values())
     if state > report['capacity']:
@@ -277,6 +262,7 @@ def advice(settings, report) -> list[str]:
 def search(given, rest, chip, count) -> int:
     """Compiles the combinations of meshes, micro-batches and remat, and ranks them."""
     from rlax_ft.errors import InputError
+    from rlax_ft.harness.preflight_report import line, table
 
     taken = {argument.lstrip('-').partition('=')[0] for argument in rest}
     tensors = [1] if 'mesh' in taken else [t for t in (1, 2, 4, 8) if count % t == 0 and t <= count]
@@ -307,52 +293,6 @@ def search(given, rest, chip, count) -> int:
     print(f'\nbest: {" ".join(flags)} ({given["search"]})\n')
     print(table(ranked[0][4]))
     return 0
-
-
-def line(report) -> str:
-    """A report in one line."""
-    fits = 'fits' if report['fits'] else 'does not fit'
-    text = f'{fits}, {gib(report["peak"])} of {gib(report["capacity"])} GiB'
-    if 'roofline' in report:
-        roof = report['roofline']
-        text += f', {report["moved"] / 1e9:.1f} GB moved, step {roof["step"]:.3f} s, MFU {roof["mfu"]:.0%}'
-    return text
-
-
-def gib(count) -> str:
-    """Bytes as GiB."""
-    return f'{count / 2**30:.2f}'
-
-
-def table(report) -> str:
-    """A report for people."""
-    mesh = ','.join(f'{axis}={size}' for axis, size in report['mesh'].items()) or 'one chip'
-    rows, length = report['batch']
-    lines = [f'{report["script"]} of {report["model"]} ({report["layers"]} layers) on {report["target"]}, {mesh}']
-    lines += [f'{rows} x {length:,} tokens a step', '', 'a chip, GiB']
-    lines += [f'  {name:<28}{gib(size):>10}' for name, size in report['state'].items()]
-    if 'temporaries' in report:
-        lines.append(f'  {"temporaries":<28}{gib(report["temporaries"]):>10}')
-    verdict = 'fits' if report['fits'] else 'DOES NOT FIT'
-    lines.append(f'  {"peak":<28}{gib(report["peak"]):>10} of {gib(report["capacity"])}: {verdict}')
-    if report['collectives']:
-        lines += ['', f'{"collectives":<20}{"axes":<16}{"times":>8}{"GB sent a chip":>18}']
-        lines += [
-            f'  {row["kind"]:<18}{"+".join(row["axes"]):<16}{row["times"]:>8}{row["moved"] / 1e9:>18.3f}'
-            for row in report['collectives']
-        ]
-    for name in report['unbounded_loops']:
-        lines.append(f'  loop {name} is counted once: its length depends on the data')
-    if 'roofline' in report:
-        roof = report['roofline']
-        lines += ['', f'{report["model_flops"] / 1e12:.1f} model TFLOPs a chip, {report["done_flops"] / 1e12:.1f} done']
-        lines += [f'  {name:<10}{roof[name]:>9.4f} s' for name in ('compute', 'memory', 'network')]
-        lines.append(f'  step      {roof["step"]:>9.4f} s, MFU {roof["mfu"]:.1%}; bound by {roof["bound"]}')
-        lines.append(f'  serial    {roof["serial"]:>9.4f} s, MFU {roof["mfu_serial"]:.1%}')
-        lines += ['', f'rates: {report["chip_source"]}', *(f'assumed: {text}' for text in roof['assumptions'])]
-    if report['advice']:
-        lines += ['', 'what would make it fit:', *(f'  {text}' for text in report['advice'])]
-    return '\n'.join(lines)
 
 
 if __name__ == '__main__':

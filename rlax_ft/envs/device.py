@@ -15,6 +15,7 @@ from rlax_ft.envs.episodes import Played, draw_episode, play_episodes
 from rlax_ft.envs.programs import Layout, Program
 from rlax_ft.envs.rollout import collect
 from rlax_ft.envs.state import PPOState
+from rlax_ft.parallel.placement import fetch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,9 @@ class DeviceEnvironments:
                 self.env, agent, params, stats, key, episodes=episodes, greedy=greedy, max_steps=max_steps
             )
 
-        arguments = jax.device_put((params, stats, keys), jax.devices()[0])
+        if jax.process_count() > 1:
+            params, stats = fetch((params, stats))  # Every process plays the same episodes by itself.
+        arguments = jax.device_put((params, stats, keys), jax.local_devices()[0])
         return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(*arguments))
 
     def draw(self, agent: Agent, params, stats, key: jax.Array, path) -> None:

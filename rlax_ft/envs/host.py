@@ -79,6 +79,8 @@ class HostEnvironments:
         if layout.mesh or layout.backend == 'pmap':
             flag = f'--mesh={layout.mesh}' if layout.mesh else '--backend=pmap'
             raise InputError(f'--env={self.name}: steps on the host, where {flag} has no use; leave it out')
+        if jax.process_count() > 1:
+            raise InputError(f'--env={self.name}: is stepped on the host, by one process; start one')
         return HostProgram(self._batch, iteration, agent, num_steps)
 
     def play(self, agent: Agent, params, stats, keys, *, episodes: int, greedy: bool, max_steps: int) -> Played:

@@ -14,6 +14,7 @@ from rlax_ft.envs.ppo import mean_metrics
 from rlax_ft.envs.state import PPOState
 from rlax_ft.parallel.compile import PMAP_AXIS
 from rlax_ft.parallel.mesh import batch_devices, make_mesh
+from rlax_ft.parallel.placement import reshard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +50,18 @@ class Layout:
             return jax.local_device_count()
         if self.mesh:
             return batch_devices(make_mesh(self.mesh))
-        return 1 if self.splits_runs or jax.default_backend() == 'cpu' else batch_devices(make_mesh())
+        return batch_devices(make_mesh()) if self._over_all and not self.splits_runs else 1
+
+    @property
+    def _over_all(self):
+        return bool(self.mesh) or jax.default_backend() != 'cpu' or jax.process_count() > 1
 
     def shardings(self, state: PPOState):
         """Where a state [runs, ...] lives under jit."""
         if self.splits_runs:
             whole: jax.sharding.Sharding = NamedSharding(_runs_mesh(), P('runs'))
             split = whole
-        elif self.mesh or jax.default_backend() != 'cpu':
+        elif self._over_all:
             mesh = make_mesh(self.mesh)
             whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, ('data', 'fsdp')))
         else:
@@ -70,7 +75,7 @@ class Layout:
             devices = jax.local_device_count()
             split = lambda x: x.reshape(x.shape[0], devices, x.shape[1] // devices, *x.shape[2:])  # noqa: E731
             return dataclasses.replace(state, actors=jax.tree.map(split, state.actors))
-        return jax.device_put(state, self.shardings(state))
+        return reshard(state, self.shardings(state))
 
     def gathered(self, state: PPOState) -> PPOState:
         """The state as a checkpoint has it, whatever it ran on: undoes the split of `place`."""
@@ -100,7 +105,9 @@ class Program:
 
     def __call__(self, hyper, state, count: int):
         """Runs it; the metrics [runs] are means over the updates."""
-        updates = jnp.asarray(count, jnp.int32)
+        updates: jax.Array | np.ndarray = jnp.asarray(count, jnp.int32)
+        if jax.process_count() > 1:
+            hyper, updates = jax.tree.map(np.asarray, (hyper, updates))  # What all processes have alike.
         if self._compiled is None:
             started = time.perf_counter()
             self._compiled = self._jit(state).lower(hyper, state, updates).compile()

@@ -20,6 +20,7 @@ from rlax_ft.harness.feedback_sampling import model_scorer
 from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.run import Run
 from rlax_ft.harness.starting_model import model_folder
+from rlax_ft.parallel.hosts import from_first, on_first
 from rlax_ft.rewards.named import named_reward, parse_call, with_options
 from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.tasks.task import Task
@@ -104,12 +105,12 @@ def asked_of_people(run: Run, make_items, enough: int = 0) -> list[dict] | None:
       enough: how many items; 0 for all of them.
     """
     samples, store = run.folder / 'to_judge.jsonl', run.folder / 'feedback.sqlite'
-    if not samples.exists():
+    if not from_first(samples.exists):
         items = make_items()
         different = [item for item in items if len(set(item['completions'])) > 1]
         if len(different) < len(items):
             logging.warning('%d items are not asked: their completions are all the same', len(items) - len(different))
-        write_records(samples, different)
+        on_first(lambda: write_records(samples, different), 'samples')
     asked = {record['id'] for record, _ in read_raw(samples)}
     rows = readable_rows(store)[0] if store.exists() else []
     seen = {row['item'] for row in rows if is_row(row) and row['choice'] != 'undo'}

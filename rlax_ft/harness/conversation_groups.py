@@ -20,7 +20,9 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.conversations import Conversations, make_conversations
 from rlax_ft.harness.group_report import Clock, outcome_metrics
 from rlax_ft.harness.learner import Learner
-from rlax_ft.harness.step import placement
+from rlax_ft.harness.step import placement, replicate
+from rlax_ft.parallel.hosts import on_first
+from rlax_ft.parallel.placement import fetch
 from rlax_ft.training.metrics import read_records
 from rlax_ft.types import BranchBatch
 
@@ -139,7 +141,7 @@ class ConversationCollector:
         """
         size = self._settings.group_size
         tokens, logps, rewards = self._place(talks.branches(size))
-        scores = jnp.asarray(talks.scores)
+        scores = self._place(talks.scores)
         spread = np.ptp(talks.scores.reshape(-1, size), axis=1)
         lengths = np.asarray(talks.tokens.mask).sum(axis=1)
         surprise = -talks.logps.sum(axis=1) / np.maximum(lengths, 1)
@@ -151,11 +153,11 @@ class ConversationCollector:
 
     def state(self, pending=None) -> dict:
         """All that decides the conversations to come."""
-        return {'cursor': jnp.int32(self._cursor)}
+        return replicate(self._settings, {'cursor': np.int32(self._cursor)})
 
     def restore(self, state: dict) -> None:
         """Goes on from a `state`."""
-        self._cursor = int(state['cursor'])
+        self._cursor = int(fetch(state['cursor']))
 
 
 class ConversationEvaluator:
@@ -215,4 +217,4 @@ def write_conversations(path: Path, step: int, talks: Conversations, count: int,
         | {'turns': int(talks.turns[i]), 'ended': bool(talks.ended[i])}
         for i in range(min(count, _SHOWN))
     ]
-    write_records(path, kept + written)
+    on_first(lambda: write_records(path, kept + written), 'conversations')

@@ -26,6 +26,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import find_function
 from rlax_ft.harness.settings import flag
 from rlax_ft.harness.step import placement
+from rlax_ft.parallel.placement import fetch
 from rlax_ft.sampling.turns import make_turns
 from rlax_ft.types import BranchBatch, TokenBatch
 
@@ -183,7 +184,7 @@ def make_conversations(
                 talk, used = start(params, len(rows), max(slots, whole)), 0
             tokens, mask = _left_padded([row.unread for row in rows], codec.pad_id)
             talk, *said = turn(params, talk, *place((tokens, mask)), jax.random.fold_in(key, number))
-            drawn, kept, logps = (np.asarray(x) for x in jax.device_get(said))
+            drawn, kept, logps = fetch(said)
             used, number = used + tokens.shape[1] + int(kept.sum(axis=1).max()), number + 1
             texts = codec.tokenizer.batch_decode([d[k].tolist() for d, k in zip(drawn, kept)], skip_special_tokens=True)
             for i, row in enumerate(rows):

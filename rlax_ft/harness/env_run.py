@@ -15,8 +15,10 @@ from rlax_ft.envs.episodes import Played
 from rlax_ft.envs.ppo import init_ppo
 from rlax_ft.envs.state import Hyper, PPOState
 from rlax_ft.errors import InputError
-from rlax_ft.harness.env_setup import EnvSettings, optimizer_of, points_of
+from rlax_ft.harness.env_setup import EnvSettings, layout_of, optimizer_of, points_of
 from rlax_ft.harness.run import Run
+from rlax_ft.parallel.hosts import on_first
+from rlax_ft.parallel.placement import fetch
 from rlax_ft.training.metrics import read_records
 
 _EVALUATION = 0x0E7A1  # Folded into a seed's key: evaluation never sees training's random numbers.
@@ -27,6 +29,8 @@ def starting_state(
 ) -> tuple[PPOState, int]:
     """(PPOState [runs, ...], updates already taken): from the newest checkpoint, or new."""
     state = first_state(settings, envs, agent, runs, hyper)
+    if jax.process_count() > 1:
+        state = layout_of(settings).place(state)
     state, done = run.checkpoints.newest(state)
     run.check_length(settings, done)
     return envs.begin(state, done), done
@@ -73,7 +77,7 @@ class Logbook:
         self.updates += count
         self._watch()
         # To one device: a mean over devices would be a collective, in which one waits for the other's updates.
-        metrics = jax.device_put(metrics, jax.devices()[0])
+        metrics = jax.device_put(metrics, jax.devices()[0]) if jax.process_count() == 1 else fetch(metrics)
         self._pending = metrics['rewards_not_finite']
         names = [n for n in metrics if not n.startswith('episode') and n != 'rewards_not_finite']
         record = {name: jnp.mean(metrics[name]) for name in names}
@@ -145,12 +149,11 @@ def finish(
         )
     means = played.returns.mean(axis=1)
     steps = settings.updates * settings.steps_per_update
-    plot_learning_curve(
-        run.folder / 'learning_curve.png',
-        curves(run.folder, runs, steps, means),
-        title=settings.env,
-        evaluated=f'{settings.eval_mode}, {settings.eval_episodes} episodes of each seed',
+    how = dict(title=settings.env, evaluated=f'{settings.eval_mode}, {settings.eval_episodes} episodes of each seed')
+    drawn = lambda: plot_learning_curve(  # noqa: E731
+        run.folder / 'learning_curve.png', curves(run.folder, runs, steps, means), **how
     )
+    on_first(drawn, 'learning curve')
     summary = run.finish(
         {
             'env': settings.env,
@@ -166,8 +169,8 @@ def finish(
         }
     )
     if settings.render:
-        one = jax.tree.map(lambda x: jax.device_get(x)[0], (state.train.params, state.observation_stats))
-        envs.draw(agent, *one, _keys(runs)[0], run.folder / 'episode.gif')
+        one = jax.tree.map(lambda x: x[0], fetch((state.train.params, state.observation_stats)))
+        on_first(lambda: envs.draw(agent, *one, _keys(runs)[0], run.folder / 'episode.gif'), 'episode')
     return summary
 
 

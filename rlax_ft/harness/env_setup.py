@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from rlax_ft.envs.adapters import make_environments
@@ -119,6 +120,8 @@ def check(settings: EnvSettings) -> None:
     Raises:
       InputError: naming the flag.
     """
+    if settings.backend == 'pmap' and jax.process_count() > 1:
+        raise InputError('--backend=pmap: works on the devices of one process; use --backend=jit on several')
     if settings.updates < 1:
         raise InputError(
             f'--total_steps={settings.total_steps}: less than one update of --num_envs={settings.num_envs} times '

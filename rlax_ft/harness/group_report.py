@@ -12,6 +12,8 @@ import numpy as np
 
 from rlax_ft.data.records import write_records
 from rlax_ft.evaluate.pass_at_k import pass_at_k
+from rlax_ft.parallel.hosts import on_first
+from rlax_ft.parallel.placement import fetch
 from rlax_ft.training.metrics import read_records
 
 # How many completions of a step are written down.
@@ -95,9 +97,9 @@ def write_rollouts(path: Path, step: int, batch, advantages, ref, codec, records
       codec: of the policy.
       records: of the prompts.
     """
-    groups, advantages = batch.groups, np.asarray(advantages)
+    groups = batch.groups
+    advantages, ref = fetch((advantages, ref))
     size = groups.scores.shape[1]
-    ref = None if ref is None else np.asarray(ref)
     written = []
     for row in range(min(SHOWN, advantages.shape[0])):
         at = row // size, row % size
@@ -115,7 +117,7 @@ def write_rollouts(path: Path, step: int, batch, advantages, ref, codec, records
         )
     before = read_records(path)
     kept = [r for r in before if r.get('step', 0) < step or (r.get('step') == step and 'advantages' not in r)]
-    write_records(path, kept + written)
+    on_first(lambda: write_records(path, kept + written), 'rollouts')
 
 
 def token_texts(tokenizer, ids: list[int]) -> list[str]:

@@ -24,11 +24,12 @@ from rlax_ft.harness.rewards import make_reward
 from rlax_ft.harness.rollout_devices import RolloutDeviceSettings, arrived, check_rollout_devices, on_rollout_devices
 from rlax_ft.harness.rollouts import RolloutSettings
 from rlax_ft.harness.settings import flag
-from rlax_ft.harness.step import placement
+from rlax_ft.harness.step import placement, replicate
 from rlax_ft.harness.step_rewards import ProcessSettings, make_step_rewards, step_metrics
 from rlax_ft.models.scoring import rollout_branches
 from rlax_ft.objectives.ppo import end_scores, ended
 from rlax_ft.ops.returns import overlong_penalty
+from rlax_ft.parallel.placement import fetch
 from rlax_ft.sampling.text import make_sampler, trim_prompts
 from rlax_ft.tasks.task import Task
 from rlax_ft.types import BranchBatch, Rollout
@@ -232,11 +233,11 @@ class GroupCollector:
             state['pending'] = self._blank(self.count) if pending is None else self._fetched(pending)
         if self._settings.curriculum:
             state |= {'tries': self._tries, 'solved': self._solved}
-        return jax.tree.map(jnp.asarray, state)
+        return replicate(self._settings, state)
 
     def restore(self, state: dict) -> Pending | None:
         """Goes on from a `state`; returns the batch that had been sent off, or None."""
-        state = jax.device_get(state)
+        state = fetch(state)
         self._cursor = int(state['cursor'])
         if 'waiting' in state:
             self._waiting = state['waiting'][state['waiting'].index >= 0]
@@ -280,8 +281,8 @@ class GroupCollector:
             with self._clock.on('sampling'):
                 likeliest = self._sample_greedy(params, *self._prompt_rows(pending.index, 1), jax.random.key(0))
                 greedy, _ = self._rewards(likeliest, pending.index, 1)
-                finished = np.asarray(ended(likeliest, self._codec.eos_ids))
-                lengths = np.asarray(likeliest.mask).sum(axis=1)
+                finished = fetch(ended(likeliest, self._codec.eos_ids))
+                lengths = fetch(likeliest.mask).sum(axis=1)
                 groups = groups.replace(greedy=np.float32(greedy[:, 0] + self._penalty(finished, lengths)))
         if self._settings.curriculum:
             solved = (groups.scores >= self._settings.success_at).sum(axis=1)
@@ -292,9 +293,10 @@ class GroupCollector:
 
     def _rewards(self, rollout, index, size):
         """(float32[P, size], float32[P, size, K]) of a rollout with so many completions a prompt."""
-        texts = functools.cache(lambda: self._codec.decode(rollout)[0])
+        texts = functools.cache(lambda: self._codec.decode(fetch(rollout))[0])
         records = [self._records[i] for i in index for _ in range(size)]
         scores, parts = self.score(rollout_branches(rollout, size), records, texts)
+        scores, parts = fetch((scores, parts))
         parts = np.stack([np.asarray(parts[name], np.float32) for name in self.score.weights], axis=1)
         return np.asarray(scores, np.float32).reshape(-1, size), parts.reshape(-1, size, parts.shape[1])
 
@@ -316,8 +318,8 @@ class GroupCollector:
         tokens = rollout_branches(self._place(rollout), settings.group_size)
         flat = lambda x: np.reshape(x, (-1, *np.shape(x)[2:]))  # noqa: E731
         if settings.mask_truncated:
-            kept = np.asarray(tokens.responses.mask) * groups.ended[:, :, None]
-            tokens = tokens.replace(responses=tokens.responses.replace(mask=jnp.asarray(kept, jnp.float32)))
+            kept = np.float32(fetch(tokens.responses.mask) * groups.ended[:, :, None])
+            tokens = tokens.replace(responses=tokens.responses.replace(mask=self._place(kept)))
         penalty = self._penalty(groups.ended, groups.mask.sum(axis=2))
         parts = {name: flat(groups.parts[:, :, i]) for i, name in enumerate(self.score.weights)}
         if settings.missing_eos_penalty or settings.overlong_tokens:
@@ -334,7 +336,7 @@ class GroupCollector:
 
     def _fetched(self, pending):
         """A batch as Groups, not scored yet, its prompts at full width again."""
-        rollout, size = jax.device_get(pending.rollout), self._settings.group_size
+        rollout, size = fetch(pending.rollout), self._settings.group_size
         blank = self._blank(len(pending.index))
         grouped = lambda x: x.reshape(-1, size, *x.shape[1:])  # noqa: E731
         return blank.replace(
@@ -345,7 +347,7 @@ class GroupCollector:
             tokens=grouped(rollout.tokens),
             mask=grouped(rollout.mask),
             logps=grouped(rollout.logps),
-            ended=grouped(np.asarray(ended(pending.rollout, self._codec.eos_ids))),
+            ended=grouped(fetch(ended(pending.rollout, self._codec.eos_ids))),
         )
 
     def _blank(self, count):
@@ -380,10 +382,6 @@ def check_collection(settings) -> None:
     if settings.ahead and settings.baseline == 'greedy':
         raise InputError('--ahead=1: the likeliest completion is that of the policy now; give --ahead=0')
     check_rollout_devices(settings)
-    if jax.process_count() > 1:
-        raise InputError(
-            f'{jax.process_count()} processes: groups are sampled by one process over its devices; run one'
-        )
 
 
 def _rollout(groups):

@@ -17,6 +17,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
 from rlax_ft.harness.rewards import check_vocabulary
 from rlax_ft.harness.starting_model import model_folder
+from rlax_ft.parallel.hosts import on_first
 from rlax_ft.rewards.ensemble import split_reduction
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import as_reward, reward_scores
@@ -66,7 +67,7 @@ def preference_accuracy(
     """
     margins = preference_margins(score, rows, batch_size)
     if keep is not None:
-        np.save(keep, margins)
+        on_first(lambda: np.save(keep, margins), 'margins')
     accuracy, low, high = accuracy_interval(((1 + np.sign(margins)) / 2).sum(), len(margins))
     return {
         'eval_pairs': len(margins),

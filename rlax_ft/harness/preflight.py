@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.errors import InputError
+from rlax_ft.harness.group_setup import make_loss
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.loading import load_loss
 from rlax_ft.harness.step import compile_training
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.transformer import init_params
+from rlax_ft.objectives.policy import PolicyBatch, policy_objective
 from rlax_ft.objectives.ppo import PPOBatch, ppo_objective
 from rlax_ft.objectives.preference import preference_objective
 from rlax_ft.objectives.reward import reward_objective
@@ -118,7 +120,21 @@ def _ppo(settings, learner, length):
     return _planned(settings, learner, objective, start, batch, prompts * (1 + group) * part, length, **how)
 
 
-PLANS = {'sft': _sft, 'reward': _reward, 'dpo': _dpo, 'ppo': _ppo}
+def _grpo(settings, learner, length):
+    loss, how = make_loss(settings)
+    objective = policy_objective(learner.apply, temperature=settings.temperature, loss=loss, **how)
+    part, group = length // 2, settings.group_size
+    prompts = settings.batch_size // settings.minibatches // group
+    tokens = BranchBatch(_tokens(prompts, part), _tokens((prompts, group), part))
+    of_token = _floats((prompts * group, part))
+    ref = of_token if settings.beta else None
+    batch = PolicyBatch(tokens, of_token, of_token, of_token, ref=ref), _scalar(), _scalar()
+    resident = {'reference': learner.model} if settings.beta and not learner.config.lora else {}
+    count = prompts * (1 + group) * part
+    return _planned(settings, learner, objective, Learner.start, batch, count, length, resident=resident)
+
+
+PLANS = {'sft': _sft, 'reward': _reward, 'dpo': _dpo, 'ppo': _ppo, 'grpo': _grpo}
 
 # The script file and its settings class.
 FILES = {
@@ -126,6 +142,7 @@ FILES = {
     'reward': ('reward_model', 'RewardModelSettings'),
     'dpo': ('dpo', 'DPOSettings'),
     'ppo': ('ppo', 'PPOSettings'),
+    'grpo': ('grpo', 'GRPOSettings'),
 }
 
 

@@ -29,6 +29,7 @@ from rlax_ft.models.heads import ScalarModel
 from rlax_ft.models.scoring import read
 from rlax_ft.objectives.packed import packed_reward_objective
 from rlax_ft.objectives.reward import reward_objective, reward_ranking_objective, score_objective, step_objective
+from rlax_ft.parallel.hosts import on_first
 from rlax_ft.sampling.text import map_rows
 
 
@@ -92,7 +93,7 @@ def _comparisons(settings, run):
         if len(margins) < 2:
             return accuracy
         curves = {'before': reliability(margins, labels), 'after': reliability(calibrated(margins, labels), labels)}
-        plot_reliability(run.folder / 'reliability.png', curves)
+        on_first(lambda: plot_reliability(run.folder / 'reliability.png', curves), 'reliability')
         return accuracy | calibration(margins, labels)
 
     rows = pack_pairs(plain, codec.max_length) if settings.packing else shared
@@ -135,11 +136,8 @@ def _steps(settings, run):
 
     def measure(model, run):
         apply = ScalarModel(model.config).apply
-        logits = map_rows(
-            jax.jit(lambda rows: read(apply, {'params': model.params}, rows)),
-            eval_rows.rows,
-            batch_size=settings.batch_size,
-        )
+        compiled = jax.jit(lambda params, rows: read(apply, {'params': params}, rows))
+        logits = map_rows(partial(compiled, model.params), eval_rows.rows, batch_size=settings.batch_size)
         ends = eval_rows.rows.mask > 0
         found, total = ((logits > 0) == (eval_rows.labels > 0.5))[ends].sum(), int(ends.sum())
         accuracy, low, high = accuracy_interval(found, total)

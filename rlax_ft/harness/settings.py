@@ -217,6 +217,9 @@ class OptimizerSettings:
         1, 'Parts in which a step goes through its batch, to save memory.', at_least=1, may_change=True
     )
     optimizer: str = flag('adamw', 'adamw, adafactor, lion, muon, or MODULE:FUNCTION(learning_rate) of optax kind.')
+    moment_dtype: str = flag(
+        'float32', "Of the optimiser's first moment; bfloat16 halves its memory.", ('float32', 'bfloat16')
+    )
     learning_rate: float = flag(1e-5, 'Peak learning rate.', above=0)
     schedule: str = flag('linear', 'Learning rate over the run.', ('linear', 'cosine', 'constant'))
     schedule_steps: int = flag(

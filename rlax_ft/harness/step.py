@@ -66,6 +66,7 @@ def compile_training(
         clip_norm=settings.clip_norm,
         eps=eps,
         weight_decay=settings.weight_decay,
+        moment_dtype=None if settings.moment_dtype == 'float32' else settings.moment_dtype,
     )
     if base is not None:
         objective = adapter_objective(objective, dropout=settings.lora_dropout > 0)
@@ -100,6 +101,11 @@ def place_state(settings: Settings, state):
     if settings.backend == 'pmap':
         return shard_state(state, make_mesh(), rules=())
     return shard_state(state, make_mesh(settings.mesh))
+
+
+def replicate(settings: Settings, tree):
+    """What every process has alike, whole on every device, as a checkpoint of several processes takes it."""
+    return shard_state(tree, make_mesh(settings.mesh if settings.backend == 'jit' else ''), rules=())
 
 
 def resume(settings: Settings, run: Run, state):

@@ -5,6 +5,7 @@ positions: transformer.py hands in finished queries, keys and values.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ class KVCache:
     """Keys and values of what has been read so far.
 
     Attributes:
-      key: for each layer [B, kv_heads, H, S], rotated. Slots come last: a query's scores are sums of whole rows.
+      key: for each layer [B, kv_heads, H, S], rotated; a tuple, or one array with layers in front where the model's
+        are stacked. Slots come last: a query's scores are sums of whole rows.
       value: for each layer [B, kv_heads, S, H].
       segment_ids: int32[B, S], 0 where a slot is padding or not yet filled.
       positions: int32[B, S].
@@ -38,8 +40,8 @@ class KVCache:
       empty: nothing has been read yet, so that the first pass need not look at it.
     """
 
-    key: tuple[jax.Array, ...]
-    value: tuple[jax.Array, ...]
+    key: tuple[jax.Array, ...] | jax.Array
+    value: tuple[jax.Array, ...] | jax.Array
     segment_ids: jax.Array
     positions: jax.Array
     index: jax.Array
@@ -58,12 +60,40 @@ class KVCache:
         index = self.index + reading.segment_ids.shape[1]
         return KVCache(key, value, reading.cache_segments, reading.cache_positions, index)
 
+    def with_rows(self, rows: jax.Array, other: 'KVCache') -> 'KVCache':
+        """The first slots of `rows`, int32[R], become another cache's; a row that is out of range is dropped."""
+        length = other.segment_ids.shape[1]
 
-def empty_cache(layers: int, batch: int, kv_heads: int, slots: int, width: int, dtype) -> KVCache:
-    """A cache in which nothing has been read yet."""
-    key, value = jnp.zeros((batch, kv_heads, width, slots), dtype), jnp.zeros((batch, kv_heads, slots, width), dtype)
-    blank = jnp.zeros((batch, slots), jnp.int32)
-    return KVCache((key,) * layers, (value,) * layers, blank, blank, jnp.zeros((), jnp.int32), empty=True)
+        def put(old, new, slots):
+            at = (*[slice(None)] * (old.ndim - 4), rows, *slots)  # Layers in front, where they are stacked.
+            return old.at[at].set(new, mode='drop')
+
+        every, some = slice(None), slice(length)
+        rest = ((0, 0), (0, self.segment_ids.shape[1] - length))
+        ids, positions = (
+            old.at[rows].set(jnp.pad(new, rest), mode='drop')
+            for old, new in ((self.segment_ids, other.segment_ids), (self.positions, other.positions))
+        )
+        return self.replace(
+            key=jax.tree.map(lambda old, new: put(old, new, (every, every, some)), self.key, other.key),
+            value=jax.tree.map(lambda old, new: put(old, new, (every, some)), self.value, other.value),
+            segment_ids=ids,
+            positions=positions,
+        )
+
+
+def empty_cache(
+    layers: int, batch: int, kv_heads: int, slots: int, width: int, dtype, *, stacked: bool = False
+) -> KVCache:
+    """A cache in which nothing has been read yet; `stacked` has all layers in one array."""
+    shapes, kind = ((batch, kv_heads, width, slots), (batch, kv_heads, slots, width)), 'cache'
+    if stacked:
+        shapes, kind = [(layers, *shape) for shape in shapes], 'stacked_cache'
+    key, value = (constrain(jnp.zeros(shape, dtype), kind) for shape in shapes)
+    if not stacked:
+        key, value = (key,) * layers, (value,) * layers
+    blank = constrain(jnp.zeros((batch, slots), jnp.int32), 'rows')
+    return KVCache(key, value, blank, blank, jnp.zeros((), jnp.int32), empty=True)
 
 
 @struct.dataclass
@@ -99,6 +129,7 @@ def attend(
     reading: Reading,
     cache: tuple[jax.Array, jax.Array] | None = None,
     *,
+    layer: jax.Array | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
     window: jax.Array | int | None = None,
@@ -113,6 +144,7 @@ def attend(
       value: [B, T, kv_heads, H].
       reading: which keys each query may see.
       cache: keys [B, kv_heads, H, S] and values [B, kv_heads, S, H] of this layer, or None.
+      layer: int32[], which of a cache's layers this is, where all stand in one array.
       scale: of the scores; 1 / sqrt(H) when absent.
       soft_cap: scores become soft_cap tanh(scores / soft_cap) (arXiv 2408.00118).
       window: positions that a query sees, its own included; an int32[] that may be traced; None sees all.
@@ -124,9 +156,9 @@ def attend(
     """
     how = dict(scale=query.shape[-1] ** -0.5 if scale is None else scale, soft_cap=soft_cap, window=window)
     if cache is not None:
-        cache = _write(*cache, key, value, reading.index)
+        cache = _write(*cache, key, value, reading.index, layer)
         if not reading.prefill:
-            return _attend_cache(query, cache, reading, **how), cache
+            return _attend_cache(query, cache, reading, layer, **how), cache
     how |= dict(kernel=kernel, local_window=local_window)
     if reading.prompt is None:
         places = (reading.segment_ids, reading.positions)
@@ -152,24 +184,41 @@ def _attend_keys(query, key, value, *places, kernel, window, local_window=None, 
     key, value = (_heads_for_all(x, query) for x in (key, value))
     traced = (window,) if isinstance(window, jax.Array) else ()
 
-    def run(query, key, value, *rest, kernel=kernel):
+    def run(query, key, value, *rest, kernel=kernel, first=None):
         places, seen = rest[:4], rest[4] if traced else window
         if kernel in ('splash', 'cudnn'):
             compute = splash_attention if kernel == 'splash' else cudnn_attention
             return _by_window(lambda w: compute(query, key, value, *places, window=w, **how), seen, local_window)
         if kernel == 'blockwise':
-            return blockwise_attention(query, key, value, *places, window=seen, **how)
+            return blockwise_attention(query, key, value, *places, window=seen, first=first, **how)
         mask = visible(*places, seen)
         keys, values = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
         return _softmax_product(query, keys, values, mask, how['scale'], how['soft_cap']).astype(value.dtype)
 
     arguments = (query, key, value, *places, *traced)
-    kinds = ('heads',) * 3 + ('rows',) * 4 + (None,) * len(traced)
+    kinds = ('heads',) * 3 + ('tokens',) * 2 + ('rows',) * 2 + (None,) * len(traced)
+    if _row_parts(query) > 1:
+        run = partial(_with_whole_rows, run)
     mapped = over_devices(run, kinds, 'heads', arguments)
     if mapped is None:
         # Rows or heads do not divide: the compiler splits what is no kernel of a vendor's.
+        run = run.args[0] if isinstance(run, partial) else run
         return run(*arguments, kernel='blockwise' if kernel in ('splash', 'cudnn') else kernel)
     return mapped(*arguments)
+
+
+def _row_parts(query):
+    """Into how many parts a row is split over `sequence`."""
+    mesh = active_mesh(query)
+    return 1 if mesh is None else mesh.shape.get('sequence', 1)
+
+
+def _with_whole_rows(run, query, key, value, *rest, **how):
+    """`run` on a device that has a part of each row: its queries see the keys of the whole row, gathered for this."""
+    key, value = (jax.lax.all_gather(x, 'sequence', axis=1, tiled=True) for x in (key, value))
+    own, parts = query.shape[1], jax.lax.axis_size('sequence')
+    first = key.shape[1] - parts * own + jax.lax.axis_index('sequence') * own
+    return run(query, key, value, *rest, kernel='blockwise', first=first, **how)
 
 
 def _heads_for_all(x, query):
@@ -222,20 +271,35 @@ def visible(segments, positions, key_segments, key_positions, window=None) -> ja
     return seen if window is None else seen & (behind < window)
 
 
-def _write(keys, values, key, value, index):
+def _write(keys, values, key, value, index, layer):
     """Puts keys and values [B, T, kv_heads, H] at the slots index.. of a layer's, in place inside a loop."""
     key, value = key.transpose(0, 2, 3, 1).astype(keys.dtype), value.transpose(0, 2, 1, 3).astype(values.dtype)
+    if layer is not None:
+        keys = jax.lax.dynamic_update_slice(keys, key[None], (layer, 0, 0, 0, index))
+        values = jax.lax.dynamic_update_slice(values, value[None], (layer, 0, 0, index, 0))
+        return constrain(keys, 'stacked_cache'), constrain(values, 'stacked_cache')
     keys = jax.lax.dynamic_update_slice_in_dim(keys, key, index, axis=3)
     values = jax.lax.dynamic_update_slice_in_dim(values, value, index, axis=2)
     return constrain(keys, 'cache'), constrain(values, 'cache')
 
 
-def _attend_cache(query, cache, reading, *, scale, soft_cap, window):
+def _slots(array, layer, axis, start, size):
+    """`size` slots from `start` on, along `axis` of a layer's keys or values."""
+    if layer is None:
+        return jax.lax.dynamic_slice_in_dim(array, start, size, axis=axis)
+    first, sizes = [layer, 0, 0, 0, 0], [1, *array.shape[1:]]
+    first[axis + 1], sizes[axis + 1] = start, size
+    return jax.lax.dynamic_slice(array, first, sizes)[0]
+
+
+def _attend_cache(query, cache, reading, layer, *, scale, soft_cap, window):
     """Over the slots of a layer's cache, block by block as far as they are filled."""
     keys, values = cache
-    slots = values.shape[2]
+    slots = values.shape[-2]
     mask = visible(reading.segment_ids, reading.positions, reading.cache_segments, reading.cache_positions, window)
     if slots <= _CACHE_BLOCK:
+        if layer is not None:
+            keys, values = keys[layer], values[layer]
         return _softmax_product(query, keys, values, mask, scale, soft_cap).astype(values.dtype)
 
     size = _CACHE_BLOCK
@@ -244,8 +308,7 @@ def _attend_cache(query, cache, reading, *, scale, soft_cap, window):
     def block(i, carry):
         # The last block reaches back where the slots do not divide; what it sees again is masked out.
         start = jnp.minimum(i * size, slots - size)
-        key = jax.lax.dynamic_slice_in_dim(keys, start, size, axis=3)
-        value = jax.lax.dynamic_slice_in_dim(values, start, size, axis=2)
+        key, value = _slots(keys, layer, 3, start, size), _slots(values, layer, 2, start, size)
         seen = jax.lax.dynamic_slice_in_dim(mask, start, size, axis=2) & (jnp.arange(size) + start >= i * size)
         scores = _scores(query, key, seen, scale, soft_cap)
         highest, total, out = carry
@@ -255,7 +318,8 @@ def _attend_cache(query, cache, reading, *, scale, soft_cap, window):
         return new, shrink * total + jnp.sum(weights, axis=-1, keepdims=True), out
 
     batch, length, heads, width = query.shape
-    shape = (batch, keys.shape[1], heads // keys.shape[1], length)
+    kv_heads = values.shape[-3]
+    shape = (batch, kv_heads, heads // kv_heads, length)
     start = jnp.full((*shape, 1), -1e30), jnp.zeros((*shape, 1)), jnp.zeros((*shape, width))
     _, total, out = jax.lax.fori_loop(0, (filled + size - 1) // size, block, start)
     out = out / jnp.maximum(total, jnp.finfo(total.dtype).tiny)

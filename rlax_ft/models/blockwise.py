@@ -21,13 +21,14 @@ class _Settings(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Segments and positions of queries [T] and keys [S], and the window (None: all)."""
+    """Segments and positions of queries [T] and keys [S], the window (None: all), and the first query's place."""
 
     query_segments: jax.Array
     query_positions: jax.Array
     key_segments: jax.Array
     key_positions: jax.Array
     window: jax.Array | None
+    first: jax.Array | None
 
 
 def blockwise_attention(
@@ -42,19 +43,21 @@ def blockwise_attention(
     scale: float,
     soft_cap: float | None = None,
     window: jax.Array | int | None = None,
+    first: jax.Array | None = None,
     block: int | None = None,
 ) -> jax.Array:
     """softmax(cap(scale q k^T) + mask) v; a query sees keys of its segment at no later position, within the window.
 
     Args:
       query: [B, T, heads, H].
-      key: [B, S, kv_heads, H], S >= T: within a segment, places are in order, and the queries are the last T of them.
+      key: [B, S, kv_heads, H], S >= T: within a segment, places are in order, and the queries are T of them.
       value: [B, S, kv_heads, H].
       query_segments, query_positions: int32[B, T].
       key_segments, key_positions: int32[B, S].
       scale: of the scores.
       soft_cap: scores become soft_cap tanh(scores / soft_cap).
       window: positions that a query sees, its own included.
+      first: int32[], the place among the keys where the queries begin; S - T when absent.
       block: queries, and keys, in a block; chosen by length when absent.
 
     Returns:
@@ -74,6 +77,7 @@ def blockwise_attention(
         _pad(jnp.asarray(key_segments), pad_k, 1, -2),
         _pad(jnp.asarray(key_positions), pad_k, 1),
         None if window is None else jnp.asarray(window, jnp.int32),
+        first,
     )
     out = _attend(settings, query, key, value, places)
     return out[..., :length, :].transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width)
@@ -171,13 +175,16 @@ def _scores(settings, query, key, places, j, i):
 def _key_blocks(settings, key, places, j):
     """(first, end) of the key blocks that query block j can see."""
     offset = places.key_segments.shape[1] - places.query_segments.shape[1]
+    offset = offset if places.first is None else places.first
     # Both are padded at the end, so the offset may be off by less than a block: one more block is then looked at.
-    slack = settings.key_block if offset else 0
+    slack = settings.key_block if places.first is not None or offset else 0
     reach = (j + 1) * settings.query_block + offset + slack
     end = (reach + settings.key_block - 1) // settings.key_block
     first = 0
     if places.window is not None:
-        first = jnp.maximum(j * settings.query_block + offset - slack - places.window + 1, 0) // settings.key_block
+        # The window of layers that see all is the largest number: less anything more it would wrap around.
+        window = jnp.minimum(places.window, key.shape[2])
+        first = jnp.maximum(j * settings.query_block + offset - slack - window + 1, 0) // settings.key_block
     return first, jnp.minimum(end, key.shape[2] // settings.key_block)
 
 

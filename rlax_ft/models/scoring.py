@@ -46,8 +46,13 @@ def _from_hidden(apply, variables, batch, hidden, temperature):
     if isinstance(batch, BranchBatch):
         targets = batch.responses.tokens.reshape(batch.mask.shape)
         return chunked_token_logprobs(before_each_token(hidden, batch), head, targets, mask=batch.mask, **how)
-    logps = chunked_token_logprobs(hidden[:, :-1], head, batch.tokens[:, 1:], mask=batch.mask[:, 1:], **how)
-    return jnp.pad(logps, ((0, 0), (1, 0)))
+    targets, mask = batch.tokens[:, 1:], batch.mask[:, 1:]
+    if jax.sharding.get_abstract_mesh().shape.get('sequence', 1) == 1:
+        return jnp.pad(chunked_token_logprobs(hidden[:, :-1], head, targets, mask=mask, **how), ((0, 0), (1, 0)))
+    # Rows that are split over devices stay as long as they are: with one place less their parts would shift.
+    targets, mask = (jnp.pad(x, ((0, 0), (0, 1))) for x in (targets, mask))
+    logps = chunked_token_logprobs(hidden, head, targets, mask=mask, **how)
+    return jnp.pad(logps[:, :-1], ((0, 0), (1, 0)))
 
 
 def sequence_logps(

@@ -62,10 +62,12 @@ class LayerKinds:
     Attributes:
       window: int32[L], places that a query sees.
       rotary: int32[L], which of the tables of rotary angles.
+      number: int32[L], the layer's place in a stacked cache.
     """
 
     window: jax.Array | None = None
     rotary: jax.Array | None = None
+    number: jax.Array | None = None
 
 
 def layer_kinds(config: ModelConfig) -> LayerKinds:
@@ -114,8 +116,8 @@ def for_decoding(params):
 def layers_apart(params):
     """Parameters, or an adapter of them, with `layers_0` and so on in place of the stacked `layers`.
 
-    A loop over stacked layers would copy each layer's slice, and its cache, before it multiplies. What is compiled for
-    layers apart grows with depth.
+    A loop over stacked layers copies each layer's slice on a CPU before it multiplies; what is compiled for layers
+    apart grows with depth (sampling/layout.py chooses).
     """
     rest, layers = {name: part for name, part in params.items() if name != 'layers'}, params['layers']
     depth = jax.tree.leaves(layers)[0].shape[0]
@@ -129,7 +131,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, rotary, kinds, reading, cache):
-        """[B, T, D] -> ([B, T, D], this layer's cache with these keys and values, or None without a cache)."""
+        """[B, T, D] -> ([B, T, D], the cache with these keys and values, or None without a cache)."""
         c = self.config
         widths = {'query': c.heads * c.head_dim, 'key': c.kv_heads * c.head_dim, 'value': c.kv_heads * c.head_dim}
         projected = _projections(self, x, widths, 'qkv', c.qkv_bias)
@@ -153,6 +155,7 @@ class Attention(nn.Module):
             value,
             reading,
             cache,
+            layer=kinds.number,
             scale=c.attention_scale,
             soft_cap=c.attention_soft_cap,
             window=window,
@@ -189,9 +192,10 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, kinds, cache, rotary, reading):
-        """A scan's body: carries the residual stream, maps over the layers' kinds and caches."""
+    def __call__(self, carry, kinds, rotary, reading):
+        """A scan's body: carries the residual stream and the cache, maps over the layers' kinds."""
         c = self.config
+        x, cache = carry
 
         def before(x, name):
             return Norm(c, name=f'{name}_norm')(x) if c.pre_norm else x
@@ -204,7 +208,7 @@ class Block(nn.Module):
         residual = x + attended
         mlp = (MixtureOfExperts if c.experts else MLP)(c, name='mlp')
         out = after(mlp(before(x if c.parallel else residual, 'mlp')), 'mlp')
-        return constrain(residual + out, 'residual'), cache
+        return (constrain(residual + out, 'residual'), cache), None
 
 
 class Transformer(nn.Module):
@@ -235,7 +239,7 @@ class Transformer(nn.Module):
                 block,
                 variable_axes={'params': 0, 'lora': 0},
                 split_rngs={'params': True, 'dropout': True},
-                in_axes=(0, 0, nn.broadcast, nn.broadcast),
+                in_axes=(0, nn.broadcast, nn.broadcast),
                 length=c.layers,
             )(c)
         )
@@ -270,20 +274,25 @@ class Transformer(nn.Module):
             reading = cache.reading(segment_ids, positions)
         rotary = rotary_tables(positions, self.config) if self.config.rotary_dim else None
         kinds, hidden = layer_kinds(self.config), self._embed(tokens, positions)
-        slots = None if cache is None else list(zip(cache.key, cache.value))
-        if isinstance(self.layers, list | tuple):
+        if self._apart:
+            slots = [None] * self.config.layers if cache is None else list(zip(cache.key, cache.value))
             for i, layer in enumerate(self.layers):
                 of_layer = jax.tree.map(lambda kind, i=i: kind[i], kinds)
-                hidden, written = layer(hidden, of_layer, slots and slots[i], rotary, reading)
-                if slots:
-                    slots[i] = written
+                (hidden, slots[i]), _ = layer((hidden, slots[i]), of_layer, rotary, reading)
+            written = None if cache is None else zip(*slots)
         else:
-            stacked = slots and jax.tree.map(lambda *x: jnp.stack(x), *slots)
-            hidden, stacked = self.layers(hidden, kinds, stacked, rotary, reading)
-            slots = slots and [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.layers)]
+            slots = None if cache is None else (cache.key, cache.value)
+            if cache is not None:
+                kinds = kinds.replace(number=jnp.arange(self.config.layers))
+            # The cache of all layers is carried, and written in place: as an output it would be made anew.
+            (hidden, written), _ = self.layers((hidden, slots), kinds, rotary, reading)
         if cache is not None:
-            cache = cache.filled(*zip(*slots), reading)
+            cache = cache.filled(*written, reading)
         return self.final_norm(hidden), cache
+
+    @property
+    def _apart(self):
+        return isinstance(self.layers, list | tuple)
 
     def unembed_matrix(self):
         """The LM head, [D, V], in the dtype of activations; on a mesh whole along D, split over the vocabulary."""
@@ -315,7 +324,7 @@ class Transformer(nn.Module):
     def init_cache(self, batch_size, length):
         """An empty cache with `length` slots for `batch_size` rows."""
         c = self.config
-        return empty_cache(c.layers, batch_size, c.kv_heads, length, c.head_dim, c.dtype)
+        return empty_cache(c.layers, batch_size, c.kv_heads, length, c.head_dim, c.dtype, stacked=not self._apart)
 
 
 def init_params(config: ModelConfig, key: jax.Array):

@@ -21,7 +21,11 @@ SHARE, SHARE_WITH_ENTROPY = 16, 32
 # From this many logits on, a mask is worth chunks of their own accord: those that are wholly masked are then skipped.
 WORTH_SKIPPING = 2**18
 # Axes of a mesh that spread rows over devices, where it has them.
-ROW_AXES = ('data', 'fsdp', 'expert')
+ROW_AXES = ('data', 'fsdp', 'expert', 'sequence')
+# The axis that splits rows themselves: each part is then a row by itself.
+SEQUENCE_AXIS = 'sequence'
+# Axes over which a head is split along D.
+HEAD_AXES = ('fsdp', 'sequence')
 
 
 def token_logprobs(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -155,7 +159,9 @@ def _chunked(
         outputs = _from_logits(_logits(hidden, head, scale, settings), targets, settings)
     else:
         # Rows are the unit that a mesh spreads over devices; slicing across them would gather the hidden states.
-        rows = 1 if jax.sharding.get_abstract_mesh().empty else shape[0]
+        mesh = jax.sharding.get_abstract_mesh()
+        parts = math.gcd(mesh.shape.get(SEQUENCE_AXIS, 1), shape[1])
+        rows = 1 if mesh.empty else shape[0] * parts
         length = positions // rows
         pieces = -(-length // max(1, held // rows))
         settings = settings._replace(chunk=-(-length // pieces))
@@ -304,6 +310,7 @@ def _head_sums(rows: int, head: jax.Array, dtype: Any):
 
         return add, jnp.zeros(shape, dtype), lambda total: total.astype(head.dtype)
     split = P(axes, None, P.UNCONSTRAINED)
+    scattering = tuple(axis for axis in HEAD_AXES if axis in axes)
 
     def add_by_group(total: jax.Array, hidden: jax.Array, gradient: jax.Array):
         parts = (x.reshape(groups, -1, *x.shape[1:]) for x in (hidden, gradient))
@@ -311,18 +318,17 @@ def _head_sums(rows: int, head: jax.Array, dtype: Any):
         return jax.lax.with_sharding_constraint(total, split)
 
     def scattered(own: jax.Array):
-        rest = tuple(axis for axis in axes if axis != 'fsdp')
+        rest = tuple(axis for axis in axes if axis not in HEAD_AXES)
         own = jax.lax.psum(own[0], rest) if rest else own[0]
-        return jax.lax.psum_scatter(own, 'fsdp', tiled=True)
+        return jax.lax.psum_scatter(own, scattering, tiled=True)
 
     def sum_over_groups(total: jax.Array):
         total = total.astype(head.dtype)
-        if 'fsdp' not in axes or shape[0] % mesh.shape['fsdp']:
+        if not scattering or shape[0] % math.prod(mesh.shape[axis] for axis in scattering):
             return jnp.sum(total, axis=0)
         # The compiler would reduce the whole head to every device, and slice.
-        return jax.shard_map(scattered, in_specs=P(axes), out_specs=P('fsdp'), axis_names=set(axes), check_vma=False)(
-            total
-        )
+        how = dict(in_specs=P(axes), out_specs=P(scattering), axis_names=set(axes), check_vma=False)
+        return jax.shard_map(scattered, **how)(total)
 
     zeros = jax.lax.with_sharding_constraint(jnp.zeros((groups, *shape), dtype), split)
     return add_by_group, zeros, sum_over_groups

@@ -12,16 +12,18 @@ from collections.abc import Callable
 import jax
 from jax.sharding import PartitionSpec as P
 
-from rlax_ft.parallel.mesh import ROWS, RULES, fit, path_name, rule_of
+from rlax_ft.parallel.mesh import FSDP, ROWS, RULES, fit, path_name, rule_of, stored, without
 
 # What each kind of array is split over, from its first dimension on; a missing middle is whole.
 KINDS = {
     'rows': P(ROWS),  # [B, ...]
-    'residual': P(ROWS, None, None),  # [B, T, D]
-    'heads': P(ROWS, None, 'tensor', None),  # [B, T, heads, H]
-    'mlp': P(ROWS, None, 'tensor'),  # [B, T, F]
+    'tokens': P(ROWS, 'sequence'),  # [B, T]
+    'residual': P(ROWS, 'sequence', None),  # [B, T, D]
+    'heads': P(ROWS, 'sequence', 'tensor', None),  # [B, T, heads, H]
+    'mlp': P(ROWS, 'sequence', 'tensor'),  # [B, T, F]
     'logits': P(ROWS, 'tensor'),  # [B, ..., V]
     'cache': P(ROWS, 'tensor', None, None),  # [B, kv_heads, ., .]
+    'stacked_cache': P(None, ROWS, 'tensor', None, None),  # [L, B, kv_heads, ., .]
     'parts': P(None, ROWS),  # [micro-batches, B, ...]
     'expert_in': P(None, None, 'tensor'),  # [E, D, F], gathered for use
     'expert_out': P(None, 'tensor', None),  # [E, F, D]
@@ -83,18 +85,17 @@ def constrain_like_params(tree, rules=RULES):
     return jax.tree_util.tree_map_with_path(keep, tree)
 
 
-def gathered(param: jax.Array, stored: P) -> jax.Array:
+def gathered(param: jax.Array, rule: P) -> jax.Array:
     """A parameter whole along `fsdp` for use, still split along its other axes; its gradient is scattered again.
 
     Args:
       param: as it is stored.
-      stored: what its rule says.
+      rule: that says how it is stored.
     """
     mesh = active_mesh(param)
     if mesh is None:
         return param
-    whole = fit(P(*(None if axis == 'fsdp' else axis for axis in stored)), param.shape, mesh)
-    return _gather(param, whole, fit(stored, param.shape, mesh))
+    return _gather(param, fit(without(rule, FSDP), param.shape, mesh), fit(stored(rule), param.shape, mesh))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -1,4 +1,4 @@
-"""The device mesh and where parameters live on it: axes `data`, `fsdp`, `expert`, `tensor`, and path rules.
+"""The device mesh and where parameters live on it: its axes, and path rules.
 
 Activations are constrain.py's, moving arrays between hosts and devices is placement.py's.
 """
@@ -17,10 +17,13 @@ from jax.sharding import PartitionSpec as P
 
 from rlax_ft.errors import InputError
 
-AXES = ('data', 'fsdp', 'expert', 'tensor')
+AXES = ('data', 'fsdp', 'expert', 'sequence', 'tensor')
 
 # The axes that the rows of a batch are split over.
 ROWS = ('data', 'fsdp', 'expert')
+
+# What `fsdp` stands for in a rule: devices that have other parts of the same rows hold other parts of the parameters.
+FSDP = ('fsdp', 'sequence')
 
 # A rule names the axes of a parameter's last dimensions; a leading layer axis is never split. The same rules reach the
 # optimiser's moments, because their paths end in the parameter's own. Experts come first: their kernels have one
@@ -152,8 +155,19 @@ def rule_of(name: str, shape: tuple[int, ...], rules=RULES) -> P | None:
     """What the first rule that fits a path and its number of dimensions says of all of them; None where none fits."""
     for pattern, spec in rules:
         if re.search(pattern, name) and len(shape) >= len(spec):
-            return P(*[None] * (len(shape) - len(spec)), *spec)
+            return P(*[None] * (len(shape) - len(spec)), *stored(spec))
     return None
+
+
+def stored(spec: P) -> P:
+    """A rule's spec with all the axes that its `fsdp` stands for."""
+    return P(*(FSDP if axis == 'fsdp' else axis for axis in spec))
+
+
+def without(spec: P, axes: tuple[str, ...]) -> P:
+    """The spec of an array that is whole over these axes."""
+    parts = (part if isinstance(part, tuple) else (part,) for part in spec)
+    return P(*(tuple(axis for axis in part if axis and axis not in axes) for part in parts))
 
 
 def tree_shardings(tree, mesh: Mesh, rules=RULES):
@@ -180,7 +194,7 @@ def check_rules(tree, mesh: Mesh, rules=RULES) -> list[str]:
     Returns:
       What it says of each such array.
     """
-    splitting = {axis: mesh.shape[axis] for axis in ('fsdp', 'expert', 'tensor') if mesh.shape.get(axis, 1) > 1}
+    splitting = {axis: mesh.shape[axis] for axis in (*FSDP, 'expert', 'tensor') if mesh.shape.get(axis, 1) > 1}
     found = collections.OrderedDict()
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0] if splitting else ():
         shape, name = np.shape(leaf), path_name(path)
@@ -191,9 +205,11 @@ def check_rules(tree, mesh: Mesh, rules=RULES) -> list[str]:
         if spec is None:
             found[name] = f'{name} {list(shape)}: no rule names it, so it stays whole on every device of {sizes}'
             continue
-        for dim, axis in zip(shape, spec):
-            if axis in splitting and dim % splitting[axis]:
-                found[name] = f'{name} {list(shape)}: {axis}={splitting[axis]} does not divide {dim}, which stays whole'
+        for dim, axes in zip(shape, spec):
+            ways = {a: splitting[a] for a in (axes if isinstance(axes, tuple) else (axes,)) if a in splitting}
+            if dim % math.prod(ways.values()):
+                by = ' x '.join(f'{axis}={size}' for axis, size in ways.items())
+                found[name] = f'{name} {list(shape)}: {by} does not divide {dim}, which stays whole'
     # An optimiser's moments say nothing that their parameter has not said.
     lines = [line for name, line in found.items() if not any(name.endswith('/' + other) for other in found)]
     if lines:

@@ -14,7 +14,7 @@ from flax import struct
 
 from rlax_ft.models.attention import KVCache
 from rlax_ft.sampling.draw import draw, row_words
-from rlax_ft.sampling.sampler import blank, is_end
+from rlax_ft.sampling.sampler import blank, is_end, read_prompts
 from rlax_ft.types import ApplyFn, Rollout
 
 
@@ -88,26 +88,18 @@ def generate_many(
         tokens, real = (jax.lax.dynamic_slice_in_dim(x, first, refill) for x in (waiting_tokens, waiting_mask))
         positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
         fresh = apply(variables, refill, length, method='init_cache')
-        hidden, fresh = apply(variables, tokens, positions, real.astype(jnp.int32), fresh)
+        hidden, fresh = read_prompts(apply, variables, tokens, positions, real.astype(jnp.int32), fresh)
         new, idle = first + jnp.arange(refill), s.prompt == count
         row = jnp.argsort(~idle, stable=True)[:refill]
         row = jnp.where(idle[row] & (new < count), row, rows)  # A row out of range is dropped.
         put = lambda old, value: old.at[row].set(value, mode='drop')  # noqa: E731
-        blank_ring = jnp.zeros((refill, max_new_tokens), jnp.int32)
-        cache = dataclasses.replace(
-            s.cache,
-            key=tuple(old.at[row, :, :, :length].set(x, mode='drop') for old, x in zip(s.cache.key, fresh.key)),
-            value=tuple(old.at[row, :, :length].set(x, mode='drop') for old, x in zip(s.cache.value, fresh.value)),
-            segment_ids=put(s.cache.segment_ids, jnp.concatenate([real.astype(jnp.int32), blank_ring], axis=1)),
-            positions=put(s.cache.positions, jnp.concatenate([positions, blank_ring], axis=1)),
-        )
         return dataclasses.replace(
             s,
-            cache=cache,
+            cache=s.cache.with_rows(row, fresh),
             waiting=first + jnp.sum(row < rows),
             prompt=put(s.prompt, new),
             step=put(s.step, 0),
-            hidden=put(s.hidden, hidden[:, -1]),
+            hidden=put(s.hidden, hidden),
         )
 
     def decode(s: _Slots) -> _Slots:

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from rlax_ft.sampling.draw import draw, row_words
 from rlax_ft.types import ApplyFn, Rollout
 
+# Columns of prompts that are read at a time.
+PREFILL = 1024
+
 
 def generate(
     apply: ApplyFn,
@@ -58,7 +61,7 @@ def generate(
     cache = apply(variables, batch, prompt_length + max_new_tokens, method='init_cache')
     lengths = prompt_mask.sum(axis=1)
     positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
-    hidden, cache = apply(variables, prompts, positions, prompt_mask.astype(jnp.int32), cache)
+    hidden, cache = read_prompts(apply, variables, prompts, positions, prompt_mask.astype(jnp.int32), cache)
     words = row_words(key, batch, max_new_tokens)
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
@@ -79,9 +82,35 @@ def generate(
         )
         return step + 1, done, hidden[:, 0], cache, tokens, mask, logps
 
-    start = (jnp.zeros((), jnp.int32), jnp.zeros(batch, bool), hidden[:, -1], cache)
+    start = (jnp.zeros((), jnp.int32), jnp.zeros(batch, bool), hidden, cache)
     *_, tokens, mask, logps = jax.lax.while_loop(unfinished, decode, (*start, *blank(batch, max_new_tokens, pad_id)))
     return Rollout(prompts=prompts, prompt_mask=prompt_mask, tokens=tokens, mask=mask, logps=logps)
+
+
+def read_prompts(apply: ApplyFn, variables, tokens, positions, segment_ids, cache, *, chunk: int = PREFILL):
+    """Reads prompts into an empty cache, `chunk` columns at a time, so that memory does not grow with their length.
+
+    Args:
+      apply, variables: as `generate`.
+      tokens, positions, segment_ids: int32[B, P].
+      cache: an empty one with room for P tokens.
+      chunk: columns; the first piece takes what does not divide.
+
+    Returns:
+      (last hidden state [B, D], the cache).
+    """
+    first = (tokens.shape[1] - 1) % chunk + 1
+    hidden, cache = apply(variables, tokens[:, :first], positions[:, :first], segment_ids[:, :first], cache)
+    if first == tokens.shape[1]:
+        return hidden[:, -1], cache
+
+    def read(carry, part):
+        hidden, cache = apply(variables, *part, carry[1])
+        return (hidden[:, -1], cache), None
+
+    rest = [x[:, first:].reshape(x.shape[0], -1, chunk).swapaxes(0, 1) for x in (tokens, positions, segment_ids)]
+    (hidden, cache), _ = jax.lax.scan(read, (hidden[:, -1], cache), tuple(rest))
+    return hidden, cache
 
 
 def blank(rows: int, count: int, pad_id: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ from rlax_ft.data.ragged import batch_width
 from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.parallel.placement import fetch, spread
 from rlax_ft.sampling.engine import generate_many
-from rlax_ft.sampling.layout import decoding_layout
+from rlax_ft.sampling.layout import laid_out
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.types import ApplyFn, Rollout
 
@@ -24,6 +24,9 @@ def make_sampler(
     apply: ApplyFn, codec: Codec, *, rows: int | None = None, temperature: float = 1.0, **truncation
 ) -> Callable:
     """A compiled `sample(params, prompts, prompt_mask, key) -> Rollout` for this codec's lengths and ids.
+
+    Parameters are laid out for decoding at their first call, outside the compiled function, and stay so as long as
+    they live.
 
     Args:
       apply: of the policy.
@@ -37,7 +40,7 @@ def make_sampler(
     def sample(params, prompts, prompt_mask, key):
         return sampler(
             apply,
-            {'params': decoding_layout(params)},
+            {'params': params},
             prompts,
             prompt_mask,
             key,
@@ -49,7 +52,7 @@ def make_sampler(
         )
 
     compiled = jax.jit(sample)
-    return lambda params, *rows: compiled(params, *spread(rows))
+    return lambda params, *rows: compiled(laid_out(apply, params), *spread(rows))
 
 
 def sample_prompts(

@@ -13,7 +13,7 @@ from flax import struct
 
 from rlax_ft.models.attention import KVCache
 from rlax_ft.sampling.draw import draw, row_words
-from rlax_ft.sampling.layout import decoding_layout
+from rlax_ft.sampling.layout import laid_out
 from rlax_ft.sampling.sampler import blank, is_end
 
 
@@ -107,10 +107,14 @@ def make_turns(apply: Callable, **how) -> tuple[Callable, Callable]:
     """
 
     def turn(params, talk, tokens, mask, key):
-        return take_turn(apply, decoding_layout(params), talk, tokens, mask, key, **how)
+        return take_turn(apply, params, talk, tokens, mask, key, **how)
 
     def begin(params, rows, slots):
-        return begin_talk(apply, decoding_layout(params), rows, slots)
+        return begin_talk(apply, params, rows, slots)
 
     # A first turn on an empty cache compiles apart from the others; later caches are written in place.
-    return jax.jit(begin, static_argnums=(1, 2)), jax.jit(turn, donate_argnums=1)
+    begin, turn = jax.jit(begin, static_argnums=(1, 2)), jax.jit(turn, donate_argnums=1)
+    return (
+        lambda params, *rest: begin(laid_out(apply, params), *rest),
+        lambda params, *rest: turn(laid_out(apply, params), *rest),
+    )

@@ -25,6 +25,7 @@ def make_optimizer(
     clip_norm: float = 1.0,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
+    moment_dtype: str | None = None,
 ) -> optax.GradientTransformation:
     """An optimiser after global-norm clipping; its learning rate is readable from its state.
 
@@ -37,9 +38,11 @@ def make_optimizer(
       clip_norm: the largest global gradient norm; 0 does not clip.
       eps: Adam's epsilon; 1e-5 for PPO (arXiv 2403.17031).
       weight_decay: decoupled decay of everything but norms and biases.
+      moment_dtype: of the first moment (optax's mu_dtype); None: that of the parameters.
 
     Raises:
-      InputError: an unknown schedule or kind, or more updates than an int32 counts.
+      InputError: an unknown schedule or kind, a kind without a first moment that is to be narrower, or more updates
+        than an int32 counts.
     """
     if max(max_steps, warmup_steps) > _MOST_UPDATES:
         raise InputError(f'{max(max_steps, warmup_steps):.3g} updates: more than {_MOST_UPDATES:,}; give fewer steps')
@@ -56,15 +59,21 @@ def make_optimizer(
     rate = schedules[schedule]
     if warmup_steps:
         rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), rate], [warmup_steps])
-    make = kind if callable(kind) else partial(OPTIMIZERS[kind], eps=eps, weight_decay=weight_decay)
+    how = dict(eps=eps, weight_decay=weight_decay)
+    if moment_dtype is not None:
+        if callable(kind) or kind == 'adafactor':
+            name = 'a function' if callable(kind) else kind
+            raise InputError(f'--moment_dtype={moment_dtype}: --optimizer={name} has no first moment to set it of')
+        how['mu_dtype'] = moment_dtype
+    make = kind if callable(kind) else partial(OPTIMIZERS[kind], **how)
     # Only the rate is injected: what else the optimiser takes stays a Python number.
     inner = optax.inject_hyperparams(lambda learning_rate: make(learning_rate))(learning_rate=rate)
     return optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), inner)
 
 
-def _adamw(learning_rate, *, eps, weight_decay):
+def _adamw(learning_rate, *, eps, weight_decay, mu_dtype=None):
     """arXiv 1711.05101."""
-    return optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay, mask=_matrices)
+    return optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay, mask=_matrices, mu_dtype=mu_dtype)
 
 
 def _adafactor(learning_rate, *, eps, weight_decay):
@@ -75,15 +84,15 @@ def _adafactor(learning_rate, *, eps, weight_decay):
     return optax.adafactor(learning_rate, weight_decay_rate=decay, weight_decay_mask=_matrices, **scale)
 
 
-def _lion(learning_rate, *, eps, weight_decay):
+def _lion(learning_rate, *, eps, weight_decay, mu_dtype=None):
     """arXiv 2302.06675."""
     del eps
-    return optax.lion(learning_rate, weight_decay=weight_decay, mask=_matrices)
+    return optax.lion(learning_rate, weight_decay=weight_decay, mask=_matrices, mu_dtype=mu_dtype)
 
 
-def _muon(learning_rate, *, eps, weight_decay):
+def _muon(learning_rate, *, eps, weight_decay, mu_dtype=None):
     """Orthogonalised momentum for the layers' matrices, each of a stack by itself; Adam for the rest."""
-    orthogonal = optax.contrib.muon(learning_rate, eps=eps, muon_weight_dimension_numbers=_muon_axes)
+    orthogonal = optax.contrib.muon(learning_rate, eps=eps, muon_weight_dimension_numbers=_muon_axes, mu_dtype=mu_dtype)
     # optax's own decay has a mask for the matrices only, and would shrink all that Adam moves.
     return optax.chain(orthogonal, optax.add_decayed_weights(-weight_decay * learning_rate, mask=_matrices))
 

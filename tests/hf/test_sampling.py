@@ -15,6 +15,7 @@ from rlax_ft.models.config import LoRAConfig
 from rlax_ft.models.lora import Adapter, adapted, attach, init_adapter
 from rlax_ft.models.scoring import rollout_batch, token_logps
 from rlax_ft.models.transformer import Transformer, init_params
+from rlax_ft.sampling import layout
 from rlax_ft.sampling.text import make_sampler, rollout_logps
 
 SHAPE = dict(
@@ -66,12 +67,20 @@ def config_of(family):
 
 
 def goes_through(apply, params):
-    sampled = jax.eval_shape(make_sampler(apply, CODEC), params, *PROMPTS, jax.random.key(0))
-    assert sampled.tokens.shape == (2, 3)
+    for most in (layout.SHALLOW_ON_CPU, 0):  # Layers apart, and scanned.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layout, 'SHALLOW_ON_CPU', most)
+            sampled = jax.eval_shape(make_sampler(apply, CODEC), params, *PROMPTS, jax.random.key(0))
+        assert sampled.tokens.shape == (2, 3)
 
 
 def agree(apply, params):
     rollout = make_sampler(apply, CODEC)(params, *PROMPTS, jax.random.key(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, 'SHALLOW_ON_CPU', 0)
+        scanned = make_sampler(apply, CODEC)(params, *PROMPTS, jax.random.key(0))
+    np.testing.assert_array_equal(scanned.tokens, rollout.tokens)
+    np.testing.assert_allclose(scanned.logps, rollout.logps, atol=1e-4)
     scored = jax.jit(lambda params, rows: token_logps(apply, {'params': params}, rows))(params, rollout_batch(rollout))
     np.testing.assert_allclose(rollout_logps(rollout), scored, atol=1e-4)
     assert np.abs(scored).max() > 0.1

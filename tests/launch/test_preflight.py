@@ -9,6 +9,7 @@ import pytest
 
 from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import load_script
+from rlax_ft.harness.preflight_report import decoding_table, table
 from rlax_ft.models.shapes import SHAPES, named_config
 from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.mesh import compiling_for
@@ -25,10 +26,10 @@ def toy(monkeypatch):
     monkeypatch.setitem(SHAPES, 'toy', TOY)
 
 
-def report(script, *flags, chip=CHIPS['h100']):
+def report(script, *flags, chip=CHIPS['h100'], how=preflight.compile_one):
     given = preflight.OWN | {'script': script, 'devices': '8', 'model': 'toy', 'length': '32'}
     with compiling_for(jax.devices()):
-        return preflight.compile_one(given, ['--batch_size=8', '--mesh=fsdp=8', *flags], chip)
+        return how(given, ['--batch_size=8', '--mesh=fsdp=8', *flags], chip)
 
 
 def count(config):
@@ -47,14 +48,34 @@ def test_state_flops_and_verdict():
     assert found['model_flops'] == 3 * 8 * 32 * (2 * matrices + 2 * 2 * 4 * 16 * 32) / 8
     assert found['done_flops'] == pytest.approx(found['model_flops'] * 4 / 3)
     assert {row['kind'] for row in found['collectives']} >= {'all-gather'}
-    assert 'fits' in preflight.table(found)
+    assert 'fits' in table(found)
 
 
 def test_what_does_not_fit_says_what_would_make_it():
     found = report('ppo', chip=dataclasses.replace(CHIPS['h100'], memory=1e5))
     assert not found['fits'] and set(found['state']) == {'parameters', 'optimiser', 'reward model', 'reference'}
     assert any('--remat=full' in line for line in found['advice'])
-    assert 'DOES NOT FIT' in preflight.table(found)
+    assert 'DOES NOT FIT' in table(found)
+
+
+def test_the_update_of_grpo_counts_its_prompts_once():
+    found = report('grpo', '--batch_size=16', '--group_size=2', '--beta=0.01')
+    assert set(found['state']) == {'parameters', 'optimiser', 'reference'} and found['fits']
+    matrices = 2 * (64 * 16 * 12 + 3 * 64 * 128) + 64 * 256
+    tokens = 8 * (1 + 2) * 16
+    assert found['model_flops'] == 3 * tokens * (2 * matrices + 2 * 2 * 4 * 16 * 32) / 8
+
+
+@pytest.mark.parametrize('room', [True, False])
+def test_decoding_keeps_weights_whole_where_there_is_room(room):
+    chip = CHIPS['h100'] if room else dataclasses.replace(CHIPS['h100'], memory=1e6)
+    found = report('grpo', chip=chip, how=preflight.compile_decoding)
+    norms, size = (2 * 2 + 1) * 64, count(named_config('toy'))
+    assert found['gathered'] == room
+    assert found['state']['weights'] == 4 * (size if room else (size - norms) / 8 + norms)
+    assert found['state']['keys and values'] == 4 * 2 * 2 * 2 * 16 * 32  # Both, of layers, heads, width and slots.
+    assert found['peak'] > sum(found['state'].values()) and found['over_weights'] > 1
+    assert 'tokens/s a chip' in decoding_table(found)
 
 
 def test_the_roofline_by_hand():

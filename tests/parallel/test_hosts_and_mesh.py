@@ -28,7 +28,7 @@ SRUN = {
 
 
 def test_minus_one_takes_what_is_left():
-    assert dict(make_mesh('fsdp=-1,tensor=2').shape) == {'data': 1, 'fsdp': 4, 'expert': 1, 'tensor': 2}
+    assert dict(make_mesh('fsdp=-1,tensor=2').shape) == dict(data=1, fsdp=4, expert=1, sequence=1, tensor=2)
     assert make_mesh('tensor=4').shape['data'] == 2
     for spec, line in {
         'fsdp=-1,tensor=-1': '-1 stands at fsdp and tensor',

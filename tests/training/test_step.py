@@ -154,3 +154,25 @@ def test_mistakes():
     state = init_state(init_params(CONFIG, jax.random.key(0)), OPTIMIZER, jax.random.key(1))
     with pytest.raises(InputError, match=r'a batch of 12 rows does not divide over 8 devices'):
         step(state, batch_of(12))
+
+
+@pytest.mark.parametrize('kind', ['adamw', 'muon'])
+def test_a_narrow_first_moment_takes_half_the_memory_and_moves_alike(kind):
+    params = {'layers': {'kernel': jax.random.normal(jax.random.key(0), (2, 4, 4))}}
+    moved, sizes = [], []
+    for dtype in (None, 'bfloat16'):
+        optimizer = make_optimizer(1e-2, max_steps=10, kind=kind, moment_dtype=dtype)
+        state, now = optimizer.init(params), params
+        sizes.append(sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.size == 32))
+        for _ in range(4):
+            updates, state = optimizer.update(now, state, now)  # The gradient of half the square.
+            now = optax.apply_updates(now, updates)
+        moved.append(now['layers']['kernel'] - params['layers']['kernel'])
+    assert sizes[0] - sizes[1] == 64
+    assert np.abs(moved[0]).max() > 0.02
+    np.testing.assert_allclose(moved[1], moved[0], rtol=0.02, atol=1e-4)
+
+
+def test_an_optimiser_without_a_first_moment_says_so():
+    with pytest.raises(InputError, match='--moment_dtype=bfloat16: --optimizer=adafactor has no first moment'):
+        make_optimizer(1e-2, max_steps=10, kind='adafactor', moment_dtype='bfloat16')

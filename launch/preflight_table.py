@@ -1,0 +1,139 @@
+"""Compiles the steps that docs/preflight.md tables, one after another, and writes that page.
+
+    python launch/preflight_table.py --cache=FOLDER                   # in the environment that has libtpu
+    python launch/preflight_table.py --cache=FOLDER --only=weak       # cases whose name holds this
+
+Each report is kept as JSON in the cache's folder, where it is found again; the page has what is there. A case takes
+minutes and gigabytes. Leaves out the report itself (preflight.py).
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+HALF = '--dtype=bfloat16 --remat=full'
+SFT, DECODE = f'--script=sft --length=4096 {HALF}', '--script=grpo --decode --dtype=bfloat16'
+
+# Name -> flags of preflight.py.
+CASES = {
+    'SFT 8B, v5e:8x8': f'{SFT} --model=llama3-8b --topology=v5e:8x8 --mesh=fsdp=64 --batch_size=64',
+    'SFT 8B, v5p:4x4x4': f'{SFT} --model=llama3-8b --topology=v5p:4x4x4 --mesh=fsdp=64 --batch_size=64',
+    'DPO 8B, v5e:8x8': f'--script=dpo --length=4096 {HALF} --model=llama3-8b --topology=v5e:8x8 --mesh=fsdp=64 '
+    '--batch_size=64',
+    'DPO 8B, v5p:4x4x4': f'--script=dpo --length=4096 {HALF} --model=llama3-8b --topology=v5p:4x4x4 --mesh=fsdp=64 '
+    '--batch_size=64',
+    'PPO 8B, four models, v5p:4x4x4': f'--script=ppo --length=4096 {HALF} --model=llama3-8b --topology=v5p:4x4x4 '
+    '--mesh=fsdp=64 --batch_size=64',
+    'GRPO 30B-A3B, v6e:16x16': f'--script=grpo --length=4096 {HALF} --model=qwen3-30b-a3b --topology=v6e:16x16 '
+    '--mesh=fsdp=256 --batch_size=2048 --group_size=8 --beta=0.01',
+    'SFT 70B, v5p:2x2x4': f'{SFT} --model=llama3-70b --topology=v5p:2x2x4 --mesh=fsdp=16 --batch_size=16',
+    'SFT 8B, 131,072 tokens, v5p:4x4x4': f'--script=sft --length=131072 {HALF} --model=llama3-8b '
+    '--topology=v5p:4x4x4 --mesh=fsdp=4,sequence=16 --batch_size=4',
+    'decoding 8B, v5p:4x4x4': f'{DECODE} --length=2048 --model=llama3-8b --topology=v5p:4x4x4 --mesh=fsdp=64 '
+    '--batch_size=512',
+    'decoding 8B, v5e:4x4, tensor': f'{DECODE} --length=2048 --model=llama3-8b --topology=v5e:4x4 '
+    '--mesh=fsdp=2,tensor=8 --batch_size=64',
+}
+CASES |= {
+    f'weak scaling, SFT 8B, {chips} chips': f'{SFT} --model=llama3-8b --topology=v5p:{shape} --mesh=fsdp={chips} '
+    f'--batch_size={chips}'
+    for chips, shape in ((16, '2x2x4'), (64, '4x4x4'), (256, '4x8x8'), (1024, '8x8x16'))
+}
+
+
+def main() -> int:
+    """Runs what the cache does not hold yet; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--cache', type=Path, required=True, help='folder of the reports')
+    parser.add_argument('--only', default='', help='cases whose name holds this')
+    parser.add_argument('--page', type=Path, default=HERE.parent / 'docs/preflight.md', help='what is written')
+    given = parser.parse_args()
+    given.cache.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for name, flags in CASES.items():
+        path = given.cache / f'{"".join(c if c.isalnum() else "_" for c in name)}.json'
+        if given.only in name and not path.exists():
+            print(f'{name}: {flags}', flush=True)
+            failed |= not compile_case(flags, path)
+    reports = {}
+    for name in CASES:
+        path = given.cache / f'{"".join(c if c.isalnum() else "_" for c in name)}.json'
+        if path.exists():
+            reports[name] = json.loads(path.read_text())
+    given.page.write_text(page(reports))
+    return int(failed)
+
+
+def compile_case(flags: str, path: Path) -> bool:
+    """Compiles one case, and keeps its report with the seconds and the memory that this took."""
+    began = time.time()
+    command = [sys.executable, str(HERE / 'preflight.py'), *flags.split(), '--json']
+    environment = {**os.environ, 'TPU_SKIP_MDS_QUERY': '1', 'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    start = done.stdout.find('{')
+    if start < 0:
+        print(done.stderr[-2000:], file=sys.stderr)
+        return False
+    report = json.loads(done.stdout[start:])
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    path.write_text(json.dumps(report | {'compiled_in': time.time() - began, 'memory_here': memory}, indent=2))
+    return True
+
+
+def page(reports: dict) -> str:
+    """The page of all reports."""
+    gib = lambda size: f'{size / 2**30:.2f}'  # noqa: E731
+    lines = [
+        '# Preflight: what steps need on chips that are not here',
+        '',
+        "Compiled by the TPU's own compiler from shapes alone; `python launch/preflight_table.py --cache=FOLDER` makes",
+        "this page. Memory and collectives are the compiler's, times a roofline (its assumptions are printed with each",
+        'report, docs/scale.md). GiB a chip; GB that a chip sends in a step.',
+        '',
+        '| step | state | peak | of | fits | GB sent | compute, memory, network s | step s | MFU | serial MFU |',
+        '|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    for name, r in reports.items():
+        if 'token' in r or 'decoding' in r['script']:
+            continue
+        state = f'{gib(sum(r["state"].values()))} | {gib(r["peak"])} | {gib(r["capacity"])}'
+        row = f'| {name} | {state} | {"yes" if r["fits"] else "no"} |'
+        if 'roofline' in r:
+            roof = r['roofline']
+            parts = ', '.join(f'{roof[part]:.3f}' for part in ('compute', 'memory', 'network'))
+            row += f' {r["moved"] / 1e9:.1f} | {parts} | {roof["step"]:.3f} |'
+            row += f' {roof["mfu"]:.0%} | {roof["mfu_serial"]:.0%} |'
+        else:
+            row += ' | | | | |'
+        lines.append(row)
+    lines += [
+        '',
+        '| decoding | weights | keys and values | peak | without these, of the weights | ms a token | bound by |',
+    ]
+    lines.append('|---|---|---|---|---|---|---|')
+    for name, r in reports.items():
+        if 'token' in r:
+            state, token = r['state'], r['token']
+            bound = max(token, key=token.get)
+            sizes = f'{gib(state["weights"])} | {gib(state["keys and values"])} | {gib(r["peak"])}'
+            lines.append(f'| {name} | {sizes} | {r["over_weights"]:.2f} | {1e3 * token[bound]:.2f} | {bound} |')
+    lines += [
+        '',
+        'The commands, each with the seconds that its compilation took on the machine that made this page:',
+        '',
+    ]
+    lines += [
+        f'- {name} ({r["compiled_in"]:.0f} s): `python launch/preflight.py {CASES[name]}`'
+        for name, r in reports.items()
+    ]
+    return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+    sys.exit(main())
