@@ -214,8 +214,7 @@ def as_records(
             yield raw, where
     if not rows:
         return
-    rows = check_rows(rows)
-    used, left_out = _usable(rows)
+    used, left_out = _usable(check_rows(rows))
     made, more = _VIEWS[view](used, weigh)
     left_out += more
     if left_out and view != 'prompts':

@@ -70,8 +70,8 @@ def make_trainer(
       learning_rate: the peak, after a tenth of the steps; from there it falls to 0.
     """
     apply = ScalarModel(config).apply
-    how = dict(max_steps=max_steps, warmup_steps=max_steps // 10, weight_decay=0.01)
-    optimizer = make_optimizer(learning_rate, **how)
+    warmup = max_steps // 10
+    optimizer = make_optimizer(learning_rate, max_steps=max_steps, warmup_steps=warmup, weight_decay=0.01)
     step = make_train_step(reward_objective(apply), optimizer)
 
     @jax.jit

@@ -105,7 +105,7 @@ def shard_bytes(tree, shardings) -> int:
 
 def grouped(found) -> list[dict]:
     """Collectives by kind and mesh axes, the most bytes first."""
-    groups = {}
+    groups: dict[tuple, list] = {}
     for collective in found:
         group = groups.setdefault((collective.kind, collective.axes), [0, 0.0])
         group[0] += collective.times

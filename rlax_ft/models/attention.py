@@ -4,6 +4,7 @@ A key is visible to a query of the same segment at the same or a later position.
 positions: transformer.py hands in finished queries, keys and values.
 """
 
+import dataclasses
 import math
 from functools import partial
 
@@ -74,7 +75,8 @@ class KVCache:
             old.at[rows].set(jnp.pad(new, rest), mode='drop')
             for old, new in ((self.segment_ids, other.segment_ids), (self.positions, other.positions))
         )
-        return self.replace(
+        return dataclasses.replace(
+            self,
             key=jax.tree.map(lambda old, new: put(old, new, (every, every, some)), self.key, other.key),
             value=jax.tree.map(lambda old, new: put(old, new, (every, some)), self.value, other.value),
             segment_ids=ids,
@@ -86,14 +88,13 @@ def empty_cache(
     layers: int, batch: int, kv_heads: int, slots: int, width: int, dtype, *, stacked: bool = False
 ) -> KVCache:
     """A cache in which nothing has been read yet; `stacked` has all layers in one array."""
-    shapes, kind = ((batch, kv_heads, width, slots), (batch, kv_heads, slots, width)), 'cache'
+    stack, kind = ((layers,), 'stacked_cache') if stacked else ((), 'cache')
+    key = constrain(jnp.zeros((*stack, batch, kv_heads, width, slots), dtype), kind)
+    value = constrain(jnp.zeros((*stack, batch, kv_heads, slots, width), dtype), kind)
+    blank, index = constrain(jnp.zeros((batch, slots), jnp.int32), 'rows'), jnp.zeros((), jnp.int32)
     if stacked:
-        shapes, kind = [(layers, *shape) for shape in shapes], 'stacked_cache'
-    key, value = (constrain(jnp.zeros(shape, dtype), kind) for shape in shapes)
-    if not stacked:
-        key, value = (key,) * layers, (value,) * layers
-    blank = constrain(jnp.zeros((batch, slots), jnp.int32), 'rows')
-    return KVCache(key, value, blank, blank, jnp.zeros((), jnp.int32), empty=True)
+        return KVCache(key, value, blank, blank, index, empty=True)
+    return KVCache((key,) * layers, (value,) * layers, blank, blank, index, empty=True)
 
 
 @struct.dataclass

@@ -135,8 +135,9 @@ def token_advantages(
         else:
             advantages = jnp.broadcast_to(advantages[:, None], mask.shape)
     if steps is not None:
-        how = dict(scale=credit.scale != 'none', eps=credit.eps)
-        advantages += credit.step_weight * process_group_advantages(*steps, mask, credit.group_size, **how)
+        scaled = credit.scale != 'none'
+        of_steps = process_group_advantages(*steps, mask, credit.group_size, scale=scaled, eps=credit.eps)
+        advantages += credit.step_weight * of_steps
     if credit.whiten != 'none':
         count = jnp.sum(mask > 0)
         variance = masked_var(advantages, mask) * (1.0 if credit.whiten == 'unbiased' else (count - 1) / count)

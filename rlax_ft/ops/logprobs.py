@@ -327,8 +327,8 @@ def _head_sums(rows: int, head: jax.Array, dtype: Any):
         if not scattering or shape[0] % math.prod(mesh.shape[axis] for axis in scattering):
             return jnp.sum(total, axis=0)
         # The compiler would reduce the whole head to every device, and slice.
-        how = dict(in_specs=P(axes), out_specs=P(scattering), axis_names=set(axes), check_vma=False)
-        return jax.shard_map(scattered, **how)(total)
+        over_axes = functools.partial(jax.shard_map, axis_names=set(axes), check_vma=False)
+        return over_axes(scattered, in_specs=P(axes), out_specs=P(scattering))(total)
 
     zeros = jax.lax.with_sharding_constraint(jnp.zeros((groups, *shape), dtype), split)
     return add_by_group, zeros, sum_over_groups

@@ -50,6 +50,7 @@ class RewardModel:
 
     def steps(self, rows: TokenBatch | BranchBatch) -> tuple[jax.Array, jax.Array]:
         """Of a process reward model: probabilities that a step is right, and where steps end; [B, T] each."""
+        assert self.step_ends is not None, 'a process reward model has ends of steps'
         logits, ends = step_scores(ScalarModel(self.config).apply, self.params, rows, self.step_ends)
         return jax.nn.sigmoid(logits), ends
 

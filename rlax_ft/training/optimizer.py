@@ -59,11 +59,11 @@ def make_optimizer(
     rate = schedules[schedule]
     if warmup_steps:
         rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), rate], [warmup_steps])
-    how = dict(eps=eps, weight_decay=weight_decay)
+    how: dict[str, object] = dict(eps=eps, weight_decay=weight_decay)
     if moment_dtype is not None:
         if callable(kind) or kind == 'adafactor':
             name = 'a function' if callable(kind) else kind
-            raise InputError(f'--moment_dtype={moment_dtype}: --optimizer={name} has no first moment to set it of')
+            raise InputError(f'moment_dtype {moment_dtype}: optimizer {name} has no first moment to set it of')
         how['mu_dtype'] = moment_dtype
     make = kind if callable(kind) else partial(OPTIMIZERS[kind], **how)
     # Only the rate is injected: what else the optimiser takes stays a Python number.
