@@ -11,7 +11,6 @@ each the mean of all seeds, reaches the random one's last accuracy. The interval
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +69,7 @@ def measure(settings: StrategySettings) -> dict:
             found.append(learning_curve(*trainer, pool, test, strategy=strategy, **how))
             print(f'seed {seed}, {strategy}: ' + ', '.join(f'{n}: {a:.3f}' for n, a in found[-1]), flush=True)
     numbers = compared(curves)
-    print(json.dumps(numbers, indent=2))
+    print(section(settings, numbers))
     if settings.record:
         record('Labels that uncertain-first saves', section(settings, numbers))
     return numbers
