@@ -28,7 +28,7 @@ from rlax_ft.ops.kl import kl_estimate
 from rlax_ft.tasks import exact
 
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Runs of each row.')
-_UPDATES = flags.DEFINE_integer('updates', 1000, 'Batches of a run.')
+_BATCHES = flags.DEFINE_integer('batches', 1000, 'Batches of a run.')
 _BATCH = flags.DEFINE_integer('batch', 256, 'Completions in a batch.')
 _GROUP = flags.DEFINE_integer('group_size', 8, 'Completions of a prompt.')
 _RATE = flags.DEFINE_float('learning_rate', 0.02, "Adam's rate, which falls to 0.")
@@ -93,7 +93,7 @@ def run(row, key: jax.Array) -> jax.Array:
     kind, weighted = in_loss or ('k1', False)
     credit = Credit(group_size=_GROUP.value, kl_coef=0.0 if in_loss else BETA, **how)
     ref = jax.nn.log_softmax(reference())
-    steps = _UPDATES.value * epochs * parts
+    steps = _BATCHES.value * epochs * parts
     optimizer = optax.adam(optax.linear_schedule(_RATE.value, 0.0, steps))
     prompt = jnp.repeat(jnp.arange(_BATCH.value // _GROUP.value) % TABLE.prompts, _GROUP.value)
 
@@ -128,7 +128,7 @@ def run(row, key: jax.Array) -> jax.Array:
         return (theta, state), None
 
     start = reference()
-    (theta, _), _ = jax.lax.scan(update, (start, optimizer.init(start)), jax.random.split(key, _UPDATES.value))
+    (theta, _), _ = jax.lax.scan(update, (start, optimizer.init(start)), jax.random.split(key, _BATCHES.value))
     best = optimal_policy(TABLE.logps({'table': start}), REWARDS, BETA)
     return kl_divergence(TABLE.logps({'table': theta}), best)
 
@@ -154,7 +154,7 @@ def main(_):
         print(lines[-1], flush=True)
     if RECORD.value:
         setting = (
-            f'The reference is {far:.3f} nats from pi\\*; beta {BETA}, {_UPDATES.value} batches of {_BATCH.value} '
+            f'The reference is {far:.3f} nats from pi\\*; beta {BETA}, {_BATCHES.value} batches of {_BATCH.value} '
             f'completions in groups of {_GROUP.value}, Adam from {_RATE.value} to 0; KL in the reward but where said; '
             f'{time.process_time() - start:.0f} processor seconds in all.\n\n'
         )
