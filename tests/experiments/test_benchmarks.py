@@ -24,6 +24,7 @@ def test_shared_and_repeated_prompts_score_alike():
     assert shared == pytest.approx(repeated, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_stage_steps_and_cached_references_change_no_loss():
     sft, ppo, dpo, cached, kto = (
         step.stepper(stage, TOY)()['loss'] for stage in ('sft', 'ppo', 'dpo', 'dpo_cached', 'kto')
@@ -44,7 +45,7 @@ def test_the_engine_draws_what_static_batches_draw_on_average():
 
 def test_a_grpo_step_is_told_in_two_halves(tmp_path):
     out = tmp_path / 'records.json'
-    sizes = ['--prompts=4', '--group_size=2', '--prompt=8', '--new=8', '--rows=4', '--rounds=1', '--shape=toy']
+    sizes = ['--prompts=16', '--group_size=2', '--prompt=8', '--new=8', '--rows=16', '--rounds=1', '--shape=toy']
     command = [sys.executable, WORKERS.parent / 'grpo_step.py', '--against=none', *sizes, f'--json={out}']
     shown = subprocess.run(command, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
@@ -52,6 +53,7 @@ def test_a_grpo_step_is_told_in_two_halves(tmp_path):
     assert whole >= sampling + update and min(sampling, update) > 0
 
 
+@pytest.mark.slow
 def test_records_and_table(tmp_path):
     out = tmp_path / 'records.json'
     arguments = ['--against=none', '--shape=toy', '--rounds=1', '--stages=sft,score', f'--json={out}']

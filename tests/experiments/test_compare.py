@@ -107,6 +107,7 @@ def settings(out, **given):
     return script.CompareSettings(**{'out': str(out), 'betas': '0.4', **tiny, **given})
 
 
+@pytest.mark.slow
 def test_a_comparison_resumes_and_grows(tmp_path):
     out = tmp_path / 'compare'
     first = script.compare(settings(out))

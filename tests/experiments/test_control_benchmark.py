@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / 'experiments/benchmarks/control.py'
 
 
+@pytest.mark.slow
 def test_benchmark_writes_records(tmp_path):
     pytest.importorskip('torch', reason='the CleanRL-like peer is written in PyTorch')
     file = tmp_path / 'control.json'

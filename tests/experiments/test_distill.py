@@ -63,6 +63,7 @@ def test_the_policy_comes_to_its_teacher_and_a_cut_run_ends_alike(folder, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, *params)
 
 
+@pytest.mark.slow
 def test_teachers_by_domain_with_a_hint_on_given_completions_too(folder, tmp_path):
     """The policy is its own teacher for one domain; both read the answer; half the completions are the data's."""
     given = dict(teacher=f'a={folder}/teacher,b=self', hint='{answer} {prompt}', on_policy_share=0.5)

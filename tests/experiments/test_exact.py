@@ -85,6 +85,7 @@ def test_dpo_with_soft_labels_reaches_the_optimum(base):
     check_arrived(base, 'dpo')
 
 
+@pytest.mark.slow
 def test_ppo_reaches_the_optimum(base):
     ppo.train(
         ppo.PPOSettings(
@@ -105,6 +106,7 @@ def test_ppo_reaches_the_optimum(base):
     check_arrived(base, 'ppo')
 
 
+@pytest.mark.slow
 def test_rloo_reaches_the_optimum(base):
     grpo.train(
         grpo.GRPOSettings(

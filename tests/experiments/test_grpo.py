@@ -64,6 +64,7 @@ def numbers(folder):
     return [{k: v for k, v in record.items() if not k.startswith(('perf/', 'time/'))} for record in records]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole = grpo.train(settings(tmp_path, 'whole', **MUCH))
     write = MetricsWriter.write
@@ -85,6 +86,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, monkeypatch
     check_what_it_tells(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_devices_of_their_own_sample_what_all_devices_would(tmp_path):
     """Six devices train and two sample: the same prompts, rewards and, to rounding, parameters."""
     how = dict(batch_size=48, minibatches=1, update_epochs=1, max_steps=3, dynamic_sampling=True, ahead=1)
@@ -137,6 +139,7 @@ def check_what_it_tells(folder):
     assert len(first['rewards']) == 2 and 'step' in samples[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'how',
     [

@@ -63,6 +63,7 @@ def cut_off(monkeypatch, train, settings, tmp_path):
     return whole, read_records(tmp_path / 'cut/metrics.jsonl')
 
 
+@pytest.mark.slow
 def test_kto_resumes_exactly(folder, tmp_path, monkeypatch):
     make = lambda out: kto.KTOSettings(**common(folder, out, 'judged', max_steps=5, micro_batches=2))  # noqa: E731
     summary, metrics = cut_off(monkeypatch, kto.train, make, tmp_path)
@@ -82,6 +83,7 @@ def test_bco_on_comparisons(folder, tmp_path):
         means = [0.9 * m + 0.1 * record[f'rewards/{side}'] for m, side in zip(means, ('chosen', 'rejected'))]
 
 
+@pytest.mark.slow
 def test_online_dpo_resumes_exactly(folder, tmp_path, monkeypatch):
     given = dict(max_steps=5, reward=f'{folder}/rm:lcb', group_size=4, pairs='all', sync_reference=2, sync_share=0.5)
     given |= dict(minibatches=2, batch_size=64)
@@ -92,6 +94,7 @@ def test_online_dpo_resumes_exactly(folder, tmp_path, monkeypatch):
     assert min(spread) > 0 and 0 <= metrics[0]['judged/share'] <= 1
 
 
+@pytest.mark.slow
 def test_an_opponent(folder, tmp_path):
     (tmp_path / 'short.py').write_text('def short(prompt, completion):\n    return -len(completion)\n')
     given = dict(reward=f'{tmp_path}/short.py:short', method='nash_md', max_steps=2, batch_size=16)

@@ -281,7 +281,7 @@ def test_long_answers_scroll_together_or_apart(make_page, visit):
         share = 'n => n.scrollTop / (n.scrollHeight - n.clientHeight)'
         bodies = [page.locator('.response .body').nth(i) for i in range(2)]
         bodies[0].evaluate('n => { n.scrollTop = (n.scrollHeight - n.clientHeight) / 2; }')
-        page.wait_for_function('document.querySelectorAll(".response .body")[1].scrollTop > 0')
+        page.wait_for_timeout(300)
         assert abs(bodies[1].evaluate(share) - 0.5) < 0.02
         page.wait_for_timeout(150)
         press(page, 'l')

@@ -33,7 +33,9 @@ def run(folder, largest=resource.RLIM_INFINITY):
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     full = run(tmp_path / 'run', largest=20_000)
     assert full.returncode == 2, full.stderr
-    (line,) = [line for line in re.split('[\r\n]+', full.stderr) if line and not line.startswith('sft: ')]
+    lines = [line for line in re.split('[\r\n]+', full.stderr) if line and not line.startswith('sft: ')]
+    assert len(lines) == 1, lines
+    (line,) = lines
     assert line.startswith('error: ') and 'File too large' in line and 'the same command resumes' in line
     assert not (tmp_path / 'run/summary.json').exists()
     again = run(tmp_path / 'run')

@@ -38,7 +38,9 @@ def settings_of(case):
 
 
 def test_every_peer_recipe_is_held_against_its_peer():
-    ours = {path.stem.removeprefix('grpo_') for path in (ROOT / 'experiments/recipes').glob('grpo_*_*.flags')}
+    paths = (ROOT / 'experiments/recipes').glob('grpo_*_*.flags')
+    # Recipes of text environments have no peer.
+    ours = {path.stem.removeprefix('grpo_') for path in paths if '--env=' not in path.read_text()}
     assert ours == {case.split(' ')[0] for case in CASES if 'loss' in CASES[case]} - {'trl'}
 
 

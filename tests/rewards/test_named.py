@@ -114,7 +114,7 @@ def test_a_judges_log_odds(judge_folder, monkeypatch):
     # With a chat template the question is a message, and the answer a whole turn.
     monkeypatch.setattr(_loaded(str(folder))[2], 'chat_template', TEMPLATES['plain'])
     asked = [f'\n\nHuman: {question}\n\nAssistant:' for question in questions]
-    expected = [logp(a, '  Y', end=True) - logp(a, '  No', end=True) for a in asked]
+    expected = [logp(a, ' Y', end=True) - logp(a, ' No', end=True) for a in asked]
     np.testing.assert_allclose(judge(records, texts, **given), expected, atol=1e-4)
 
 
