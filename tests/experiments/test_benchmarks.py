@@ -35,6 +35,7 @@ def test_every_stage_steps_and_cached_references_change_no_loss():
     assert dpo == pytest.approx(cached, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_engine_draws_what_static_batches_draw_on_average():
     kinds = ('plain', 'engine', 'static')
     plain, engine, static = (generation.sampling(kind, 4, 8, 32, TOY)()['tokens'] for kind in kinds)
@@ -43,6 +44,7 @@ def test_the_engine_draws_what_static_batches_draw_on_average():
     assert 32 < engine < 32 * 12 and 32 < static < 32 * 12
 
 
+@pytest.mark.slow
 def test_a_grpo_step_is_told_in_two_halves(tmp_path):
     out = tmp_path / 'records.json'
     sizes = ['--prompts=16', '--group_size=2', '--prompt=8', '--new=8', '--rows=16', '--rounds=1', '--shape=toy']

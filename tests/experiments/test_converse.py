@@ -17,6 +17,7 @@ grpo = load_script(SCRIPTS / 'grpo.py')
 LENGTHS = dict(max_prompt_tokens=32, max_new_tokens=64)
 
 
+@pytest.mark.slow
 def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
     shown = converse.ConverseSettings(out=f'{tmp_path}/shown', env='calculator', demonstrations=40)
     assert converse.converse(shown) == {'demonstrations': 40}

@@ -52,6 +52,7 @@ def settings(folder, out, **given):
     return distill.DistillSettings(out=str(out), **{**common, **given})
 
 
+@pytest.mark.slow
 def test_the_policy_comes_to_its_teacher_and_a_cut_run_ends_alike(folder, tmp_path):
     long = dict(max_steps=12)
     whole = distill.train(settings(folder, tmp_path / 'whole', **long))

@@ -126,6 +126,7 @@ def test_without_the_harness_the_message_says_what_to_install(base, tmp_path, mo
         script.evaluate(settings)
 
 
+@pytest.mark.slow
 def test_what_the_harness_asks_is_what_the_trainer_computes(base):
     config, params, tokenizer = load_pretrained(base / 'sft/model')
     model = HarnessModel(config, params, tokenizer, batch_size=2)

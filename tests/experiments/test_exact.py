@@ -65,6 +65,7 @@ def check_arrived(base, name):
     assert float(jnp.abs(lost - BETA * distance)) < 1e-4
 
 
+@pytest.mark.slow
 def test_dpo_with_soft_labels_reaches_the_optimum(base):
     dpo.train(
         dpo.DPOSettings(

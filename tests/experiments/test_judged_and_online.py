@@ -72,6 +72,7 @@ def test_kto_resumes_exactly(folder, tmp_path, monkeypatch):
     assert metrics[0]['kl'] == 0 and metrics[0]['loss'] == pytest.approx(0.5, abs=1e-6) and metrics[-1]['kl'] >= 0
 
 
+@pytest.mark.slow
 def test_bco_on_comparisons(folder, tmp_path):
     summary = kto.train(kto.KTOSettings(**common(folder, tmp_path / 'bco', 'pairs', loss='bco')))
     metrics = read_records(tmp_path / 'bco/metrics.jsonl')

@@ -72,6 +72,7 @@ def test_a_reward_model_learns_by_an_adapter(start, tmp_path):
     assert set(model.params) == {'backbone', 'head'} and (tmp_path / 'adapter/adapter_config.json').exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_an_adapter_resumes(start, tmp_path):
     run(start, dpo, tmp_path / 'whole')
     run(start, dpo, tmp_path / 'parts', max_steps=2)

@@ -39,6 +39,7 @@ def test_dpo_takes_a_folder_and_a_file(tmp_path, capsys):
         train(model=str(tmp_path), data=str(pairs), steps=1)
 
 
+@pytest.mark.slow
 def test_ppo_raises_the_reward_of_its_task(capsys):
     train = load_script(MINIMAL / 'ppo.py').train
     history = train(task='exact', model='tiny', sft_steps=50, steps=12, batch_size=64, learning_rate=3e-3)

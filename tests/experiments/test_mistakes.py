@@ -171,6 +171,7 @@ def test_flags(base, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_models_that_do_not_fit(base, tmp_path):
     out = str(tmp_path / 'x')
     start = f'{base}/sft'

@@ -104,6 +104,7 @@ def records(folder):
     return {r['step']: {k: v for k, v in r.items()} for r in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [{}, {'num_seeds': 2, 'normalize_observations': True, 'scale_rewards': True}])
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, more):
     settings = CARTPOLE | more
@@ -219,6 +220,7 @@ def test_environments_of_gymnasium_are_learned_on_the_host(tmp_path, seeds):
     assert (tmp_path / 'episode.gif').read_bytes()[:3] == b'GIF'
 
 
+@pytest.mark.slow
 def test_kl_penalty_holds_its_target(tmp_path):
     free = {'loss_args': 'clip_low=1,clip_high=Infinity', 'entropy_coef': 0.0, 'learning_rate': 3e-3}
     settings = CARTPOLE | free | {'total_steps': 128 * 40, 'schedule': 'constant', 'update_epochs': 8}

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from rlax_ft.data.records import write_records
 from rlax_ft.harness.loading import load_script
 from rlax_ft.training.metrics import read_records
@@ -9,6 +11,7 @@ from rlax_ft.training.metrics import read_records
 ppo = load_script(Path(__file__).parents[2] / 'experiments/ppo.py')
 
 
+@pytest.mark.slow
 def test_rules_by_name_and_a_group_that_fails(tmp_path, caplog):
     good = [{'question': f'{i} + 1 =', 'answer': f'so it is\n#### {i + 1}'} for i in range(7)]
     write_records(tmp_path / 'data.jsonl', [*good, {'prompt': [{'role': 'user', 'content': 'no answer here'}]}])

@@ -191,6 +191,7 @@ def numbers(folder):
     return [{name: x for name, x in record.items() if not name.startswith('perf/')} for record in records]
 
 
+@pytest.mark.slow
 def test_a_reference_that_moves(base, tmp_path):
     for name, every in (('still', 0), ('late', 99), ('always', 1)):
         dpo.train(dpo_settings(base, tmp_path / name, sync_reference=every, max_steps=3))

@@ -96,6 +96,7 @@ def test_prompts_of_messages(data, tmp_path, monkeypatch):
     assert summary['steps'] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('packing', [False, True])
 def test_a_stream_that_was_cut_off_goes_on_exactly(data, tmp_path, monkeypatch, packing):
     given = {'streaming': True, 'packing': packing, 'max_steps': 6, 'eval_data': str(data / 'talks.jsonl')}
@@ -138,6 +139,7 @@ def beginning(path, folder, count=24):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('script', 'name'),
     [

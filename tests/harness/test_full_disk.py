@@ -30,6 +30,7 @@ def run(folder, largest=resource.RLIM_INFINITY):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     full = run(tmp_path / 'run', largest=20_000)
     assert full.returncode == 2, full.stderr

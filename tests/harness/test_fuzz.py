@@ -22,6 +22,7 @@ def test_no_mutation_is_a_fault(tmp_path, monkeypatch, name, count, least):
     assert outcomes.keys() == {'fine', 'one line'} and min(outcomes.values()) >= least
 
 
+@pytest.mark.slow
 def test_a_long_run_keeps_its_memory_and_compiles_nothing_late(tmp_path):
     figures = leaks.measure(tmp_path, updates=24, settled=12)
     assert figures['grown_mb'] < 20 and figures['compiled_late'] == [] and figures['compiled_often'] == {}

@@ -163,6 +163,7 @@ def test_other_scripts_on_two_processes_are_those_of_one_device(folder, tmp_path
     assert (tmp_path / 'two/ppo_env/learning_curve.png').exists()
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_saves_one_checkpoint_of_both_and_resumes(folder):
     """Stopped on the mesh of two processes, and resumed by one process on another mesh."""
     out = folder / 'stopped'
