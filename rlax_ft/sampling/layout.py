@@ -54,9 +54,14 @@ def laid_out(apply: Callable, params):
       apply: `Transformer.apply`, or any function of the same shape.
       params: its parameters; what is being traced is laid out where it stands.
     """
+    dtype = functools.cache(lambda: _activations(apply, params))
+    return _by_part(params, lambda part, joins: _kept.layout(part, apply, dtype, joins))
+
+
+def _activations(apply, params):
+    """The dtype that a model computes in; found by tracing it, which takes longer than to look a layout up."""
     cache = jax.eval_shape(lambda p: apply({'params': p}, 1, 1, method='init_cache'), params)
-    dtype = jax.tree.leaves(cache)[0].dtype
-    return _by_part(params, lambda part, joins: _kept.layout(part, dtype, joins))
+    return jax.tree.leaves(cache)[0].dtype
 
 
 def _by_part(params, layout):
@@ -152,15 +157,15 @@ class _Kept:
     def __init__(self):
         self._entries = collections.OrderedDict()
 
-    def layout(self, params, dtype, joins):
+    def layout(self, params, apply, dtype, joins):
         leaves = jax.tree.leaves(params)
         if not all(isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-            return _laid(params, dtype, joins)
-        key = (*map(id, leaves), dtype, joins, _apart(params), active_mesh())
+            return _laid(params, dtype(), joins)
+        key = (*map(id, leaves), apply, joins, _apart(params), active_mesh())
         if key not in self._entries:
             while len(self._entries) >= _KEPT:
                 self._entries.popitem(last=False)  # Before the new one is made.
-            laid = _compiled(params, dtype, joins)
+            laid = _compiled(params, dtype(), joins)
             drop = functools.partial(self._drop, key)
             self._entries[key] = laid, [weakref.ref(leaf, drop) for leaf in leaves]
         self._entries.move_to_end(key)
