@@ -65,7 +65,7 @@ class Evaluator:
         self._key, self._batch_size = jax.random.key(seed + 1000), min(batch_size, len(records))
         self._sample = make_sampler(apply, codec, temperature=temperature)
         self._reference, known = reference, reference_apply or apply
-        self._last: tuple[int, Samples] | None = None
+        self._last: tuple[int, dict[str, float]] | None = None
         self._logps = jax.jit(lambda params, rows: sequence_logps(known, {'params': params}, rows))
 
     def rollout(self, params, records: list[dict], key: jax.Array) -> tuple[Samples, TokenBatch]:
@@ -86,14 +86,13 @@ class Evaluator:
 
     def metrics(self, params, step: int) -> dict[str, float]:
         """`eval/kl`, `eval/length` and `eval/` + every measure, on the same prompts each time; writes samples down."""
-        samples = self._measure(params, step)
-        return {f'eval/{name}': value for name, value in samples.summary().items()}
+        return {f'eval/{name}': value for name, value in self._measure(params, step).items()}
 
     def finish(self, params, step: int) -> dict[str, float]:
         """The same numbers without `eval/`; of a step that has been measured, those that were found then."""
         if self._last is not None and self._last[0] == step:
-            return self._last[1].summary()
-        return self._measure(params, step).summary()
+            return self._last[1]
+        return self._measure(params, step)
 
     def _measure(self, params, step):
         samples = self.rollout(params, self._records, self._key)[0]
@@ -104,8 +103,8 @@ class Evaluator:
             kept = [r for r in before if r.get('step', 0) < step or (r.get('step') == step and 'advantages' in r)]
             shown = kept + samples.to_records(step)[:SHOWN]
             on_first(lambda: write_records(self._samples, shown), 'samples')
-        self._last = step, samples
-        return samples
+        self._last = step, samples.summary()
+        return self._last[1]
 
 
 def make_evaluator(

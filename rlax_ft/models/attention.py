@@ -198,12 +198,10 @@ def _attend_keys(query, key, value, *places, kernel, window, local_window=None, 
 
     arguments = (query, key, value, *places, *traced)
     kinds = ('heads',) * 3 + ('tokens',) * 2 + ('rows',) * 2 + (None,) * len(traced)
-    if _row_parts(query) > 1:
-        run = partial(_with_whole_rows, run)
-    mapped = over_devices(run, kinds, 'heads', arguments)
+    on_device = partial(_with_whole_rows, run) if _row_parts(query) > 1 else run
+    mapped = over_devices(on_device, kinds, 'heads', arguments)
     if mapped is None:
         # Rows or heads do not divide: the compiler splits what is no kernel of a vendor's.
-        run = run.args[0] if isinstance(run, partial) else run
         return run(*arguments, kernel='blockwise' if kernel in ('splash', 'cudnn') else kernel)
     return mapped(*arguments)
 

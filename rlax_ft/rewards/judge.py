@@ -15,6 +15,7 @@ import numpy as np
 
 from rlax_ft.data.codec import Codec, Text
 from rlax_ft.data.records import plain_text
+from rlax_ft.data.ragged import batch_width
 from rlax_ft.data.rows import token_rows
 from rlax_ft.errors import InputError
 from rlax_ft.hf.folder import load_pretrained
@@ -118,9 +119,8 @@ def _scored(model) -> Callable:
         prompts = [q for q in asked for _ in answers]
         # A text is continued as it stands; a message gets the answer as a message.
         rows = token_rows(codec, prompts, list(answers) * len(questions))
-        width = 1 << (rows.tokens.shape[1] - 1).bit_length()  # Few widths, so that few programs compile.
-        pad = min(width, config.max_length) - rows.tokens.shape[1]
-        rows = jax.tree.map(lambda leaf: np.pad(leaf, ((0, 0), (0, max(pad, 0)))), rows)
+        pad = batch_width(rows.tokens.shape[1], config.max_length) - rows.tokens.shape[1]
+        rows = jax.tree.map(lambda leaf: np.pad(leaf, ((0, 0), (0, pad))), rows)
         return map_rows(functools.partial(logps, params), rows, batch_size=_BATCH).reshape(len(questions), -1)
 
     return score

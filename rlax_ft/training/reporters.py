@@ -59,9 +59,11 @@ def _trackio(folder, start):
 def _own_name(folder: Path) -> str:
     """The folder's name with a number of its own, kept there: runs of one name elsewhere must not share a chart."""
     path = folder / 'reported_as.txt'
-    if not path.exists():
-        path.write_text(f'{folder.name}-{secrets.token_hex(4)}\n')
-    return path.read_text().strip()
+    name = path.read_text().strip() if path.exists() else ''
+    if not name:  # None yet, or a kill came between making the file and writing it.
+        name = f'{folder.name}-{secrets.token_hex(4)}'
+        path.write_text(f'{name}\n')
+    return name
 
 
 REPORTERS = {'tensorboard': _TensorBoard, 'wandb': _wandb, 'trackio': _trackio}
