@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from rlax_ft.data.codec import Codec, Text
-from rlax_ft.data.records import plain_text
 from rlax_ft.data.ragged import batch_width
+from rlax_ft.data.records import plain_text
 from rlax_ft.data.rows import token_rows
 from rlax_ft.errors import InputError
 from rlax_ft.hf.folder import load_pretrained
