@@ -1,6 +1,6 @@
 """Conversations whose beginning stays in the cache from turn to turn, against reading all of it again at each turn.
 
-    python experiments/benchmarks/conversations.py --turns=8 --rounds=5
+    python experiments/benchmarks/conversations.py --turns=8 --rounds=5 --record
 
 Both sides sample the same tokens from one random model; only what is read differs. A round times each side once.
 """
@@ -15,7 +15,7 @@ from absl import app, flags
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.tokenizers import train_tokenizer
 from rlax_ft.envs.text import TextEnvironment, TextStep
-from rlax_ft.harness.benchmark import ROUNDS, SHAPE, SHAPES, random_llama
+from rlax_ft.harness.benchmark import ROUNDS, SHAPE, SHAPES, random_llama, report
 from rlax_ft.harness.conversations import ConversationSettings, make_conversations
 from rlax_ft.models.transformer import Transformer
 
@@ -42,7 +42,7 @@ def talking(turns: int, told: int, prompt: int) -> TextEnvironment:
 
 
 def main(_):
-    """Prints seconds of both sides, of the clock and of the processors, and their ratios, by median."""
+    """Prints, and records, the seconds of both sides by median, of the clock and of the processors."""
     tokenizer = train_tokenizer('bytes', [])
     config, params = random_llama({**SHAPES[SHAPE.value], 'vocab': len(tokenizer)})
     env = talking(_TURNS.value, _TOLD.value, _PROMPT.value)
@@ -63,10 +63,15 @@ def main(_):
                 seconds[name].append(time.perf_counter() - start)
                 processor[name].append(time.process_time() - started)
     same = np.mean(tokens['cached'] == tokens['read again'])
-    for what, spent in (('seconds', seconds), ('processor seconds', processor)):
-        cached, again = (float(np.median(spent[name])) for name in sides)
-        print(f'{what}: cached {cached:.3f}, read again {again:.3f}, {again / cached:.2f} times')
-    print(f'{same:.1%} of tokens alike')
+    title = f'Conversations of {_TURNS.value} turns, {_ROWS.value} at a time, shape `{SHAPE.value}`'
+    rows = [row(what, spent) for what, spent in (('of the clock', seconds), ('of the processors', processor))]
+    report(title, rows, notes=[f'- the peer reads the conversation again at each turn; {same:.1%} of tokens alike'])
+
+
+def row(what: str, spent: dict[str, list[float]]) -> dict:
+    """The record of both sides' medians; `ratio` says how many times less the cached side takes."""
+    cached, again = (float(np.median(times)) for times in spent.values())
+    return {'name': f'seconds {what}', 'ours': cached, 'peer': again, 'unit': 's', 'ratio': again / cached}
 
 
 if __name__ == '__main__':
