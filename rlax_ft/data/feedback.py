@@ -75,7 +75,9 @@ def read_store(path: str | Path) -> Iterator[tuple[dict, str]]:
             row = joined_row(dict(zip(ROW_COLUMNS, values)), values[-2], json.loads(values[-1]))
             yield row, f'{path}, judgement {count}'
         connection.close()
-    except (sqlite3.Error, json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
+    except InputError:
+        raise
+    except (sqlite3.Error, ValueError, RecursionError, TypeError) as error:
         raise InputError(f'{path}: {store_fault(error)}; {count} judgements could be read before that') from error
 
 

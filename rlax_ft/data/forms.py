@@ -13,11 +13,10 @@ What is a conversation by nature becomes message lists, so that the chat templat
 the fields that records.py reads.
 """
 
-import json
 from collections import Counter
 
 from rlax_ft.data.messages import is_learned, message_list
-from rlax_ft.data.sources import kind
+from rlax_ft.data.sources import kind, parsed
 from rlax_ft.errors import InputError
 
 # The roles that ShareGPT files use, as transformers' templates call them.
@@ -34,6 +33,7 @@ _ROLES = {
     'observation': 'tool',
     'tool': 'tool',
 }
+_SPEAKERS = {role for role, ours in _ROLES.items() if ours == 'assistant'} | {'model', 'bot', 'ai', 'chatbot'}
 
 
 def convert(record: dict, where: str) -> dict:
@@ -62,7 +62,7 @@ def _listed(name, value):
     if name not in _LISTS or not isinstance(value, str) or not value.lstrip().startswith('['):
         return value
     try:
-        return json.loads(value)
+        return parsed(value)
     except (ValueError, RecursionError):
         return value  # What reads the field says that it is a text.
 
@@ -83,6 +83,7 @@ def _messages(record, where):
     messages = message_list(record['messages'], where, 'messages')
     answers = [i for i, message in enumerate(messages) if message['role'] == 'assistant']
     if not answers:
+        _check_roles(messages, where)
         return {'prompt': messages}
     if 'label' in record:
         return {'prompt': messages[: answers[-1]], 'completion': [messages[answers[-1]]], 'label': record['label']}
@@ -93,6 +94,16 @@ def _messages(record, where):
         )
     # What stands before the first answer that is learned is read only; what follows the last one teaches nothing.
     return {'prompt': messages[: learned[0]], 'completion': messages[learned[0] : learned[-1] + 1]}
+
+
+def _check_roles(messages, where):
+    """Refuses a conversation that ends with words under a role that other forms call the assistant."""
+    role = messages[-1]['role']
+    if role != 'assistant' and (role.lower() == 'assistant' or role.lower() in _SPEAKERS):
+        raise InputError(
+            f'{where}: field "messages", message {len(messages)}: the role is {role!r}; what is learned has the role '
+            'assistant'
+        )
 
 
 def _alpaca(record, where):

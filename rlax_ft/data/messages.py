@@ -3,13 +3,16 @@
 Leaves out how they become tokens (templates.py).
 """
 
-import json
-
-from rlax_ft.data.sources import kind
+from rlax_ft.data.sources import kind, parsed
 from rlax_ft.errors import InputError
 
-# OpenAI's and Axolotl's names for "learn this message" (1, true) or "read it only" (0, false).
-LEARN_FIELDS = ('weight', 'train')
+# What others call "learn this message" (1, true) or "read it only" (0, false): OpenAI, Axolotl, ms-swift; and the
+# opposite: torchtune.
+_LEARNED = ('weight', 'train', 'training', 'trainable', 'loss')
+_READ_ONLY = ('masked',)
+LEARN_FIELDS = (*_LEARNED, *_READ_ONLY)
+# These name parts of a message by their characters.
+_BY_CHARACTER = ('train_detail',)
 _TEXT_PARTS = ('text', 'input_text', 'output_text')
 
 
@@ -39,7 +42,8 @@ def tools_of(prompt) -> list[dict] | None:
 
 def is_learned(message: dict) -> bool:
     """Whether the assistant says it and nothing in it says that it is only to be read."""
-    return message['role'] == 'assistant' and all(message.get(field) in (None, 1) for field in LEARN_FIELDS)
+    read_only = any(message.get(field) == 0 for field in _LEARNED) or any(message.get(field) for field in _READ_ONLY)
+    return message['role'] == 'assistant' and not read_only
 
 
 def message_list(value, where: str, field: str) -> list[dict]:
@@ -62,14 +66,20 @@ def _message(message, place):
         raise InputError(f'{place}: "tool_calls" is {kind(calls)}; a list of objects was expected')
     for part in ('role', 'content'):
         # A call of a tool may come without content.
-        if not isinstance(message.get(part), str) and not (part == 'content' and message.get(part) is None and calls):
+        called = part == 'content' and message.get(part) is None and (calls or message.get('function_call'))
+        if not isinstance(message.get(part), str) and not called:
             state = f'"{part}" is {kind(given[part])}' if part in given else f'no "{part}"'
             raise InputError(f'{place}: {state}; a text was expected')
     for name in LEARN_FIELDS:
         if message.get(name) not in (None, 0, 1):
-            raise InputError(f'{place}: "{name}" is {message[name]!r}; use 1 (learned) or 0 (only read)')
-    if message.get('train') and message['role'] != 'assistant':
-        raise InputError(f'{place}: "train" is set for the role {message["role"]}; only the assistant\'s are learned')
+            right = '1 (only read) or 0 (learned)' if name in _READ_ONLY else '1 (learned) or 0 (only read)'
+            raise InputError(f'{place}: "{name}" is {message[name]!r}; use {right}')
+    for name in _BY_CHARACTER:
+        if message.get(name) is not None:
+            raise InputError(f'{place}: "{name}" names parts of a message; a message is learned whole, or only read')
+    asked = next((name for name in _LEARNED if name != 'weight' and message.get(name)), '')
+    if asked and message['role'] != 'assistant':
+        raise InputError(f'{place}: "{asked}" is set for the role {message["role"]}; only the assistant\'s are learned')
     return {key: part for key, part in message.items() if part is not None}
 
 
@@ -77,7 +87,7 @@ def _calls(message):
     """The calls of tools, which columns may hold as JSON text."""
     calls = message.get('tool_calls')
     try:
-        return json.loads(calls) if isinstance(calls, str) else calls
+        return parsed(calls) if isinstance(calls, str) else calls
     except (ValueError, RecursionError):
         return calls
 
@@ -103,19 +113,22 @@ def _content(content, place):
 def parse_tools(record: dict, where: str) -> list[dict] | None:
     """The field "tools" as a list of schemas; None without any. A text, or texts in a list, are read as JSON.
 
+    OpenAI's older "functions" become such schemas.
+
     Raises:
       InputError: it is something else.
     """
-    tools = record.get('tools')
+    name = 'tools' if record.get('tools') or not record.get('functions') else 'functions'
+    tools = record.get(name)
     try:
-        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+        tools = parsed(tools) if isinstance(tools, str) and tools.strip() else tools
         if isinstance(tools, list):
-            tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f'{where}: field "tools" is a text that is not JSON ({error})') from error
+            tools = [parsed(tool) if isinstance(tool, str) else tool for tool in tools]
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{where}: field "{name}" is a text that is not JSON ({error})') from error
     if not tools and (tools is None or isinstance(tools, str | list)):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         found = kind(tools) if not isinstance(tools, list) else 'a list of other things'
-        raise InputError(f'{where}: field "tools" is {found}; a list of schemas (objects) was expected')
-    return tools
+        raise InputError(f'{where}: field "{name}" is {found}; a list of schemas (objects) was expected')
+    return tools if name == 'tools' else [{'type': 'function', 'function': tool} for tool in tools]

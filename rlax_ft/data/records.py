@@ -198,10 +198,10 @@ def _is_ranking(record):
 
 def _tooled(record, where):
     """The record with its tools read, and in its prompt, too; beside a text "tools" is a field like any other."""
-    if isinstance(record['prompt'], str) or 'tools' not in record:
+    if isinstance(record['prompt'], str) or not record.keys() & {'tools', 'functions'}:
         return record
     tools = parse_tools(record, where)
-    rest = {name: value for name, value in record.items() if name != 'tools'}
+    rest = {name: value for name, value in record.items() if name not in ('tools', 'functions')}
     return {**rest, 'prompt': with_tools(record['prompt'], tools), 'tools': tools} if tools else rest
 
 
@@ -245,10 +245,29 @@ def _answers(record, fields, where):
                 raise InputError(f'{where}: field "{field}": every message of the assistant has the weight 0')
         prompt = values['prompt'] = _as_messages(values['prompt'], 'user')
         for field in fields:
-            # A whole conversation, whose beginning the prompt repeats.
-            if len(values[field]) > len(prompt) and values[field][: len(prompt)] == prompt:
-                values[field] = values[field][len(prompt) :]
+            values[field] = values[field][_repeated(prompt, values[field]) :]
+        leads = [_lead(values[field]) for field in fields]
+        other = next((field for field, lead in zip(fields, leads) if lead != leads[0]), '')
+        if other:
+            raise InputError(
+                f'{where}: fields "{fields[0]}" and "{other}" begin with other messages before the assistant\'s first; '
+                'what is compared must answer the same prompt'
+            )
     return _tooled({**_other(record), **values}, where)
+
+
+def _repeated(prompt, answer):
+    """How many messages of a whole conversation the prompt has already: all of its own, or those at its end."""
+    if len(answer) > len(prompt) and answer[: len(prompt)] == prompt:
+        return len(prompt)
+    if answer[0]['role'] == 'assistant':
+        return 0
+    counts = range(min(len(prompt), len(answer) - 1), 0, -1)
+    return next((count for count in counts if prompt[-count:] == answer[:count]), 0)
+
+
+def _lead(messages):
+    return list(itertools.takewhile(lambda message: message['role'] != 'assistant', messages))
 
 
 def _as_messages(value, role):

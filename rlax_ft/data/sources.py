@@ -161,13 +161,32 @@ def _open(path, newline=None):
     return io.TextIOWrapper(pyarrow.input_stream(str(path), compression='zstd'), **how)
 
 
+def parsed(text: str):
+    """What a JSON text within a record holds, lone surrogates replaced by U+FFFD.
+
+    Raises:
+      ValueError: it is no JSON.
+      RecursionError: it is nested too deeply.
+    """
+    return _scrubbed(json.loads(text, object_pairs_hook=_unique))
+
+
+def _unique(pairs):
+    """An object none of whose keys is there twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f'the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice')
+    return value
+
+
 def _parse(text, where, expected):
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         place = f'column {error.colno}' if error.lineno == 1 else f'line {error.lineno}, column {error.colno}'
         raise InputError(f'{where}: not JSON ({error.msg} at {place}); {expected} was expected') from error
-    except (ValueError, RecursionError) as error:  # A number of thousands of digits; lists in lists in lists.
+    except (ValueError, RecursionError) as error:  # A key twice; a number of thousands of digits; lists in lists.
         raise InputError(f'{where}: not JSON that can be read ({error}); {expected} was expected') from error
 
 

@@ -76,7 +76,7 @@ def read_run(folder: str | Path) -> RunRecords:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 continue
             raise InputError(f'{file}:{number}: not JSON ({error}); give one object a line') from error

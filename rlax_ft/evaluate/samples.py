@@ -35,8 +35,9 @@ def read_samples(path: str | Path) -> tuple[list[dict], bool]:
     Raises:
       InputError: no such file, no record, or one that is not as above, with file and line.
     """
-    file = Path(path) / 'samples.jsonl' if Path(path).is_dir() else Path(path)
+    file = Path(path)
     try:
+        file = file / 'samples.jsonl' if file.is_dir() else file
         # Not splitlines: a completion may hold other characters that end a line.
         lines = file.read_text(encoding='utf-8').split('\n')
     except (OSError, UnicodeDecodeError) as error:
@@ -49,7 +50,7 @@ def read_samples(path: str | Path) -> tuple[list[dict], bool]:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # Also a number of thousands of digits.
             cut = number == len(lines) and number > 1
             if not cut:
                 raise InputError(f'{file}:{number}: not JSON ({error}); give one object a line') from error

@@ -64,6 +64,10 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
     except KeyboardInterrupt as interrupt:
         print('stopped; the same command resumes from what has been saved', file=sys.stderr)
         sys.exit(128 + (interrupt.args or (signal.SIGINT,))[0])
+    except SystemExit as end:  # Nothing of ours calls it in there: the run would end half done, perhaps with code 0.
+        called = f'sys.exit({"" if end.code is None else repr(end.code)[:80]})'
+        print(f'error: {called} was called by what a flag names; take it out there', file=sys.stderr)
+        leave(2)
     except Exception as error:
         reason = storage_failure(error)
         if reason is None:

@@ -52,12 +52,15 @@ def unpaired_loss(loss: Callable, name: str) -> tuple[Callable, str]:
     rows = jax.ShapeDtypeStruct((3,), jnp.float32)
     arrays = [rows, rows, jax.ShapeDtypeStruct((3,), bool), *([jax.ShapeDtypeStruct((), jnp.float32)] if kind else [])]
     try:
-        shape = jax.eval_shape(loss, *arrays).shape
-    except Exception as error:  # A user's function may raise whatever it likes.
+        found = jax.eval_shape(loss, *arrays)
+        shape, dtype = found.shape, found.dtype
+    except (Exception, SystemExit) as error:  # A user's function may raise whatever it likes.
         reason = ' '.join(str(error).split())[:200]
         raise InputError(f'--loss={name}: {type(error).__name__}: {reason}; a loss is {_EXPECTED}') from error
     if shape != (3,):
         raise InputError(f'--loss={name}: gives shape {shape} for 3 answers; a loss is {_EXPECTED}')
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f'--loss={name}: gives {dtype}, which has no gradient; a loss is {_EXPECTED}')
     return (loss if kind else lambda logps, refs, desirable, _: loss(logps, refs, desirable)), kind
 
 

@@ -95,7 +95,10 @@ def check_pair_loss(loss: Callable, name: str) -> frozenset[str]:
     used = {id(variable) for equation in traced.eqns for variable in equation.invars}
     used |= {id(variable) for variable in traced.outvars}
     # The order of a struct's leaves is that of its fields.
-    return frozenset(field for field, variable in zip(fields, traced.invars) if id(variable) in used)
+    read = frozenset(field for field, variable in zip(fields, traced.invars) if id(variable) in used)
+    if not read:
+        raise InputError(f'--loss={name}: reads nothing of the pair, so nothing is learned; use its log-probabilities')
+    return read
 
 
 def check_token_loss(loss: Callable, name: str) -> None:
@@ -125,7 +128,7 @@ def find_function(name: str, flag: str) -> Callable:
         function = getattr(home, attribute)
     except InputError:
         raise
-    except Exception as error:  # A user's module may raise whatever it likes as it is imported.
+    except (Exception, SystemExit) as error:  # A user's module may raise whatever it likes as it is imported.
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise InputError(f'--{flag}={name}: {reason}; give MODULE:FUNCTION or FILE.py:FUNCTION') from error
     if not callable(function):
@@ -170,11 +173,15 @@ def _tried(loss, arrays, shape, name, expected):
     try:
         closed = jax.make_jaxpr(loss)(*arrays)
         found = [aval.shape for aval in closed.out_avals]
-    except Exception as error:  # A user's function may raise whatever it likes.
+    except (Exception, SystemExit) as error:  # A user's function may raise whatever it likes.
         reason = ' '.join(str(error).split())[:200]
         raise InputError(f'--loss={name}: {type(error).__name__}: {reason}; a loss is {expected}') from error
     if found != [shape]:
         raise InputError(f'--loss={name}: gives shape {", ".join(map(str, found))} for {shape}; a loss is {expected}')
+    if not jnp.issubdtype(closed.out_avals[0].dtype, jnp.floating):
+        raise InputError(
+            f'--loss={name}: gives {closed.out_avals[0].dtype}, which has no gradient; a loss is {expected}'
+        )
     return closed.jaxpr
 
 
@@ -186,7 +193,7 @@ def _parse_value(text, default, where):
     """
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # Also a number of thousands of digits; lists in lists.
         value = text
     number = isinstance(default, int | float) and not isinstance(default, bool)
     if value != value or (number and (isinstance(value, bool) or not isinstance(value, int | float))):

@@ -108,6 +108,7 @@ def open_run(settings: RunSettings, name: str) -> Run:
     folder = Path(settings.out or from_first(lambda: str(_default_folder(settings, name))))
     if folder.exists() and not folder.is_dir():
         raise InputError(f'--out={folder}: is a file; give a folder')
+    _check_place(folder)
     if not settings.resume:
         on_first(lambda: _put_away(folder), 'old run')
     saved = _saved_flags(folder)
@@ -183,6 +184,15 @@ def _default_folder(settings, name):
         if not folder.exists() or ((folder / 'flags.txt').exists() and not differing(settings, _saved_flags(folder))):
             return folder
     raise InputError(f'runs/{name}: ten thousand runs are there; give --out')
+
+
+def _check_place(folder):
+    """Refuses a folder in which another run keeps what is its own, such as its checkpoints."""
+    inner = folder.resolve()
+    for outer in inner.parents:
+        own = inner.relative_to(outer).parts[0] in ('checkpoints', 'model', 'tokenizer', 'profile')
+        if own and (outer / 'flags.txt').exists():
+            raise InputError(f'--out={folder}: is within what the run in {outer} has written; give another folder')
 
 
 def _put_away(folder):

@@ -42,6 +42,7 @@ def flag(
 
 
 _MOST = 2**31 - 1  # Of an integer that has no other bound: what jax counts with.
+_LARGEST = 1e12  # Of a number that has no other bound: its products are still within float32.
 _DTYPES = ('float32', 'bfloat16')
 
 
@@ -331,8 +332,12 @@ def _check_value(settings, field):
         raise InputError(f'{name}: must be one of {", ".join(filter(None, field.metadata["choices"]))}')
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f'{name}: must be a finite number')
-    if isinstance(value, int) and at_most is None:
-        at_most = _MOST
+    if isinstance(value, str) and '\0' in value:
+        raise InputError(f'--{field.name}={value[:40]!r}: has a NUL character, which no name has')
+    if isinstance(value, int | float) and at_most is None:
+        at_most = _LARGEST if isinstance(value, float) else _MOST
+    if isinstance(value, float) and at_least is None and above is None:
+        at_least = -_LARGEST
     for bound, words, good in (
         (at_least, 'at least', lambda b: value >= b),
         (above, 'above', lambda b: value > b),

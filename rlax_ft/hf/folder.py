@@ -124,7 +124,7 @@ def _listed_ends(folder):
         ends = read_json(path).get('eos_token_id') if path.is_file() else None
         if ends is not None:
             ids = ends if isinstance(ends, list) else [ends]
-            if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            if not all(isinstance(i, int) and not isinstance(i, bool) and i < 2**31 for i in ids):
                 raise InputError(f'{path}: eos_token_id is {str(ends)[:40]}; an id or a list of ids was expected')
             return tuple(i for i in ids if i >= 0)
     return ()

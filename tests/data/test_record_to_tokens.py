@@ -303,7 +303,7 @@ def test_sides_of_the_same_tokens_are_left_out(caplog):
 
 
 @pytest.mark.parametrize('tagged', [True, False])
-@pytest.mark.parametrize('field', [{'weight': 0}, {'train': False}])
+@pytest.mark.parametrize('field', [{'weight': 0}, {'train': False}, {'loss': False}, {'masked': True}])
 def test_messages_that_are_only_read_are_not_learned(tmp_path, tagged, field):
     template = TEMPLATES['chatml'] if tagged else WITH_TOOLS
     tokenizer = bytes_tokenizer(template)

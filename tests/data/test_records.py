@@ -262,7 +262,11 @@ def test_mistakes_in_arrays_name_the_record(tmp_path, text, message):
         ),
         ({'messages': [USER, {**ANSWER, 'weight': 0}]}, 'every message of the assistant has the weight 0'),
         ({'messages': [{**USER, 'train': True}, ANSWER]}, 'message 1: "train" is set for the role user'),
+        ({'messages': [USER, {**ANSWER, 'train_detail': []}]}, 'message 2: "train_detail" names parts of a message'),
+        ({'messages': [USER, {**ANSWER, 'role': 'model'}]}, "message 2: the role is 'model'; what is learned has"),
         ({'messages': [USER, ANSWER], 'tools': '{'}, 'field "tools" is a text that is not JSON'),
+        ({'messages': [USER, ANSWER], 'tools': f'[{"1" * 5000}]'}, 'field "tools" is a text that is not JSON'),
+        ({'messages': [USER, ANSWER], 'functions': 3}, 'field "functions" is a number; a list of schemas'),
         ({'messages': [USER, ANSWER], 'tools': {'name': 'f'}}, 'field "tools" is an object; a list of schemas'),
         ({'prompt': 'p', 'completions': ['a', 'b'], 'ranks': [0, 2**40]}, '"ranks" must be a list of whole numbers'),
         ({'instruction': 'q', 'output': 'a', 'history': [['q']]}, 'field "history", entry 1: a pair of texts'),
@@ -404,6 +408,15 @@ def test_what_a_record_says_overrules_a_guess(tmp_path):
     follow = {'role': 'user', 'content': 'and?'}
     pair = {'prompt': [USER, ANSWER], 'chosen': [follow, ANSWER], 'rejected': [follow, OTHER]}
     assert read_pairs(file_of(tmp_path, pair)) == [pair]
+    # What a prompt ends with stands in it once, and what is compared answers one prompt.
+    talk, system = [USER, ANSWER, follow], {'role': 'system', 'content': 's'}
+    for repeated in ({'chosen': [follow, OTHER], 'rejected': [*talk, ANSWER]}, {'chosen': [follow, OTHER]}):
+        pair = {'prompt': [system, *talk], 'rejected': [ANSWER], **repeated}
+        sides = {'chosen': [OTHER], 'rejected': [ANSWER]}
+        assert read_pairs(file_of(tmp_path, pair)) == [{'prompt': pair['prompt'], **sides}]
+    pair = {'prompt': [USER], 'chosen': [follow, OTHER], 'rejected': [ANSWER]}
+    with pytest.raises(InputError, match='"chosen" and "rejected" begin with other messages'):
+        read_pairs(file_of(tmp_path, pair))
     # Answers that are only to be read stand in the prompt.
     read_only = {**ANSWER, 'weight': 0}
     talk = [USER, read_only, USER, OTHER, USER, read_only]
@@ -418,5 +431,8 @@ def test_tools_are_read_from_every_storage_and_travel_with_the_prompt(tmp_path):
     for empty in ([], '', '[]', 'null'):
         record = read_demonstrations(file_of(tmp_path, {'messages': [USER, ANSWER], 'tools': empty}))[0]
         assert record == {'prompt': [USER], 'completion': [ANSWER]}
+    old = {'messages': [USER, {'role': 'assistant', 'content': None, 'function_call': {'name': 'f'}}]}
+    record = read_demonstrations(file_of(tmp_path, {**old, 'functions': [tools[0]['function']]}))[0]
+    assert record['tools'] == tools and record['completion'] == [{'role': 'assistant', 'function_call': {'name': 'f'}}]
     # Beside a text it is a field like any other.
     assert read_prompts(file_of(tmp_path, {'prompt': 'p', 'tools': 'a saw'})) == [{'prompt': 'p', 'tools': 'a saw'}]

@@ -66,11 +66,16 @@ def test_lists_that_a_column_holds_as_json(tmp_path):
     call = {'role': 'assistant', 'tool_calls': json.dumps([{'function': {'name': 'f'}}])}
     read = read_demonstrations(store(tmp_path / 'x.jsonl', [{'messages': [USER, call]}]))
     assert read[0]['completion'][0]['tool_calls'] == [{'function': {'name': 'f'}}]
+    # A surrogate that JSON text within a record names is found, too.
+    broken = {'messages': '[{"role": "user", "content": "\\ud83d"}]', 'tools': '[{"name": "\\ud83d"}]'}
+    read = read_prompts(store(tmp_path / 'x.jsonl', [broken]))[0]
+    assert read['prompt'][0]['content'] == read['tools'][0]['name'] == '\ufffd'
 
 
 @pytest.mark.parametrize(
     'name, content, match',
     [
+        ('x.jsonl', b'{"prompt": "a", "prompt": "b"}', r"x.jsonl, line 1: .*the key 'prompt' is there twice"),
         ('x.csv', b'a,b\n1\n', r'x.csv, line 2: 1 cells, and the first line names 2'),
         ('x.csv', b'a,a\n1,2\n', r"x.csv, line 1: two columns are called 'a'"),
         ('x.csv', b'prompt\n"a\n', r'x.csv, after line \d: no table'),

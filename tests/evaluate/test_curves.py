@@ -72,7 +72,12 @@ def test_folders_are_read(tmp_path):
     file.write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
     found = read_run(tmp_path)
     assert found.flags == {'beta': '0.1', 'loss_args': 'a=1,b=2'} and found.records == [{'step': 1, 'loss': 2}]
-    for text, match in (('', 'holds no record yet'), ('x\n', ':1: not JSON'), ('{"loss": 2}\n', ':1: a record is')):
+    for text, match in (
+        ('', 'holds no record yet'),
+        ('x\n', ':1: not JSON'),
+        ('1' * 5000 + '\n0\n', ':1: not JSON'),
+        ('{"loss": 2}\n', ':1: a record is'),
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match=match):
             read_run(tmp_path)

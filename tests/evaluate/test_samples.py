@@ -45,6 +45,11 @@ def test_files_and_folders_are_read_whole(tmp_path):
     # A run that is writing: the last line is cut off, and only that one may be.
     write(file, json.dumps(BARE), '{"prompt": "x', end='')
     assert read_samples(file) == ([BARE], True)
+    with pytest.raises(InputError, match=r'cannot be read'):
+        read_samples('a' * 5000)
+    write(file, '{"reward": ' + '1' * 5000 + '}', json.dumps(BARE))
+    with pytest.raises(InputError, match=r'samples.jsonl:1: not JSON'):
+        read_samples(file)
     write(file, '{"prompt": "x', json.dumps(BARE))
     with pytest.raises(InputError, match=r'samples.jsonl:1: not JSON'):
         read_samples(file)

@@ -1,15 +1,17 @@
 """What flags and records show to be wrong before anything is sampled or compiled, in every script that takes them."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from rlax_ft.errors import InputError
-from rlax_ft.harness.command_line import parse
+from rlax_ft.harness.command_line import parse, run_script
 from rlax_ft.harness.comparisons import check_alone
 from rlax_ft.harness.loading import check_pair_loss, check_token_loss, load_loss, load_script
 from rlax_ft.harness.rewards import make_reward
+from rlax_ft.harness.settings import RunSettings
 
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
 SETTINGS = {
@@ -66,6 +68,30 @@ def test_a_loss_that_is_none(script, given):
     with pytest.raises(InputError, match=f'^--loss={given}') as caught:
         checked(script, f'loss={given}')
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'body, message',
+    [
+        ('raise SystemExit(0)', 'SystemExit: 0'),
+        ('def f(pair, *, beta=0.1):\n    raise SystemExit(0)', 'SystemExit: 0'),
+        ('def f(pair, *, beta=0.1):\n    return pair.chosen > 0', 'gives bool, which has no gradient'),
+        ('def f(pair, *, beta=0.1):\n    return __import__("jax").numpy.ones(3)', 'nothing'),
+    ],
+)
+def test_a_loss_of_ones_own_that_ends_the_program_or_teaches_nothing(tmp_path, body, message):
+    (tmp_path / 'mine.py').write_text(body)
+    with pytest.raises(InputError, match=f'mine.py:f: .*{message}'):
+        checked('dpo', f'loss={tmp_path}/mine.py:f')
+
+
+def test_a_function_that_ends_the_program_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['sft.py'])
+    with pytest.raises(SystemExit) as end:
+        run_script(RunSettings, lambda settings: sys.exit(0))
+    assert end.value.code == 2 and capsys.readouterr().err == (
+        'error: sys.exit(0) was called by what a flag names; take it out there\n'
+    )
 
 
 @pytest.mark.parametrize('script', ['dpo', 'ppo', 'grpo', 'kto', 'online_dpo'])

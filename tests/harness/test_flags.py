@@ -95,6 +95,17 @@ def test_help_has_every_flag_once_by_group_with_its_default(script):
     }
 
 
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_numbers_whose_products_float32_cannot_hold_are_refused(script):
+    flags = [f for f in dataclasses.fields(settings_of(script)) if isinstance(f.default, float)]
+    for name, value in [(f.name, v) for f in flags for v in ('1e38', '-1e38', 'inf', 'nan')]:
+        with pytest.raises(InputError, match=rf'^--{name}=\S+: must be '):
+            parse(settings_of(script), [f'--{name}={value}'])
+    name = 'data' if script == 'inspect_data' else 'out'
+    with pytest.raises(InputError, match=rf'^--{name}=.*: has a NUL character'):
+        parse(settings_of(script), [f'--{name}=a\0b'])
+
+
 def test_a_flag_without_what_it_needs_is_refused():
     sft = settings_of('sft')
     with pytest.raises(InputError, match=r'--lora_alpha=4.0: has no effect without --lora_rank'):

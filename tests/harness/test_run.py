@@ -43,6 +43,16 @@ def steps(folder, last, given=None, on_step=lambda step: None):
     return last - start
 
 
+def test_a_run_is_not_begun_within_what_another_has_written(tmp_path):
+    (tmp_path / 'a/model').mkdir(parents=True)
+    (tmp_path / 'a/flags.txt').write_text('--seed=0\n')
+    for name in ('a/model', 'a/checkpoints/new'):
+        with pytest.raises(InputError, match=f'--out=.*{name}: is within what the run in .*a has written'):
+            open_run(settings(tmp_path / name), 'x')
+    assert not list((tmp_path / 'a/model').iterdir()) and not (tmp_path / 'a/checkpoints').exists()
+    open_run(settings(tmp_path / 'a/stage'), 'x')  # As rlhf.py keeps its stages.
+
+
 def test_fewer_steps_than_were_taken_are_refused_and_the_folder_stays(tmp_path):
     assert steps(tmp_path, 6) == 6
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}

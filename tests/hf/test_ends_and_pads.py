@@ -63,9 +63,11 @@ def test_the_ids_that_a_folder_lists_stop_our_sampler(tmp_path):
     path.unlink()
     edit(tmp_path / 'config.json', eos_token_id=[2, 6])
     assert Codec(read_tokenizer(tmp_path), 4, 4).eos_ids == (2, 6)
-    path.write_text('{"eos_token_id": "x"}')
-    with pytest.raises(InputError, match=r'generation_config.json: eos_token_id is x; an id or a list of ids'):
-        load_pretrained(tmp_path)
+    for given in ('x', [2, 2**40]):
+        edit(path.with_name('config.json'), eos_token_id=2)
+        path.write_text(json.dumps({'eos_token_id': given}))
+        with pytest.raises(InputError, match=r'generation_config.json: eos_token_id is .*; an id or a list of ids'):
+            load_pretrained(tmp_path)
 
 
 def edit(path, **entries):
