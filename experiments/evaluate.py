@@ -40,7 +40,9 @@ class EvaluateSettings(DataSettings, RunSettings):
         ('samples', 'pairs'),
     )
     models: str = flag(
-        '', '[NAME=]PATH, several with commas: run folders, their checkpoints/STEP, model folders, hub ids.'
+        '',
+        '[NAME=]PATH, several with commas: run folders, their checkpoints/STEP, model folders, hub ids; of an ensemble '
+        'of reward models also runs/rm:min or runs/rm:lcb=K.',
     )
     reference: str = flag('', 'Model to which the KL of policies is measured; of --on=pairs the implicit reward.')
     reward: str = flag(
