@@ -3,6 +3,7 @@
     python experiments/converse.py --env=calculator --demonstrations=4000 --out=runs/shown
     python experiments/sft.py --data=runs/shown/demonstrations.jsonl --tokenizer=bytes --model=tiny --out=runs/sft
     python experiments/converse.py --env=calculator --init_from=runs/sft --out=runs/played
+    python experiments/converse.py --env=my_talks.py:counts --data=numbers.jsonl --model=FOLDER_OR_ID
 
 An environment of your own is MODULE:FUNCTION; --data gives its records where it brings none. Leaves out training.
 """
@@ -19,7 +20,7 @@ from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.conversations import ConversationSettings, make_conversations, text_environment
 from rlax_ft.harness.run import open_run
 from rlax_ft.harness.settings import LanguageSettings, flag
-from rlax_ft.harness.starting_model import make_codec, starting_model
+from rlax_ft.harness.starting_model import make_codec, model_source, starting_model
 from rlax_ft.models.transformer import Transformer
 
 _BATCH = 64
@@ -32,7 +33,9 @@ class ConverseSettings(ConversationSettings, LanguageSettings):
     demonstrations: int = flag(
         0, "Write so many of the environment's own demonstrations, and play nothing; no model is needed.", at_least=0
     )
-    conversations: int = flag(256, 'How many conversations to play, each from another record.', at_least=1)
+    conversations: int = flag(
+        256, 'How many conversations to play, each from another record as long as there are any.', at_least=1
+    )
     temperature: float = flag(1.0, 'Of sampling; 0 takes the likeliest token.', at_least=0)
 
 
@@ -41,9 +44,9 @@ def converse(settings: ConverseSettings) -> dict:
     env = text_environment(settings.env)
     if settings.task:
         raise InputError(f'--task={settings.task}: has no effect here; --env says what is learned')
-    if not settings.demonstrations and not settings.init_from:
-        raise InputError('--init_from: give the run folder of the model that talks, or --demonstrations')
-    for name in ('init_from', 'data', 'conversations', 'temperature') if settings.demonstrations else ():
+    if not settings.demonstrations and not model_source(settings):
+        raise InputError('--init_from, --model: give the run folder or model that talks, or --demonstrations')
+    for name in ('init_from', 'model', 'data', 'conversations', 'temperature') if settings.demonstrations else ():
         if getattr(settings, name) != getattr(ConverseSettings, name):
             raise InputError(
                 f'--{name}={getattr(settings, name)}: has no effect beside --demonstrations; leave one out'
@@ -87,7 +90,7 @@ def conversation_records(settings: ConverseSettings, env: TextEnvironment) -> li
       InputError: neither the environment nor --data says it.
     """
     if settings.data:
-        records = read_prompts(settings.data)
+        records = read_prompts(settings.data, optional=True)
         return [records[i % len(records)] for i in range(settings.conversations)]
     if env.records is None:
         raise InputError(f'--env={settings.env}: brings no records of its own; give --data')

@@ -1,7 +1,7 @@
 """Trained models measured: policies on samples, reward models and other judges on comparisons, several side by side.
 
     python experiments/evaluate.py --task=reviews --models=runs/sft,runs/dpo,runs/ppo --reference=runs/sft
-    python experiments/evaluate.py --models=runs/sft,runs/ppo --data=problems.jsonl --reward=my_rewards.py:is_right \
+    python experiments/evaluate.py --models=runs/sft,runs/ppo --data=problems.jsonl --reward=my_rewards.py:is_right \\
         --samples=16 --pass_at=1,4,16
     python experiments/evaluate.py --models=runs/sft,runs/dpo --data=prompts.jsonl --judge=my_judge.py:better
     python experiments/evaluate.py --on=pairs --models=runs/rm,ORG/REWARD_MODEL --data=rewardbench.jsonl
@@ -40,7 +40,9 @@ class EvaluateSettings(DataSettings, RunSettings):
         ('samples', 'pairs'),
     )
     models: str = flag(
-        '', '[NAME=]PATH, several with commas: run folders, their checkpoints/STEP, model folders, hub ids.'
+        '',
+        '[NAME=]PATH, several with commas: run folders, their checkpoints/STEP, model folders, hub ids; of an ensemble '
+        'of reward models also runs/rm:min or runs/rm:lcb=K.',
     )
     reference: str = flag('', 'Model to which the KL of policies is measured; of --on=pairs the implicit reward.')
     reward: str = flag(

@@ -19,6 +19,7 @@ from rlax_ft.data.forms import convert
 from rlax_ft.data.packing import batch_padding, pack_rows, padding_share, row_lengths
 from rlax_ft.data.records import read_demonstrations, read_judged, read_pairs, read_prompts, read_rankings, record_texts
 from rlax_ft.data.rows import fitting, ragged_rows
+from rlax_ft.data.scored import read_scored, read_steps
 from rlax_ft.data.show import count_table, legend, row_text, wants_colour
 from rlax_ft.data.sources import read_raw
 from rlax_ft.data.templates import Dialogue
@@ -33,6 +34,8 @@ READERS = {
     'judged': read_judged,
     'pairs': read_pairs,
     'rankings': read_rankings,
+    'ratings': read_scored,
+    'solutions': lambda source: [r | {'completion': ''.join(f'{s}\n' for s in r['steps'])} for r in read_steps(source)],
     'prompts': read_prompts,
 }
 
@@ -71,7 +74,9 @@ def inspect(settings: InspectSettings) -> dict:
 def kind_of(source: str) -> str:
     """What the first record of a source is."""
     record = next((convert(raw, where) for raw, where in read_raw(source)), {})
-    fields = {'chosen': 'pairs', 'completions': 'rankings', 'label': 'judged', 'completion': 'demonstrations'}
+    fields = dict.fromkeys(('score', 'rating', 'scores', 'ratings'), 'ratings') if 'chosen' not in record else {}
+    fields |= {'labels': 'solutions', 'chosen': 'pairs', 'completions': 'rankings', 'label': 'judged'}
+    fields |= {'completion': 'demonstrations'}
     return next((kind for field, kind in fields.items() if field in record), 'prompts')
 
 
@@ -80,6 +85,10 @@ def show_record(codec, number, record, colour) -> None:
     answers = {k: record[k] for k in ('completion', 'chosen', 'rejected') if k in record}
     if 'ranks' in record:
         answers = {f'rank {rank}': c for rank, c in zip(record['ranks'], record['completions'])}
+    for name in ('score', 'labels'):
+        if name in record and 'completion' in record:
+            numbers = ', '.join(f'{number:g}' for number in np.atleast_1d(record[name]))
+            answers = {f'{name} {numbers}': record['completion']}
     if 'label' in record:
         answers = {f'label {str(record["label"]).lower()}': record['completion']}
     rows = codec.encode([record['prompt']] * len(answers), list(answers.values()))

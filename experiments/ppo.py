@@ -25,7 +25,7 @@ from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import aggregation, check_token_loss, load_loss
-from rlax_ft.harness.rollouts import RolloutSettings, check_groups, make_collector, prompt_records
+from rlax_ft.harness.rollouts import RolloutSettings, TokenLossSettings, check_groups, make_collector, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
@@ -36,11 +36,9 @@ from rlax_ft.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOSettings(RolloutSettings, EvalSettings, Settings):
+class PPOSettings(TokenLossSettings, RolloutSettings, EvalSettings, Settings):
     """Flags of ppo.py."""
 
-    loss: str = flag('ppo_clip', 'ppo_clip, cispo, gspo, ... or MODULE:FUNCTION.')
-    loss_args: str = flag('', 'Further hyperparameters of the loss, such as clip_low=0.2,clip_high=0.28.')
     beta: float = flag(0.05, 'Weight of the KL to the starting model, a penalty on every token.', at_least=0)
     target_kl: float = flag(
         0.0,

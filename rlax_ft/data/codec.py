@@ -51,6 +51,7 @@ class Codec:
     vocab_size: int | None = None
     cut_off: bool = False
     _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    _said: list = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         """Refuses a tokenizer without EOS."""
@@ -165,6 +166,12 @@ class Codec:
         return _by_kind(self._text_prompts, self._message_prompts, prompts)
 
     def _text_prompts(self, prompts):
+        if self.tokenizer.chat_template and not self._said:
+            self._said.append('texts')
+            logging.warning(
+                'prompts that are texts go to the model as they are, without its chat template; where it expects a '
+                'conversation give lists of messages'
+            )
         warn_special(self.tokenizer, [self._without_bos(prompt)[0] for prompt in prompts])
         start, bos = start_ids(self.tokenizer), self.tokenizer.bos_token_id
         # The first token of a response is predicted from something.

@@ -122,10 +122,17 @@ def read_rankings(source: str | Path) -> list[dict]:
     return _read(source, convert_record, 'rankings')
 
 
-def read_prompts(source: str | Path) -> list[dict]:
-    """Records of any form as {"prompt"}, a text or a message list, with all fields that are no answers."""
+def read_prompts(source: str | Path, *, optional: bool = False) -> list[dict]:
+    """Records of any form as {"prompt"}, a text or a message list, with all fields that are no answers.
+
+    Args:
+      source: as `read_raw` takes it.
+      optional: a record may have no prompt: who reads it has words of its own, as a text environment does.
+    """
 
     def convert_record(record, where):
+        if optional and not {'prompt', 'chosen'} & record.keys():
+            return _other(record)
         if 'prompt' not in record and 'chosen' in record:
             pair = _pair(record, where, 'a prompt {"prompt"}')
             return {'prompt': pair['prompt'], **_other(pair)}

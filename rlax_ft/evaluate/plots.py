@@ -4,6 +4,7 @@ Their numbers come from frontier.py, comparison.py, curves.py and calibration.py
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -240,8 +241,10 @@ def plot_curves(path: str | Path, curves: dict[str, list[Curve]], *, smooth: flo
     wide = min(len(curves), 3)
     rows = math.ceil(len(curves) / wide)
     with plt.rc_context(_STYLE):
+        width = 4.6 * wide
+        lines = sum(_wrapped(label, width).count('\n') + 1 for label in labels)
         figure, panels = plt.subplots(
-            rows, wide, figsize=(4.6 * wide, 3.2 * rows + 0.25 * len(labels)), layout='constrained', squeeze=False
+            rows, wide, figsize=(width, 3.2 * rows + 0.25 * lines), layout='constrained', squeeze=False
         )
         for axes, (metric, row) in zip(panels.flat, curves.items()):
             for curve in row:
@@ -259,11 +262,17 @@ def plot_curves(path: str | Path, curves: dict[str, list[Curve]], *, smooth: flo
             axes.set_visible(False)
         handles = {text: handle for axes in panels.flat for handle, text in zip(*axes.get_legend_handles_labels())}
         title = 'mean over n seeds; band: lowest to highest seed' + (f'; smoothed by {smooth:g}' if smooth else '')
-        legend = figure.legend(list(handles.values()), list(handles), title=title, loc='outside lower left', fontsize=9)
+        texts = [_wrapped(text, width) for text in handles]
+        legend = figure.legend(list(handles.values()), texts, title=title, loc='outside lower left', fontsize=9)
         legend.set_frame_on(False)
         legend.set_alignment('left')
         legend.get_title().set_fontsize(9)
         _save(figure, path)
+
+
+def _wrapped(text, inches):
+    """A legend's text in lines that a figure of this width has room for, at 9 points."""
+    return textwrap.fill(text, max(int(10 * inches) - 6, 20))
 
 
 def _save(figure, path):

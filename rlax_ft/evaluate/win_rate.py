@@ -61,7 +61,10 @@ def paired_difference(
 
 
 def separation(scores: np.ndarray, good: np.ndarray) -> tuple[float, float, float]:
-    """How often a good answer scores above a bad one, ties half, with its 95 % interval (Hanley and McNeil, 1982).
+    """How often a good answer scores above a bad one, ties half, with its 95 % interval.
+
+    The interval has all shares that lie within 1.96 of their own standard errors (Hanley and McNeil, 1982; Newcombe,
+    2006), so that it stays open where all pairs are in order: none of a few answers out of order proves little.
 
     Args:
       scores: float[N].
@@ -75,9 +78,20 @@ def separation(scores: np.ndarray, good: np.ndarray) -> tuple[float, float, floa
     below, upto = np.searchsorted(downs, ups, 'left'), np.searchsorted(downs, ups, 'right')
     a = float((below + upto).mean()) / (2 * len(downs))
     m, n = len(ups), len(downs)
-    spread = (m - 1) * (a / (2 - a) - a * a) + (n - 1) * (2 * a * a / (1 + a) - a * a)
-    half = 1.959964 * math.sqrt(max(a * (1 - a) + spread, 0.0) / (m * n))
-    return a, max(a - half, 0.0), min(a + half, 1.0)
+
+    def within(share):
+        spread = (m - 1) * (share / (2 - share) - share**2) + (n - 1) * (2 * share**2 / (1 + share) - share**2)
+        return abs(a - share) <= 1.959964 * math.sqrt(max(share * (1 - share) + spread, 0.0) / (m * n))
+
+    return a, _edge(within, a, 0.0), _edge(within, a, 1.0)
+
+
+def _edge(within, inside, outside):
+    """Where an interval ends, between a number in it and one that is not, by bisection."""
+    for _ in range(50):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if within(middle) else (inside, middle)
+    return inside
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

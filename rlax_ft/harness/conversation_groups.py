@@ -60,9 +60,9 @@ def conversation_records(settings, env: TextEnvironment) -> tuple[list[dict], li
     if settings.baseline == 'greedy':
         raise InputError('--baseline=greedy: there is no likeliest conversation; give mean or leave_one_out')
     if settings.data:
-        records = read_prompts(settings.data)
+        records = read_prompts(settings.data, optional=True)
         if settings.eval_data:
-            return records, read_prompts(settings.eval_data)
+            return records, read_prompts(settings.eval_data, optional=True)
         return split_rows(records, seed=settings.seed)
     if env.records is None:
         raise InputError(f'--env={settings.env}: has no records of its own; give --data')

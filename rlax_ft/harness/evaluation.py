@@ -33,6 +33,7 @@ from rlax_ft.hf.folder import load_pretrained, read_config
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.scoring import candidate_logps
 from rlax_ft.models.transformer import Transformer
+from rlax_ft.rewards.ensemble import split_reduction
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.sampling.text import map_rows
@@ -48,6 +49,7 @@ class Model:
       path: run folder, model folder or hub id.
       config, params: of it.
       codec: how text becomes its tokens.
+      reduction: of an ensemble of reward models: mean, min or lcb=K; empty: their mean.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Model:
     config: ModelConfig
     params: Params
     codec: Codec
+    reduction: str = ''
 
     @property
     def is_reward_model(self) -> bool:
@@ -65,18 +68,25 @@ class Model:
 def model_names(text: str) -> dict[str, str]:
     """Paths by the names of `[NAME=]PATH`, several with commas between; a path's name is its end that tells it apart.
 
+    Behind a path may stand the reduction of an ensemble, `:min` or `:lcb=K`.
+
     Raises:
       InputError: a name stands there twice.
     """
-    paths, found = [part.strip() for part in text.split(',') if part.strip()], {}
-    for part in paths:
-        name, _, path = part.rpartition('=')
-        ends = [Path(other.rpartition('=')[2]).name for other in paths]
+    parts = [_named_path(part.strip()) for part in text.split(',') if part.strip()]
+    ends, found = [Path(path).name for _, path in parts], {}
+    for name, path in parts:
         name = name or (Path(path).name if ends.count(Path(path).name) == 1 else path)
         if name in found:
             raise InputError(f'--models={text}: {name!r} stands there twice; give NAME=PATH')
         found[name] = path
     return found
+
+
+def _named_path(part):
+    name, equals, path = part.partition('=')
+    # What has a colon is no name: runs/rm:lcb=1.
+    return (name, path) if equals and ':' not in name else ('', part)
 
 
 def load_model(settings, run: Run, name: str, path: str, flag: str = 'models') -> Model:
@@ -92,11 +102,14 @@ def load_model(settings, run: Run, name: str, path: str, flag: str = 'models') -
     Raises:
       InputError: there is no such model, or it is of another vocabulary than the task's.
     """
+    path, reduction = split_reduction(path)
     config, params, source, is_hub = load_weights(settings, path, flag)
+    if reduction and 'backbone' not in params:
+        raise InputError(f'--{flag}={path}:{reduction}: no ensemble of reward models; leave :{reduction} out')
     same = ('task', 'data', 'max_prompt_tokens', 'max_new_tokens', 'truncate', 'chat_template')
     given = {key: getattr(settings, key) for key in same}
     codec = make_codec(LanguageSettings(**given, **{'model' if is_hub else 'init_from': path}), run, list)
-    return Model(name, source, config, params, codec)
+    return Model(name, source, config, params, codec, reduction)
 
 
 def load_weights(settings, path: str, flag: str = 'models') -> tuple[ModelConfig, Params, str, bool]:
@@ -274,7 +287,7 @@ class Compared:
         pairs = fitting(model.codec, self.pairs)
         candidates = share_prompts(preference_rows(model.codec, pairs)).candidates
         if model.is_reward_model:
-            reward, _ = load_reward_model(model.path, dtype=self._settings.dtype)
+            reward, _ = load_reward_model(model.path, dtype=self._settings.dtype, reduction=model.reduction)
             scores = self._mapped(lambda reward, rows: reward.candidates(rows), reward, candidates)
             # Differences of the model's own logits are what Bradley-Terry trained: a scale for PPO's sake is undone.
             return self._record(model.name, 'reward model', pairs, reward.scale * (scores[:, 0] - scores[:, 1]))

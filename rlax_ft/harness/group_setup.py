@@ -9,19 +9,18 @@ from typing import ClassVar
 
 from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import aggregation, check_token_loss, load_loss
+from rlax_ft.harness.rollouts import TokenLossSettings
 from rlax_ft.harness.settings import flag
 from rlax_ft.objectives.policy import BASELINES, WHITENING, Credit
 from rlax_ft.ops.kl import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicySettings:
+class PolicySettings(TokenLossSettings):
     """Flags of the advantages and of the loss."""
 
     group: ClassVar[str] = 'algorithm'
 
-    loss: str = flag('ppo_clip', 'ppo_clip, cispo, gspo, ... or MODULE:FUNCTION.')
-    loss_args: str = flag('', 'Further hyperparameters of the loss, such as clip_low=0.2,clip_high=0.28.')
     baseline: str = flag(
         'mean',
         "Taken off the reward: mean of the group, mean of the others, nothing, the reward of the prompt's likeliest "

@@ -347,7 +347,8 @@ class GroupCollector:
             tokens=grouped(rollout.tokens),
             mask=grouped(rollout.mask),
             logps=grouped(rollout.logps),
-            ended=grouped(fetch(ended(pending.rollout, self._codec.eos_ids))),
+            # On the host: the rollout may lie on devices that sample only.
+            ended=grouped(fetch(ended(rollout, self._codec.eos_ids))),
         )
 
     def _blank(self, count):

@@ -39,7 +39,8 @@ def make_reward(
     """`score(tokens, records, texts) -> (float[B], {name: float[B]})`: the weighted sum, and its parts.
 
     `texts()` gives the completions: where only models score, nothing is decoded, and the device runs ahead. The scores
-    of a group whose reward failed are NaN. The attribute `weights` has the weights by name.
+    of a group whose reward failed are NaN. The attribute `weights` has the weights of all parts by name, 0 of what is
+    measured only: the disagreement of an ensemble.
 
     Args:
       text: of --reward: NAME or NAME*WEIGHT, several with commas between. A NAME is a rule of rewards/named.py or
@@ -53,7 +54,7 @@ def make_reward(
     Raises:
       InputError: a part that is none of these, a weight that is no number, or a reward model of another vocabulary.
     """
-    parts: dict[str, tuple[Score, float]] = {}
+    parts: dict[str, tuple[tuple[Score, tuple[str, ...]], float]] = {}
     guard = dict(share=reward_failures, seconds=reward_seconds)
     for name, weight in split_parts(text):
         try:
@@ -68,11 +69,12 @@ def make_reward(
 
     def score(tokens, records, texts):
         values = {}
-        for function, _ in parts.values():
+        for (function, _), _ in parts.values():
             values |= function(tokens, records, texts)
         return sum(weight * values[name] for name, (_, weight) in parts.items()), values
 
     score.weights = {name: weight for name, (_, weight) in parts.items()}
+    score.weights |= {name: 0.0 for (_, measured), _ in parts.values() for name in measured}
     return score
 
 
@@ -95,25 +97,26 @@ def check_vocabulary(flag: str, tokenizer, codec: Codec) -> None:
         )
 
 
-def _score(name, task, codec, guard) -> Score:
+def _score(name, task, codec, guard) -> tuple[Score, tuple[str, ...]]:
+    """What scores, and the names of what it only measures."""
     if name == 'gold' and task is None:
         raise InputError('--reward=gold: only an embedded --task has one; give a reward model or MODULE:FUNCTION')
     function = task.reward if name == 'gold' else _function(name)
     if function is not None:
         scores = partial(guarded_scores, as_reward(function), name=f'--reward={name}', **guard)
         # Each host asks for its own rows.
-        return lambda tokens, records, texts: {
-            name: share_rows(lambda own: scores(records[own], texts()[own]), len(records))
-        }
+        asked = lambda records, texts: share_rows(lambda own: scores(records[own], texts()[own]), len(records))  # noqa: E731
+        return (lambda tokens, records, texts: {name: asked(records, texts)}), ()
     path, reduction = split_reduction(name)
     model, tokenizer = load_reward_model(model_folder(path, 'reward'), reduction=reduction)
     check_vocabulary(f'--reward={name}', tokenizer, codec)
     if isinstance(model, RewardEnsemble):
         judge = jax.jit(lambda model, tokens: model.judged(tokens))
         names = name, f'{path}/disagreement'
-        return lambda tokens, records, texts: dict(zip(names, map(jnp.asarray, judge(model, spread(tokens)))))
+        judged = lambda tokens, records, texts: dict(zip(names, map(jnp.asarray, judge(model, spread(tokens)))))  # noqa: E731
+        return judged, names[1:]
     compiled = jax.jit(lambda model, tokens: model(tokens))
-    return lambda tokens, records, texts: {name: jnp.asarray(compiled(model, spread(tokens)))}
+    return (lambda tokens, records, texts: {name: jnp.asarray(compiled(model, spread(tokens)))}), ()
 
 
 def _function(name):

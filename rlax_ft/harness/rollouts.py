@@ -57,14 +57,24 @@ class RolloutSettings:
     temperature: float = flag(
         1.0, 'Of sampling; policy, reference and update divide their logits by it alike.', above=0
     )
+    missing_eos_penalty: float = flag(0.0, 'Subtracted from the score of a completion that did not end.', at_least=0)
+    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1, beside='data')
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLossSettings:
+    """Flags of scripts whose loss is one of tokens, of `losses.policy_gradient`."""
+
+    group: ClassVar[str] = 'algorithm'
+
+    loss: str = flag('ppo_clip', 'ppo_clip, cispo, gspo, ... or MODULE:FUNCTION.')
+    loss_args: str = flag('', 'Further hyperparameters of the loss, such as clip_low=0.2,clip_high=0.28.')
     aggregate: str = flag(
         '',
-        "How the policy loss's tokens become one number: mean over all, mean or sum by completion, or over a constant "
+        "How the loss's tokens become one number: mean over all, mean or sum by completion, or over a constant "
         "length (--max_new_tokens); empty: as the loss's paper has it.",
         ('', *MODES),
     )
-    missing_eos_penalty: float = flag(0.0, 'Subtracted from the score of a completion that did not end.', at_least=0)
-    prompts: int = flag(10_000, 'With --task: how many prompts to draw from it.', at_least=1, beside='data')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,14 +88,16 @@ class Run:
             )
 
     def finish(self, summary: dict) -> dict:
-        """Writes summary.json, the last thing that a run does, and prints it; steps that were skipped are counted."""
+        """Writes summary.json, the last thing that a run does, and prints its numbers; counts skipped steps."""
         self.checkpoints.close()
         records = read_records(self.folder / 'metrics.jsonl')
         if any('skipped' in record for record in records):
             summary = {**summary, 'skipped_steps': skipped_steps(records)}
         write_json(self.folder / 'summary.json', summary)
         barrier('summary')
-        print(f'{self.folder}: ' + ', '.join(f'{k} {_readable(v)}' for k, v in summary.items() if _is_number(v)))
+        numbers = ', '.join(f'{k} {_readable(v)}' for k, v in summary.items() if _is_number(v))
+        if numbers:
+            print(f'{self.folder}: {numbers}')
         return summary
 
 

@@ -213,7 +213,9 @@ class OptimizerSettings:
         -1, 'Steps; -1: as many as --epochs make; 0 saves the starting model.', at_least=-1, may_change=True
     )
     epochs: float = flag(1.0, 'Passes over the data, where --max_steps does not say.', above=0, may_change=True)
-    batch_size: int = flag(32, 'Rows (pairs, rankings, prompts) in a step, over all devices together.', at_least=1)
+    batch_size: int = flag(
+        32, 'Rows (pairs, rankings, answers, prompts) in a step, over all devices together.', at_least=1
+    )
     micro_batches: int = flag(
         1, 'Parts in which a step goes through its batch, to save memory.', at_least=1, may_change=True
     )

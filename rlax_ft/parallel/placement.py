@@ -96,13 +96,14 @@ def _reshard(leaf, sharding):
 def spread(batch):
     """A batch that every process has whole, split over the mesh of `jax.set_mesh`; as it is where there is none.
 
-    Rows that do not divide stay whole on every device; so do keys without a leading axis.
+    Rows that do not divide stay whole on every device; so do keys without a leading axis. A mesh of one device counts,
+    too: it may be another one than where the rows are (--rollout_devices=1).
     """
     try:
         mesh = jax.sharding.get_mesh()
     except ValueError:
         return batch  # Within somebody else's compiled function.
-    return batch if mesh.empty or mesh.size == 1 else split_rows(batch, mesh, strict=False)
+    return batch if mesh.empty else split_rows(batch, mesh, strict=False)
 
 
 def shard_state(state, mesh: Mesh, rules=RULES):

@@ -246,3 +246,15 @@ def test_a_tokenizer_whose_template_fails_still_serves_texts():
     assert token_rows(codec, ['a'], ['b']).mask.sum() == 2
     with pytest.raises(InputError, match='tools only'):
         token_rows(codec, [TALK[1:2]], [TALK[2:3]])
+
+
+def test_texts_for_a_model_with_a_template_are_said_once(caplog):
+    codec = Codec(bytes_tokenizer(UNTAGGED), 99, 99)
+    for _ in range(2):
+        codec.encode(['hi'], ['hello'])
+    assert [r.message for r in caplog.records if 'without its chat template' in r.message] == [
+        caplog.records[0].message
+    ]
+    caplog.clear()
+    codec.encode([TALK[:2]], [TALK[2:3]])
+    assert not caplog.records

@@ -69,3 +69,6 @@ def test_separation_is_the_share_of_ordered_pairs():
     assert share == pytest.approx(np.mean(pairs)) and 0 <= low < share < high <= 1
     resampled = [separation(scores[i], good[i])[0] for i in (rng.integers(0, 40, 40) for _ in range(400))]
     assert (high - low) / 2 / 1.96 == pytest.approx(np.std(resampled), rel=0.25)
+    # One pair in order: whatever lies within 1.96 sqrt(s (1 - s)) of 1, so 1 - s = z^2 s.
+    assert separation([2.0, 1.0], [True, False]) == pytest.approx((1.0, 1 / (1 + 1.959964**2), 1.0))
+    assert separation([1.0, 2.0], [True, False]) == pytest.approx((0.0, 0.0, 1 - 1 / (1 + 1.959964**2)))

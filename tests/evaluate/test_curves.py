@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlax_ft.errors import InputError
+from rlax_ft.evaluate import plots
 from rlax_ft.evaluate.curves import (
     RunRecords,
     check_metric,
@@ -95,6 +96,16 @@ def test_table_and_figure(tmp_path):
     ]
     plot_curves(tmp_path / 'c.png', curves, smooth=0.5)
     assert (tmp_path / 'c.png').read_bytes()[:4] == b'\x89PNG' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_long_label_stays_within_the_figure(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, '_save', lambda figure, path: drawn.append(figure))
+    label = ', '.join(f'flag_number_{i}=runs/of_some_length_{i}' for i in range(8))
+    plot_curves(tmp_path / 'c.png', {'loss': [make_curve(label, [run('a', [1.0])], 'loss')]})
+    drawn[0].draw_without_rendering()
+    box, page = drawn[0].legends[0].get_window_extent(), drawn[0].bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0
 
 
 def test_a_folder_written_by_a_run_has_what_is_read(tmp_path):

@@ -1,5 +1,6 @@
 """converse.py: demonstrations for sft.py, conversations of what it trained, GRPO on them, one's own environment."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from rlax_ft.data.records import write_records
 from rlax_ft.errors import InputError
+from rlax_ft.harness.conversation_groups import conversation_records
+from rlax_ft.harness.conversations import text_environment
 from rlax_ft.harness.loading import load_script
 from rlax_ft.training.metrics import read_records
 
@@ -33,15 +36,22 @@ def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
     # One's own, with records of its own, in the working directory.
     page = (Path(__file__).parents[2] / 'docs/text_environments.md').read_text()
     (tmp_path / 'my_talks.py').write_text(page.split('```python\n')[1].split('```')[0])
-    write_records(tmp_path / 'numbers.jsonl', [{'prompt': 'x', 'number': 3}])
+    write_records(tmp_path / 'numbers.jsonl', [{'number': 3}, {'number': 2}])
     monkeypatch.chdir(tmp_path)
     mine = converse.ConverseSettings(out='mine', env='my_talks.py:counts', data='numbers.jsonl', **played)
     assert converse.converse(mine)['turns'] == 1
+    # A folder is a model to talk with, whoever wrote it.
+    folder = dict(out='folder', init_from='', model=f'{tmp_path}/sft/model')
+    assert converse.converse(dataclasses.replace(mine, **folder))['conversations'] == 3
+    asked = grpo.GRPOSettings(env='my_talks.py:counts', data='numbers.jsonl')
+    training, held_out = conversation_records(asked, text_environment(asked.env))
+    assert sorted(record['number'] for record in training + held_out) == [2, 3]
     shows = dict(demonstrations=3, init_from='')
     for message, wrong in (
         ('brings no records of its own; give --data', dict(env='my_talks.py:counts')),
         ('--env=chess: no such text environment', dict(env='chess')),
-        ('--init_from: give the run folder', dict(env='calculator', init_from='')),
+        ('--init_from, --model: give the run folder', dict(env='calculator', init_from='')),
+        ('--model=', shows | dict(env='calculator', conversations=256, model=f'{tmp_path}/sft/model')),
         ('--task=sort: has no effect here', dict(env='calculator', task='sort')),
         ('has no demonstrations of its own', shows | dict(env='my_talks.py:counts', conversations=256)),
         ('--conversations=3: has no effect beside --demonstrations', shows | dict(env='calculator')),

@@ -104,6 +104,13 @@ def test_judges_on_comparisons(base):
         (dict(models='{base}/nowhere', task='reviews'), r'--models=.*nowhere: holds no model'),
         (dict(models='{base}/rm', task='reviews'), r'rm is a reward model, which writes nothing'),
         (dict(models='{base}/sft,{base}/sft', task='reviews'), r"sft' stands there twice"),
+        (dict(models='a={base}/sft:min', task='reviews'), r'--models=.*sft:min: no ensemble of reward models'),
+        (
+            dict(
+                on='pairs', models='{base}/rm:lcb=2', data='{base}/pairs.jsonl', max_prompt_tokens=4, max_new_tokens=24
+            ),
+            r"a single reward model, which has nothing to reduce by 'lcb=2'",
+        ),
         (dict(models='{base}/sft', data='{base}/pairs.jsonl', pass_at='1'), r'--pass_at=1: give the --reward'),
         (dict(models='{base}/sft', task='reviews', prompts=4, pass_at='3'), r'pass@3 of 1 attempts'),
         (dict(models='{base}/sft', lm_eval='arc', task='reviews'), r'--task=reviews: --lm_eval has no use'),

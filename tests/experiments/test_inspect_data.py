@@ -32,6 +32,12 @@ def look(tmp_path, *records, **given):
         ({'prompt': 'p', 'completion': 'c', 'label': False}, ['1 judged', 'record 0, label false', '[<bos>p]{c<eos>}']),
         ({'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}, ['1 pairs', 'chosen: 2 + 2', '[<bos>p]{a<eos>}', '{b<eos>}']),
         ({'prompt': 'p', 'completions': ['a', 'b'], 'ranks': [1, 0]}, ['1 rankings', 'rank 1', 'rank 0', '{b<eos>}']),
+        ({'prompt': 'p', 'completion': 'c', 'score': 0.5}, ['1 ratings', 'record 0, score 0.5', '[<bos>p]{c<eos>}']),
+        (
+            {'prompt': 'p', 'completions': ['a', 'b'], 'ratings': [3, 1]},
+            ['2 ratings', 'score 3', 'score 1', '{b<eos>}'],
+        ),
+        ({'prompt': 'p', 'steps': ['a', 'b'], 'labels': [1, 0]}, ['1 solutions', 'labels 1, 0', '{a\nb\n<eos>}']),
         ({'prompt': 'p'}, ['1 prompts', 'prompt: 2 + 0 tokens', '[<bos>p]']),
         (
             {'messages': [USER, ANSWER, USER, OTHER]},

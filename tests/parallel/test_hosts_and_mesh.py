@@ -14,7 +14,7 @@ from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.constrain import constrain
 from rlax_ft.parallel.hosts import _start, from_first, share_rows
 from rlax_ft.parallel.mesh import check_rules, make_mesh, tree_shardings
-from rlax_ft.parallel.placement import fetch, from_local_rows, reshard, shard_state, split_rows
+from rlax_ft.parallel.placement import fetch, from_local_rows, reshard, shard_state, split_rows, spread
 from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.step import init_state
 
@@ -137,3 +137,10 @@ def test_half_of_what_is_needed_is_one_line(flags, variables, line):
 def test_one_process_does_everything_itself():
     assert from_first(lambda: {'a': [1]}) == {'a': [1]}
     np.testing.assert_array_equal(share_rows(lambda part: range(part.start, part.stop), 5), np.arange(5.0))
+
+
+def test_rows_go_to_a_mesh_of_one_device_that_is_another():
+    last = jax.devices()[-1]
+    with jax.set_mesh(make_mesh(devices=[last])):
+        rows = spread(jax.device_put(jnp.ones((4, 2)), jax.devices()[0]))
+    assert rows.devices() == {last}

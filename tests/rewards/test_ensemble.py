@@ -92,7 +92,9 @@ def test_what_is_kept_scores_as_what_was_trained(learner, tmp_path):
     np.testing.assert_allclose(score(loaded, rows), numbers, rtol=1e-3, atol=1e-3)
     # By --reward, with the disagreement beside it.
     name = f'{tmp_path}:min'
-    total, parts = make_reward(f'{name}*2', None, CODEC)(rows, None, None)
+    reward = make_reward(f'{name}*2', None, CODEC)
+    total, parts = reward(rows, None, None)
+    assert reward.weights == {name: 2.0, f'{tmp_path}/disagreement': 0.0} and parts.keys() == reward.weights.keys()
     np.testing.assert_allclose(total, 2 * centred.min(axis=0), rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(parts[f'{tmp_path}/disagreement'], centred.std(axis=0), rtol=1e-3, atol=1e-3)
     # The folder alone is the first member, for whoever opens it as a classifier.
