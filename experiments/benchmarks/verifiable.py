@@ -78,7 +78,7 @@ def row(name: str, out: Path) -> str:
     models = f'--models=sft={runs}/sft,grpo={runs}/grpo'
     measured = stage(out, f'{runs}/measured', 'evaluate', models, *asked)
     key = 'gold' if name == 'sort' else 'reward'
-    values = [measured['models'][model][key] for model in ('sft', 'grpo')]
+    values = [model[key] for model in measured['models']]
     return line(f'grpo_{name}', values, 1.0, start['processor'], grpo['processor'])
 
 
