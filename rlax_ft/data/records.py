@@ -50,6 +50,10 @@ def read_demonstrations(source: str | Path) -> list[dict]:
         raise InputError(f'{source}: every completion has the label false; nothing is demonstrated')
     if len(kept) < len(records):
         logging.warning('%s: %d completions with the label false left out', source, len(records) - len(kept))
+    if weighed := sum(record.get('weight', 1) != 1 for record in kept):
+        logging.warning(
+            '%s: the field "weight" of %d records has no effect: demonstrations count alike', source, weighed
+        )
     return kept
 
 
@@ -65,7 +69,7 @@ def demonstration(record: dict, where: str) -> dict | None:
         if judged and not _judged(record, where)['label']:
             return None
         return _answers(record, ('completion',), where)
-    pair = _pair(record, where, 'a demonstration {"prompt", "completion"}')
+    pair = _better_first(_pair(record, where, 'a demonstration {"prompt", "completion"}'))
     return _of_one_side(pair) | {'prompt': pair['prompt'], 'completion': pair['chosen']}
 
 
@@ -74,7 +78,7 @@ def read_judged(source: str | Path) -> list[dict]:
 
     def convert_record(record, where):
         if 'chosen' in record or 'rejected' in record:
-            pair = _compared(_pair(record, where, ''), where, ('weight',))
+            pair = _better_first(_compared(_pair(record, where, ''), where, ('weight',)))
             return [
                 _of_one_side(pair) | {'prompt': pair['prompt'], 'completion': pair[side], 'label': side == 'chosen'}
                 for side in ('chosen', 'rejected')
@@ -98,10 +102,11 @@ def read_pair_groups(source: str | Path, weigh: Callable | None = None) -> list[
 
     def convert_record(record, where):
         if 'pairs' in record and 'prompt' not in record:
-            return [_compared(_pair(pair, where, ''), where) for pair in record['pairs']]
+            return [_better_first(_compared(_pair(pair, where, ''), where)) for pair in record['pairs']]
         if _is_ranking(record):
             return ranking_pairs(_compared(_ranking(record, where), where))
-        return [_compared(_pair(record, where, 'a comparison {"prompt", "chosen", "rejected"}'), where)]
+        pair = _pair(record, where, 'a comparison {"prompt", "chosen", "rejected"}')
+        return [_better_first(_compared(pair, where))]
 
     groups = _read(source, convert_record, 'pairs', weigh)
     if not any(groups):
@@ -115,8 +120,8 @@ def read_rankings(source: str | Path) -> list[dict]:
     def convert_record(record, where):
         if _is_ranking(record):
             return _compared(_ranking(record, where), where)
-        pair = _compared(_pair(record, where, 'a ranking {"prompt", "completions", "ranks"}'), where)
-        sides = {'completions': [pair['chosen'], pair['rejected']], 'ranks': [0, 1]}
+        pair = _better_first(_compared(_pair(record, where, 'a ranking {"prompt", "completions", "ranks"}'), where))
+        sides = {'completions': [pair['chosen'], pair['rejected']], 'ranks': [0, 0 if pair.get('label') == 0.5 else 1]}
         return {'prompt': pair['prompt'], **sides, **_other(pair)}
 
     return _read(source, convert_record, 'rankings')
@@ -197,6 +202,15 @@ def _other(record):
 def _of_one_side(pair):
     """The other fields of a pair that say something of an answer alone."""
     return {name: value for name, value in _other(pair).items() if name not in ('label', 'margin')}
+
+
+def _better_first(pair):
+    """The pair with the likelier answer as "chosen": for a loss (`pair_loss`) the same, for who takes one side not."""
+    label = pair.get('label', 1.0)
+    if not isinstance(label, int | float) or not 0 <= label < 0.5:
+        return pair
+    turned = {**pair, 'chosen': pair['rejected'], 'rejected': pair['chosen'], 'label': 1.0 - label}
+    return turned | ({'margin': -pair['margin']} if isinstance(pair.get('margin'), int | float) else {})
 
 
 def _is_ranking(record):

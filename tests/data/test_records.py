@@ -377,6 +377,17 @@ def test_numbers_of_a_comparison_are_checked(tmp_path, fields, message):
             reader(path)
 
 
+def test_a_pair_whose_label_says_that_rejected_is_better_is_turned_for_whoever_takes_a_side(tmp_path, caplog):
+    record = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'label': 0.25, 'margin': 2.0, 'weight': 3.0}
+    path = file_of(tmp_path, record)
+    turned = {'prompt': 'p', 'chosen': 'b', 'rejected': 'a', 'label': 0.75, 'margin': -2.0, 'weight': 3.0}
+    assert read_pairs(path) == [turned]
+    assert read_rankings(path)[0]['completions'] == ['b', 'a']
+    assert [(r['completion'], r['label']) for r in read_judged(path)] == [('b', True), ('a', False)]
+    assert read_demonstrations(path)[0]['completion'] == 'b'
+    assert '"weight" of 1 records has no effect' in caplog.text
+
+
 def test_nulls_are_absent_everywhere(tmp_path):
     call = {'role': 'assistant', 'content': None, 'tool_calls': [{'function': {'name': 'f'}}], 'weight': None}
     records = [
