@@ -37,7 +37,7 @@ def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mine = converse.ConverseSettings(out='mine', env='my_talks.py:counts', data='numbers.jsonl', **played)
     assert converse.converse(mine)['turns'] == 1
-    shows = dict(demonstrations=3, init_from='')
+    shows = dict(demonstrations=3, init_from='', max_prompt_tokens=0, max_new_tokens=0)
     for message, wrong in (
         ('brings no records of its own; give --data', dict(env='my_talks.py:counts')),
         ('--env=chess: no such text environment', dict(env='chess')),
