@@ -15,6 +15,7 @@ from rlax_ft.models.lora import merge
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.training.metrics import read_records
 
+pytestmark = pytest.mark.usefixtures('few_prompts')
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
 dpo = load_script(SCRIPTS / 'dpo.py')
 ppo = load_script(SCRIPTS / 'ppo.py')
@@ -26,7 +27,7 @@ LORA = {'lora_rank': 2, 'learning_rate': 1e-2}
 
 
 @pytest.fixture(scope='module')
-def start(tmp_path_factory):
+def start(tmp_path_factory, few_prompts):
     """A run folder with a tiny model."""
     folder = tmp_path_factory.mktemp('start')
     sft.train(sft.SFTSettings(out=str(folder), model='tiny', demonstrations=200, **{**TINY, 'max_steps': 20}))
