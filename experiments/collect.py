@@ -28,7 +28,7 @@ class CollectSettings(ComparisonSettings, LanguageSettings):
     """Flags of collect.py."""
 
     enough: int = flag(
-        0, 'With --annotator=human: items that are judged before it goes on; 0: all.', at_least=0, may_change=True
+        0, 'Items that people judge before it goes on; 0: all.', at_least=0, may_change=True, needs='annotator=human'
     )
 
 
@@ -39,8 +39,6 @@ def collect(settings: CollectSettings) -> dict:
             f'--data={settings.data}: the simulated annotator judges by the gold reward of an embedded task only; '
             'give --task or another --annotator instead'
         )
-    if settings.enough and settings.annotator != 'human':
-        raise InputError(f'--enough={settings.enough}: has no effect without --annotator=human; leave it out')
     if not settings.init_from:
         raise InputError('--init_from: give the run folder of the model whose completions are to be judged')
     run = open_run(settings, 'feedback')

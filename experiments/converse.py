@@ -19,7 +19,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.conversations import ConversationSettings, make_conversations, text_environment
 from rlax_ft.harness.run import open_run
-from rlax_ft.harness.settings import LanguageSettings, flag
+from rlax_ft.harness.settings import LanguageSettings, RunSettings, flag
 from rlax_ft.harness.starting_model import make_codec, model_source, starting_model
 from rlax_ft.models.transformer import Transformer
 
@@ -46,8 +46,11 @@ def converse(settings: ConverseSettings) -> dict:
         raise InputError(f'--task={settings.task}: has no effect here; --env says what is learned')
     if not settings.demonstrations and not model_source(settings):
         raise InputError('--init_from, --model: give the run folder or model that talks, or --demonstrations')
-    for name in ('init_from', 'model', 'data', 'conversations', 'temperature') if settings.demonstrations else ():
-        if getattr(settings, name) != getattr(ConverseSettings, name):
+    # All but the environment's name is of conversations that are played.
+    read = {'env', 'demonstrations', *(field.name for field in dataclasses.fields(RunSettings))}
+    read |= {'coordinator', 'num_processes', 'process_id'}
+    for name in (field.name for field in dataclasses.fields(settings)) if settings.demonstrations else ():
+        if name not in read and getattr(settings, name) != getattr(ConverseSettings, name):
             raise InputError(
                 f'--{name}={getattr(settings, name)}: has no effect beside --demonstrations; leave one out'
             )

@@ -82,7 +82,8 @@ class DistillSettings(EvalSettings, Settings):
 
 def train(settings: DistillSettings) -> dict:
     """Runs the stage, or resumes it; returns its summary."""
-    own = check(settings)
+    check(settings)
+    own = round(settings.on_policy_share * settings.batch_size)  # Of a batch: what the policy samples.
     run = open_run(settings, 'distill')
     if run.summary:
         return run.summary
@@ -142,8 +143,8 @@ def train(settings: DistillSettings) -> dict:
     return run.finish({'steps': last} | evaluator.finish(learner.whole(state.params), last))
 
 
-def check(settings: DistillSettings) -> int:
-    """How many completions of a batch the policy samples.
+def check(settings: DistillSettings) -> None:
+    """Refuses what the flags alone show to be wrong.
 
     Raises:
       InputError: flags that do not fit together.
@@ -156,7 +157,6 @@ def check(settings: DistillSettings) -> int:
         )
     if settings.divergence == 'sampled' and settings.jsd_beta != DistillSettings.jsd_beta:
         raise InputError(f'--jsd_beta={settings.jsd_beta}: has no effect with --divergence=sampled; leave it out')
-    return own
 
 
 if __name__ == '__main__':

@@ -40,9 +40,11 @@ class RLHFSettings(DeviceSettings, RunSettings):
     comparisons: int = flag(2048, 'Prompts whose completions are compared.', at_least=2)
     annotator: str = flag('simulated', 'simulated, human, a judge, MODULE:FUNCTION or a reward model: as collect.py.')
     enough: int = flag(
-        0, 'With --annotator=human: items that are judged before it goes on; 0: all.', at_least=0, may_change=True
+        0, 'Items that people judge before it goes on; 0: all.', at_least=0, may_change=True, needs='annotator=human'
     )
-    annotator_noise: float = flag(1.0, 'Temperature of the simulated annotator; 0 never errs.', at_least=0)
+    annotator_noise: float = flag(
+        1.0, 'Temperature of the simulated annotator; 0 never errs.', at_least=0, needs='annotator=simulated'
+    )
     reward_steps: int = flag(200, 'Steps of the reward model.', at_least=1)
     ppo_steps: int = flag(30, 'Updates of PPO.', at_least=1)
     ppo_beta: float = flag(0.4, "PPO's weight of the KL to the SFT model.", at_least=0)

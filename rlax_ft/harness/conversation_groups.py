@@ -32,7 +32,7 @@ _REWARD = 'env'
 
 _NO_EFFECT = (
     *('task', 'ahead', 'dynamic_sampling', 'curriculum', 'overlong_tokens', 'mask_truncated', 'engine_rows'),
-    *('process_reward', 'rollout_devices'),
+    *('process_reward', 'rollout_devices', 'evaluate', 'reward_seconds'),
 )
 
 # Conversations of an evaluation that are written down.

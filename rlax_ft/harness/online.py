@@ -3,7 +3,7 @@
 Leaves out losses and the reference that moves.
 """
 
-import dataclasses
+import copy
 import types
 from collections.abc import Callable
 
@@ -64,10 +64,10 @@ def judged_groups(settings, tokens: BranchBatch, scores: jax.Array, ref_logps: j
 
 def _half(settings):
     """The settings with half of each group, which may be a single completion."""
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    half = copy.copy(settings)  # Not made anew, which would refuse a group of one.
     for name in ('group_size', 'batch_size'):
-        values[name] //= 2
-    return types.SimpleNamespace(**values)
+        object.__setattr__(half, name, getattr(settings, name) // 2)
+    return half
 
 
 def _by_group(scores, size):

@@ -34,7 +34,8 @@ def flag(
       choices: the values it may have; empty allows all.
       at_least, above, at_most: bounds of a number, which must be finite.
       may_change: a run that resumes may have another value.
-      needs: another flag that must be set (differ from 0, False and '') for this one to have an effect.
+      needs: another flag that must be set (differ from 0, False and '') for this one to have an effect, or NAME=VALUE:
+        that must have this value.
       beside: another flag that must not be set for this one to have an effect.
     """
     metadata = dict(help=help_text, choices=choices, may_change=may_change, needs=needs, beside=beside)
@@ -284,7 +285,12 @@ class ComparisonSettings:
         'With --task: who ranks them: simulated, a MODULE:FUNCTION(records, candidates), the run folder of a reward '
         "model, a language model as judge(model='FOLDER'), or, in collect.py and rlhf.py, human.",
     )
-    annotator_noise: float = flag(1.0, 'With --task: temperature of the simulated annotator; 0 never errs.', at_least=0)
+    annotator_noise: float = flag(
+        1.0,
+        'With --task: temperature of the simulated annotator; 0 never errs.',
+        at_least=0,
+        needs='annotator=simulated',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,7 +354,9 @@ def _check_value(settings, field):
         if bound is not None and not good(bound):
             raise InputError(f'{name}: must be {words} {bound:.10g}')
     needs = field.metadata['needs']
-    if needs and value != field.default and not getattr(settings, needs):
+    other, equals, wanted = needs.partition('=')
+    met = not needs or (getattr(settings, other) == wanted if equals else getattr(settings, other))
+    if value != field.default and not met:
         raise InputError(f'{name}: has no effect without --{needs}; give that, or leave it out')
     beside = field.metadata['beside']
     if beside and value != field.default and getattr(settings, beside):

@@ -46,7 +46,7 @@ def test_from_demonstrations_to_conversations(tmp_path, monkeypatch):
     asked = grpo.GRPOSettings(env='my_talks.py:counts', data='numbers.jsonl')
     training, held_out = conversation_records(asked, text_environment(asked.env))
     assert sorted(record['number'] for record in training + held_out) == [2, 3]
-    shows = dict(demonstrations=3, init_from='')
+    shows = dict(demonstrations=3, init_from='', max_prompt_tokens=0, max_new_tokens=0)
     for message, wrong in (
         ('brings no records of its own; give --data', dict(env='my_talks.py:counts')),
         ('--env=chess: no such text environment', dict(env='chess')),

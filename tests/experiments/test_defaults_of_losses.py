@@ -22,12 +22,18 @@ PAIRS = [{'prompt': 'a', 'chosen': 'b c', 'rejected': 'd'}, {'prompt': 'a b', 'c
 CONFIG = embedded_config('tiny', vocab_size=len(CODEC.tokenizer), max_length=16)
 
 
+@jax.jit
+def read(params, tokens):
+    apply = Transformer(CONFIG).apply
+    return apply({'params': params}, apply({'params': params}, tokens)[0], method='unembed')
+
+
 def logps_by_hand(params, prompt, answer):
     """Log-probabilities of the answer's tokens, its EOS among them."""
     row = CODEC.encode([prompt], [answer])[0]
-    apply = Transformer(CONFIG).apply
-    hidden, _ = apply({'params': params}, jnp.asarray([row.prompt + row.response]))
-    logits = np.asarray(apply({'params': params}, hidden, method='unembed'), np.float64)[0]
+    tokens = np.zeros((1, CONFIG.max_length), np.int32)  # Of one length, so that one program reads them all.
+    tokens[0, : len(row.prompt + row.response)] = row.prompt + row.response
+    logits = np.asarray(read(params, tokens), np.float64)[0]
     logps = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     places = range(len(row.prompt) - 1, len(row.prompt) + len(row.response) - 1)
     return np.array([logps[place, token] for place, token in zip(places, row.response)])
@@ -50,12 +56,13 @@ def expected(loss, params, beta, coef):
 @pytest.mark.parametrize(('loss', 'given', 'coef'), [('orpo_odds', '', 1), ('cpo', '', 1), ('orpo_odds', '0', 0)])
 def test_the_nll_term_is_on_where_the_paper_has_it(loss, given, coef):
     params = init_params(CONFIG, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
+    noise = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * noise.standard_normal(leaf.shape).astype(leaf.dtype), params)
     arguments = [f'--loss={loss}', '--beta=0.5', *([f'--nll_coef={given}'] if given else [])]
     dpo = load_script(SCRIPTS / 'dpo.py')
     settings = parse(dpo.DPOSettings, arguments)
     rows, objective, _ = dpo.paired(settings, CODEC, Transformer(CONFIG).apply, None, PAIRS, None)
-    value, _ = objective(params, (take_rows(rows, np.arange(2)), jnp.float32(2)), jax.random.key(0))
+    value, _ = jax.jit(objective)(params, (take_rows(rows, np.arange(2)), jnp.float32(2)), jax.random.key(0))
     np.testing.assert_allclose(value, expected(loss, params, 0.5, coef), rtol=1e-4)
 
 

@@ -11,8 +11,10 @@ from rlax_ft.data.rows import token_rows
 from rlax_ft.data.tokenizers import word_tokenizer
 from rlax_ft.evaluate.enumeration import enumerate_policy, kl_divergence, objective, optimal_policy
 from rlax_ft.harness.loading import load_script
-from rlax_ft.hf.folder import load_pretrained
-from rlax_ft.models.transformer import Transformer
+from rlax_ft.harness.starting_model import make_codec
+from rlax_ft.hf.folder import load_pretrained, save_pretrained
+from rlax_ft.models.config import embedded_config
+from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.tasks import exact
 
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
@@ -129,12 +131,24 @@ def test_rloo_reaches_the_optimum(base):
     check_arrived(base, 'rloo')
 
 
-def test_enumeration_is_a_distribution(base):
-    logps = distribution(base / 'sft')
+@pytest.fixture(scope='module')
+def untrained(tmp_path_factory):
+    """A folder with a model that nothing has trained, sharper than one begins."""
+    folder = tmp_path_factory.mktemp('untrained')
+    tokenizer = make_codec(sft.SFTSettings(task='exact'), None, None).tokenizer
+    config = embedded_config('tiny', vocab_size=len(tokenizer), max_length=8)
+    params = jax.tree.map(lambda leaf: 3 * leaf, init_params(config, jax.random.key(0)))
+    save_pretrained(folder / 'model', config, params, tokenizer)
+    return folder
+
+
+def test_enumeration_is_a_distribution(untrained):
+    logps = distribution(untrained)
+    assert float(logps.std()) > 0.1
     assert logps.shape == (4, 1296)
     assert float(jnp.abs(jax.nn.logsumexp(logps, axis=1)).max()) < 1e-4
 
 
-def test_the_vocabulary_is_the_tasks(base):
-    _, _, tokenizer = load_pretrained(base / 'sft/model')
+def test_the_vocabulary_is_the_tasks(untrained):
+    _, _, tokenizer = load_pretrained(untrained / 'model')
     assert len(tokenizer) == len(word_tokenizer(exact.TASK.words))

@@ -15,6 +15,7 @@ from rlax_ft.models.lora import merge
 from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.training.metrics import read_records
 
+pytestmark = pytest.mark.usefixtures('few_prompts')
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
 dpo = load_script(SCRIPTS / 'dpo.py')
 ppo = load_script(SCRIPTS / 'ppo.py')
@@ -26,7 +27,7 @@ LORA = {'lora_rank': 2, 'learning_rate': 1e-2}
 
 
 @pytest.fixture(scope='module')
-def start(tmp_path_factory):
+def start(tmp_path_factory, few_prompts):
     """A run folder with a tiny model."""
     folder = tmp_path_factory.mktemp('start')
     sft.train(sft.SFTSettings(out=str(folder), model='tiny', demonstrations=200, **{**TINY, 'max_steps': 20}))
@@ -46,9 +47,20 @@ def run(start, script, out, **given):
     return script.train(classes[script](**settings))
 
 
+@pytest.fixture(scope='module')
+def demonstrated(start, tmp_path_factory):
+    """A run of sft.py with an adapter, on the mesh."""
+    folder = tmp_path_factory.mktemp('jit')
+    run(start, sft, folder, remat='full')
+    return folder
+
+
 @pytest.mark.parametrize('script', [sft, dpo, ppo], ids=lambda script: script.__name__)
-def test_a_run_leaves_the_adapter_and_the_merged_model(start, tmp_path, script):
-    run(start, script, tmp_path, dtype='bfloat16' if script is dpo else 'float32', remat='full')
+def test_a_run_leaves_the_adapter_and_the_merged_model(start, demonstrated, tmp_path, script):
+    if script is sft:
+        tmp_path = demonstrated
+    else:
+        run(start, script, tmp_path, dtype='bfloat16' if script is dpo else 'float32', remat='full')
     dtype = 'bfloat16' if script is dpo else 'float32'
     config, base, _ = load_pretrained(start / 'model', dtype=dtype)
     _, merged, _ = load_pretrained(tmp_path / 'model')  # as float32, whatever the base is
@@ -84,8 +96,7 @@ def test_a_run_of_an_adapter_resumes(start, tmp_path):
     assert whole[0]['loss'] == pytest.approx(np.log(2.0), abs=1e-6)
 
 
-def test_pmap_trains_the_same_adapter(start, tmp_path):
-    run(start, sft, tmp_path / 'jit')
-    run(start, sft, tmp_path / 'pmap', backend='pmap')
-    losses = [[r['loss'] for r in read_records(tmp_path / name / 'metrics.jsonl')] for name in ('jit', 'pmap')]
+def test_pmap_trains_the_same_adapter(start, demonstrated, tmp_path):
+    run(start, sft, tmp_path, backend='pmap', remat='full')
+    losses = [[r['loss'] for r in read_records(folder / 'metrics.jsonl')] for folder in (demonstrated, tmp_path)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)

@@ -137,6 +137,12 @@ def test_a_flag_without_what_it_needs_is_refused():
         parse(sft, ['--epochs=2', '--max_steps=5'])
     with pytest.raises(InputError, match=r'--kl_horizon=5.0: has no effect without --target_kl'):
         parse(settings_of('ppo'), ['--kl_horizon=5'])
+    with pytest.raises(InputError, match=r'--annotator_noise=0.5: has no effect without --annotator=simulated'):
+        parse(settings_of('collect'), ['--annotator=human', '--annotator_noise=0.5'])
+    for script in ('collect', 'rlhf'):
+        with pytest.raises(InputError, match=r'--enough=3: has no effect without --annotator=human'):
+            parse(settings_of(script), ['--enough=3'])
+        assert parse(settings_of(script), ['--enough=3', '--annotator=human']).enough == 3
 
 
 @pytest.mark.parametrize(
