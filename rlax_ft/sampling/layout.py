@@ -58,6 +58,14 @@ def laid_out(apply: Callable, params):
     return _by_part(params, lambda part, joins: _kept.layout(part, apply, dtype, joins))
 
 
+def release(params) -> None:
+    """Drops the layouts that were made of any of these parameters: before an update, which needs their memory.
+
+    An adapter's base, which no update changes, keeps its own.
+    """
+    _kept.release(params)
+
+
 def _activations(apply, params):
     """The dtype that a model computes in; found by tracing it, which takes longer than to look a layout up."""
     cache = jax.eval_shape(lambda p: apply({'params': p}, 1, 1, method='init_cache'), params)
@@ -170,6 +178,11 @@ class _Kept:
             self._entries[key] = laid, [weakref.ref(leaf, drop) for leaf in leaves]
         self._entries.move_to_end(key)
         return self._entries[key][0]
+
+    def release(self, params):
+        leaves = set(map(id, jax.tree.leaves(params)))
+        for key in [key for key in self._entries if not leaves.isdisjoint(key)]:
+            self._entries.pop(key)
 
     def _drop(self, key, _):
         self._entries.pop(key, None)
