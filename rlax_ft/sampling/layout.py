@@ -89,10 +89,9 @@ def _laid(params, dtype, joins, whole=None):
 
     def convert(path, leaf):
         name = path_name(path)
-        # Norms multiply by their scales in float32, whatever the dtype of activations.
-        narrow = (
-            dtype is not None and leaf.dtype.itemsize > dtype.itemsize and not re.search('norm/(scale|bias)$', name)
-        )
+        # Norms multiply by their scales in float32, whatever the dtype of activations; so do codes.
+        exact = re.search('norm/(scale|bias)$|/scales$', name)
+        narrow = dtype is not None and leaf.dtype.itemsize > dtype.itemsize and not exact
         spec = _gathered_spec(name, leaf.shape, mesh) if whole and mesh is not None else None
         # What needs no change is no copy.
         return _convert(leaf, dtype, spec) if narrow or spec is not None else leaf
