@@ -47,6 +47,13 @@ CASES |= {
     for chips, shape in ((16, '2x2x4'), (64, '4x4x4'), (256, '4x8x8'), (1024, '8x8x16'))
 }
 
+TORUS = (
+    'Groups of chips that span all three axes of a v5p torus (`fsdp=64` on 4x4x4, and `fsdp=4,sequence=16`, whose',
+    'weights lie on 64 chips, too) have their gathers and reduce-scatters written as all-reduces by this compiler',
+    '(libtpu 0.0.42), at twice the bytes; none of five of its flags that we tried changes that. Those within a plane do',
+    'not: `data=4,fsdp=16` sends little more than half of it, and holds four times the state.',
+)
+
 
 def main() -> int:
     """Runs what the cache does not hold yet; returns the exit code."""
@@ -140,7 +147,7 @@ def page(reports: dict) -> str:
             bound = max(token, key=token.get)
             sizes = f'{gib(state["weights"])} | {gib(state["keys and values"])} | {gib(r["peak"])}'
             lines.append(f'| {name} | {sizes} | {r["over_weights"]:.2f} | {1e3 * token[bound]:.2f} | {bound} |')
-    lines += ['', 'What holds MFU back:', '']
+    lines += ['', *TORUS, '', 'What holds MFU back:', '']
     lines += [f'- {name}: {held_back(r)}' for name, r in reports.items() if 'roofline' in r]
     lines += [
         '',
