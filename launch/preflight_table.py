@@ -47,11 +47,15 @@ CASES |= {
     for chips, shape in ((16, '2x2x4'), (64, '4x4x4'), (256, '4x8x8'), (1024, '8x8x16'))
 }
 
-TORUS = (
+NOTES = (
     'Groups of chips that span all three axes of a v5p torus (`fsdp=64` on 4x4x4, and `fsdp=4,sequence=16`, whose',
     'weights lie on 64 chips, too) have their gathers and reduce-scatters written as all-reduces by this compiler',
-    '(libtpu 0.0.42), at twice the bytes; none of five of its flags that we tried changes that. Those within a plane do',
-    'not: `data=4,fsdp=16` sends little more than half of it, and holds four times the state.',
+    '(libtpu 0.0.42), at twice the bytes; none of five flags of its that we tried changes that. Those within a plane',
+    'do not: `data=4,fsdp=16` sends little more than half of it, and holds four times the state. On v5e:8x8 gathers',
+    'are gathers, and gradients are all-reduced.',
+    '',
+    'At 131,072 tokens attention is computed in blocks and not by a kernel, and the last chip of a row has about twice',
+    'the mean to look at: the estimate counts neither.',
 )
 
 
@@ -147,7 +151,7 @@ def page(reports: dict) -> str:
             bound = max(token, key=token.get)
             sizes = f'{gib(state["weights"])} | {gib(state["keys and values"])} | {gib(r["peak"])}'
             lines.append(f'| {name} | {sizes} | {r["over_weights"]:.2f} | {1e3 * token[bound]:.2f} | {bound} |')
-    lines += ['', *TORUS, '', 'What holds MFU back:', '']
+    lines += ['', *NOTES, '', 'What holds MFU back:', '']
     lines += [f'- {name}: {held_back(r)}' for name, r in reports.items() if 'roofline' in r]
     lines += [
         '',

@@ -77,10 +77,16 @@ def product(x: jax.Array, codes: jax.Array, scales: jax.Array, dtype: str) -> ja
     return x @ dequantize(codes, scales, dtype)
 
 
-product.defvjp(
-    lambda x, codes, scales, dtype: (product(x, codes, scales, dtype), (codes, scales)),
-    lambda dtype, saved, gradient: (gradient @ dequantize(*saved, dtype).T, None, None),
-)
+def _product_forward(x, codes, scales, dtype):
+    return product(x, codes, scales, dtype), (codes, scales)
+
+
+def _product_backward(dtype, saved, gradient):
+    codes, scales = saved
+    return gradient @ dequantize(codes, scales, dtype).T, None, None
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def quantize_base(params: Params, kind: str, name: str = '') -> Params:
