@@ -12,7 +12,7 @@ import pytest
 
 from rlax_ft.harness import step
 from rlax_ft.harness.settings import Settings
-from rlax_ft.models import attention
+from rlax_ft.models import attention, transformer
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.parallel.mesh import make_mesh
@@ -89,6 +89,23 @@ def test_what_is_compiled_does_not_grow_with_depth(monkeypatch):
         assert laid['layers']['mlp']['up']['kernel'] is params['layers']['mlp']['up']['kernel']  # No copy.
         lines.append(jax.jit(sample).lower(laid, jax.random.key(0)).as_text().count('\n'))
     assert lines[0] == lines[1]
+
+
+def test_on_a_tpu_projections_are_kept_from_the_reshape_to_heads(three, monkeypatch):
+    # Its compiler would merge the two, and copy all layers' matrices for it: seen in docs/preflight.md's decoding.
+    apply, params, _ = three
+
+    def read(params):
+        cache = apply({'params': params}, 8, 7, method='init_cache')
+        return apply({'params': params}, prompts()[0], cache=cache)[0]
+
+    expected, plain = read(params), jax.jit(read).lower(params).as_text()
+    monkeypatch.setattr(transformer, 'platform', lambda: 'tpu')
+    lowered = jax.jit(lambda params: read(params)).lower(params).as_text()
+    assert 'optimization_barrier' in lowered and 'optimization_barrier' not in plain
+    training = jax.jit(lambda params: apply({'params': params}, prompts()[0])[0]).lower(params).as_text()
+    assert 'optimization_barrier' not in training
+    np.testing.assert_array_equal(read(params), expected)
 
 
 def test_matrices_are_narrowed_and_norms_are_not(monkeypatch):
