@@ -25,12 +25,12 @@ ROWS = ('data', 'fsdp', 'expert')
 # What `fsdp` stands for in a rule: devices that have other parts of the same rows hold other parts of the parameters.
 FSDP = ('fsdp', 'sequence')
 
+# As it is, or as codes (models/quantized.py). Their scales have too few rows to be split by: they are by column.
+_MATRIX = '(kernel|codes)$'
+
 # A rule names the axes of a parameter's last dimensions; a leading layer axis is never split. The same rules reach the
 # optimiser's moments, because their paths end in the parameter's own. Experts come first: their kernels have one
 # dimension more than those of a dense MLP, whose rules they would otherwise take.
-# As it is, or as codes and scales, whose first dimension shrinks with it (models/quantized.py).
-_MATRIX = '(kernel|codes|scales)$'
-
 RULES: tuple[tuple[str, P], ...] = (
     (r'(^|/)v_(row|col)/', P()),  # Adafactor's: a row or column of each matrix.
     (rf'layers/mlp/(gate|up)/{_MATRIX}', P(None, 'expert', 'fsdp', 'tensor')),
@@ -50,6 +50,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r'/B$', P('fsdp', 'tensor')),
     (r'(^|/)head$', P('fsdp', 'tensor')),
     (r'(^|/)head/kernel$', P('fsdp', None)),
+    (r'/scales$', P(None, 'fsdp')),
     (r'(^|/)(bias|scale)$', P()),
 )
 
