@@ -54,6 +54,8 @@ def main() -> int:
     given, rest = own_flags(arguments)
     # Before jax is imported: no chip is looked for, and virtual devices are made.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    # libtpu lets one process at a time in, as if each would take a chip; compilations wait for each other themselves.
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     os.environ['JAX_PLATFORMS'] = 'cpu'
     if given['devices'].isdigit() and int(given['devices']):
         count = f'--xla_force_host_platform_device_count={given["devices"]}'
@@ -158,6 +160,7 @@ def compile_one(given, rest, chip) -> dict:
     share = lambda tree: shard_bytes(tree, tree_shardings(tree, mesh))  # noqa: E731
     params, moments = share(planned.state.params), share(planned.state.opt_state)
     others = {name: share(tree) for name, tree in planned.resident.items()}
+    base = {} if planned.frozen is None else {'frozen base': share(planned.frozen)}
     forward = planned.models * forward_flops(config, planned.tokens, length) / mesh.size
     passes = {'none': 3, 'dots': 3, 'full': 4}[settings.remat]
     report = {
@@ -170,7 +173,7 @@ def compile_one(given, rest, chip) -> dict:
         'model_flops': 3 * forward,
         'done_flops': passes * forward,
         'capacity': chip.memory,
-        'state': {'parameters': params, 'optimiser': moments, **others},
+        'state': {'parameters': params, 'optimiser': moments, **base, **others},
     }
     compiled, needs = compiled_or_needs(planned.lower)
     if compiled is None:
@@ -229,7 +232,9 @@ def param_bytes(tree, dtype) -> int:
     import jax
     import numpy as np
 
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree)) * (2 if dtype == 'bfloat16' else 4)
+    # Two 4-bit codes stand in a byte.
+    count = sum(int(np.prod(leaf.shape)) * (2 if leaf.dtype == 'uint8' else 1) for leaf in jax.tree.leaves(tree))
+    return count * (2 if dtype == 'bfloat16' else 4)
 
 
 def advice(settings, report) -> list[str]:
@@ -253,6 +258,8 @@ def advice(settings, report) -> list[str]:
             if settings.moment_dtype == 'float32':
                 lines.append('--moment_dtype=bfloat16: a first moment of half the size')
             lines.append('--optimizer=lion or adafactor: one moment, or none of full size, in place of two')
+    elif not settings.base_dtype:
+        lines.append('--base_dtype=nf4: 4 bits for each number of the frozen base')
     state = sum(report['state'].values())
     if state > report['capacity']:
         lines.append(f'more chips: the state alone is {state / report["capacity"]:.1f} times what a chip holds')

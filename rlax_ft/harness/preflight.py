@@ -17,6 +17,7 @@ from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.loading import load_loss
 from rlax_ft.harness.step import compile_training
 from rlax_ft.models.config import ModelConfig
+from rlax_ft.models.quantized import quantize_base
 from rlax_ft.models.transformer import init_params
 from rlax_ft.objectives.policy import PolicyBatch, policy_objective
 from rlax_ft.objectives.ppo import PPOBatch, ppo_objective
@@ -67,6 +68,8 @@ def plan(script: str, settings, config: ModelConfig, length: int) -> Planned:
     dtype = settings.dtype if config.lora else 'float32'
     model = jax.eval_shape(lambda key: init_params(config, key), _key())
     model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
+    if settings.base_dtype:
+        model = jax.eval_shape(lambda model: quantize_base(model, settings.base_dtype), model)
     return PLANS[script](settings, Learner(config, model), length)
 
 

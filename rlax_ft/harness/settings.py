@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.attention import KERNELS
+from rlax_ft.models.quantized import KINDS
 
 
 def flag(
@@ -200,6 +201,9 @@ class LoRASettings:
     )
     lora_targets: str = flag(
         'attention|mlp', 'Regular expression on what is adapted: attention/query ... mlp/down.', needs='lora_rank'
+    )
+    base_dtype: str = flag(
+        '', 'Of the frozen model: int8 or nf4 (QLoRA); empty: as --dtype.', ('', *KINDS), needs='lora_rank'
     )
     rslora: bool = flag(False, 'Scale the adapter by alpha / sqrt(rank) instead.', needs='lora_rank')
 

@@ -19,6 +19,7 @@ from rlax_ft.harness.settings import LoRASettings, Settings
 from rlax_ft.harness.step import place_state
 from rlax_ft.hf.folder import check_vocabulary, load_pretrained, read_config, read_tokenizer, save_config
 from rlax_ft.models.config import SIZES, ModelConfig, embedded_config
+from rlax_ft.models.quantized import quantize_base
 from rlax_ft.models.transformer import init_params
 from rlax_ft.parallel.hosts import from_first, on_first
 from rlax_ft.parallel.mesh import make_mesh
@@ -142,6 +143,8 @@ def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]
     if _frozen(settings):
         # A frozen base need not be more exact than what it computes.
         params = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), params)
+        if settings.base_dtype:
+            params = place_state(settings, quantize_base(params, settings.base_dtype))
     return dataclasses.replace(config, dtype=settings.dtype, kernel=settings.attention), params
 
 

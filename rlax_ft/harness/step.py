@@ -18,6 +18,7 @@ from rlax_ft.models.lora import adapter_objective
 from rlax_ft.parallel.compile import PMAP_AXIS, compile_step
 from rlax_ft.parallel.mesh import make_mesh
 from rlax_ft.parallel.placement import shard_state, split_rows
+from rlax_ft.sampling.layout import release
 from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.step import make_train_step
 
@@ -80,20 +81,24 @@ def compile_training(
     )
     mesh = None if pmap else mesh or make_mesh(settings.mesh)
     compiled = compile_step(step, mesh=mesh, backend=settings.backend)
-    return optimizer, compiled if base is None else _WithBase(compiled, base)
+    return optimizer, _Update(compiled, () if base is None else (base,))
 
 
-class _WithBase:
-    """A compiled step of adapters, which gets their base with each call: no parameter becomes part of the program."""
+class _Update:
+    """A compiled step whose parameters, as they were laid out for sampling, give up their memory first.
+
+    Adapters get their base with each call: no parameter becomes part of the program.
+    """
 
     def __init__(self, step, base):
         self._step, self._base = step, base
 
     def __call__(self, state, batch, *frozen):
-        return self._step(state, batch, self._base, *frozen)
+        release(state.params)
+        return self._step(state, batch, *self._base, *frozen)
 
     def lower(self, state, batch, *frozen):
-        return self._step.lower(state, batch, self._base, *frozen)
+        return self._step.lower(state, batch, *self._base, *frozen)
 
 
 def place_state(settings: Settings, state):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rlax_ft.models.config import ModelConfig
+from rlax_ft.models.quantized import dequantize
 from rlax_ft.parallel.constrain import active_mesh, over_devices
 
 ACTIVATIONS = {
@@ -35,9 +36,18 @@ class MixtureOfExperts(nn.Module):
         c = self.config
         wide, narrow = (c.experts, c.width, c.mlp_width), (c.experts, c.mlp_width, c.width)
         router = _Kernel((c.width, c.experts), name='router')()
-        kernels = [_Kernel(wide, name=name)().astype(c.dtype) for name in ('gate', 'up')]
-        kernels.append(_Kernel(narrow, 0.5 / c.layers, name='down')().astype(c.dtype))
-        arguments = (x, router, *kernels)
+        kernels = [_Kernel(wide, name=name)() for name in ('gate', 'up')]
+        kernels.append(_Kernel(narrow, 0.5 / c.layers, name='down')())
+        if not isinstance(kernels[0], tuple):
+            return self._mix(x, router, *(kernel.astype(c.dtype) for kernel in kernels))
+
+        def mix(x, router, *kernels):
+            return self._mix(x, router, *(dequantize(*kernel, c.dtype) for kernel in kernels))
+
+        # Else the backward pass would keep every layer's experts in full.
+        return jax.checkpoint(mix, prevent_cse=False)(x, router, *kernels)
+
+    def _mix(self, *arguments):
         kinds = ('residual', None, 'expert_in', 'expert_in', 'expert_out')
         # Tokens are sorted among those of their device, which gathers the experts that it does not have.
         mesh = active_mesh(*arguments)
@@ -73,12 +83,14 @@ class MixtureOfExperts(nn.Module):
 
 
 class _Kernel(nn.Module):
-    """A parameter `kernel` under a name of its own, so that paths end as those of a dense model do."""
+    """A parameter `kernel`, or its codes and scales, under a name of its own: paths end as a dense model's do."""
 
     shape: tuple[int, ...]
     scale: float = 1.0
 
     @nn.compact
     def __call__(self):
+        if self.has_variable('params', 'codes'):
+            return tuple(self.get_variable('params', name) for name in ('codes', 'scales'))
         init = nn.initializers.variance_scaling(self.scale, 'fan_in', 'normal', batch_axis=range(len(self.shape) - 2))
         return self.param('kernel', init, self.shape)

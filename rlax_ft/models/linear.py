@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rlax_ft.models.config import LoRAConfig
+from rlax_ft.models.quantized import product
 
 
 class Linear(nn.Module):
     """y = x W + b, and + scaling (dropout(x) A) B where the collection `lora` holds A and B (arXiv 2106.09685).
+
+    W may stand there as codes and scales (quantized.py).
 
     Attributes:
       features: width of y.
@@ -30,11 +33,13 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         """[..., D] -> [..., features]; dropout is on where the call gives a `dropout` key."""
-        init = nn.initializers.variance_scaling(self.init_scale, 'fan_in', 'normal')
-        kernel = self.param('kernel', init, (x.shape[-1], self.features))
         # As one plain matrix: on a CPU the backward pass of a product with more axes takes twice as long.
         shape, x = x.shape, x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = x @ kernel.astype(self.dtype)
+        if self.has_variable('params', 'codes'):
+            y = product(x, *(self.get_variable('params', name) for name in ('codes', 'scales')), self.dtype)
+        else:
+            init = nn.initializers.variance_scaling(self.init_scale, 'fan_in', 'normal')
+            y = x @ self.param('kernel', init, (x.shape[-1], self.features)).astype(self.dtype)
         if self.use_bias:
             y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.has_variable('lora', 'A'):

@@ -13,6 +13,7 @@ from flax import struct
 
 from rlax_ft.errors import InputError
 from rlax_ft.models.config import LoRAConfig
+from rlax_ft.models.quantized import dequantized, kernel_shape
 from rlax_ft.types import ApplyFn, Params
 
 
@@ -52,8 +53,8 @@ def adaptable(params: Params) -> dict[str, tuple[int, ...]]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(params['layers'])[0]:
         *name, last = (key.key for key in path)
         # Experts are stacked once more, and a router is too small to be worth a low rank.
-        if last == 'kernel' and len(leaf.shape) == 3 and name[-1] != 'router':
-            named['/'.join(name)] = leaf.shape
+        if last in ('kernel', 'codes') and len(leaf.shape) == 3 and name[-1] != 'router':
+            named['/'.join(name)] = leaf.shape if last == 'kernel' else kernel_shape({last: leaf})
     return named
 
 
@@ -100,8 +101,16 @@ def merge(params: Params, adapter: Params, lora: LoRAConfig) -> Params:
     if 'A' in adapter:
         a, b = (adapter[side].astype(jnp.float32) for side in ('A', 'B'))
         update = jnp.einsum('lir,lro->lio', a, b, precision=jax.lax.Precision.HIGHEST)
-        return {**params, 'kernel': params['kernel'].astype(jnp.float32) + lora.scaling * update}
-    return {name: merge(part, adapter[name], lora) if name in adapter else part for name, part in params.items()}
+        kernel = dequantized(params, jnp.float32)['kernel'].astype(jnp.float32) + lora.scaling * update
+        return {**{name: leaf for name, leaf in params.items() if name not in ('codes', 'scales')}, 'kernel': kernel}
+    return {
+        name: merge(part, adapter[name], lora)
+        if name in adapter
+        else dequantized(part, jnp.float32)
+        if isinstance(part, dict)
+        else part
+        for name, part in params.items()
+    }
 
 
 def attach(params: Params, base: Params | None, key: jax.Array | None = None) -> Params:

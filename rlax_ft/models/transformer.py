@@ -20,6 +20,7 @@ from rlax_ft.models.experts import ACTIVATIONS, MixtureOfExperts
 from rlax_ft.models.linear import Linear
 from rlax_ft.models.rotary import apply_rotary, rotary_kinds, rotary_tables
 from rlax_ft.parallel.constrain import constrain, gathered, unconstrained
+from rlax_ft.parallel.mesh import platform
 
 _REMAT_POLICIES = {'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 'full': None}
 
@@ -135,6 +136,9 @@ class Attention(nn.Module):
         c = self.config
         widths = {'query': c.heads * c.head_dim, 'key': c.kv_heads * c.head_dim, 'value': c.kv_heads * c.head_dim}
         projected = _projections(self, x, widths, 'qkv', c.qkv_bias)
+        if cache is not None and platform() == 'tpu':
+            # Else its compiler splits these matrices by head, of which it makes a copy of all layers at every call.
+            projected = jax.lax.optimization_barrier(projected)
 
         def heads(count, name):
             y = projected[name]

@@ -25,28 +25,32 @@ ROWS = ('data', 'fsdp', 'expert')
 # What `fsdp` stands for in a rule: devices that have other parts of the same rows hold other parts of the parameters.
 FSDP = ('fsdp', 'sequence')
 
+# As it is, or as codes (models/quantized.py). Their scales have too few rows to be split by: they are by column.
+_MATRIX = '(kernel|codes)$'
+
 # A rule names the axes of a parameter's last dimensions; a leading layer axis is never split. The same rules reach the
 # optimiser's moments, because their paths end in the parameter's own. Experts come first: their kernels have one
 # dimension more than those of a dense MLP, whose rules they would otherwise take.
 RULES: tuple[tuple[str, P], ...] = (
     (r'(^|/)v_(row|col)/', P()),  # Adafactor's: a row or column of each matrix.
-    (r'layers/mlp/(gate|up)/kernel$', P(None, 'expert', 'fsdp', 'tensor')),
-    (r'layers/mlp/down/kernel$', P(None, 'expert', 'tensor', 'fsdp')),
-    (r'layers_\d+/mlp/(gate|up)/kernel$', P('expert', 'fsdp', 'tensor')),
-    (r'layers_\d+/mlp/down/kernel$', P('expert', 'tensor', 'fsdp')),
+    (rf'layers/mlp/(gate|up)/{_MATRIX}', P(None, 'expert', 'fsdp', 'tensor')),
+    (rf'layers/mlp/down/{_MATRIX}', P(None, 'expert', 'tensor', 'fsdp')),
+    (rf'layers_\d+/mlp/(gate|up)/{_MATRIX}', P('expert', 'fsdp', 'tensor')),
+    (rf'layers_\d+/mlp/down/{_MATRIX}', P('expert', 'tensor', 'fsdp')),
     (r'mlp/router/kernel$', P('fsdp', None)),
     (r'(^|/)embed/embedding$', P('tensor', 'fsdp')),
     (r'position_embed/embedding$', P(None, 'fsdp')),
-    (r'attention/(query|key|value|qkv)/kernel$', P('fsdp', 'tensor')),
-    (r'attention/out/kernel$', P('tensor', 'fsdp')),
-    (r'mlp/(gate|up|gate_up)/kernel$', P('fsdp', 'tensor')),
-    (r'mlp/down/kernel$', P('tensor', 'fsdp')),
+    (rf'attention/(query|key|value|qkv)/{_MATRIX}', P('fsdp', 'tensor')),
+    (rf'attention/out/{_MATRIX}', P('tensor', 'fsdp')),
+    (rf'mlp/(gate|up|gate_up)/{_MATRIX}', P('fsdp', 'tensor')),
+    (rf'mlp/down/{_MATRIX}', P('tensor', 'fsdp')),
     (r'(out|down)/A$', P('tensor', 'fsdp')),
     (r'(out|down)/B$', P(None, 'fsdp')),
     (r'/A$', P('fsdp', None)),
     (r'/B$', P('fsdp', 'tensor')),
     (r'(^|/)head$', P('fsdp', 'tensor')),
     (r'(^|/)head/kernel$', P('fsdp', None)),
+    (r'/scales$', P(None, 'fsdp')),
     (r'(^|/)(bias|scale)$', P()),
 )
 

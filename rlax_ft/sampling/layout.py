@@ -58,6 +58,14 @@ def laid_out(apply: Callable, params):
     return _by_part(params, lambda part, joins: _kept.layout(part, apply, dtype, joins))
 
 
+def release(params) -> None:
+    """Drops the layouts that were made of any of these parameters: before an update, which needs their memory.
+
+    An adapter's base, which no update changes, keeps its own.
+    """
+    _kept.release(params)
+
+
 def _activations(apply, params):
     """The dtype that a model computes in; found by tracing it, which takes longer than to look a layout up."""
     cache = jax.eval_shape(lambda p: apply({'params': p}, 1, 1, method='init_cache'), params)
@@ -81,10 +89,9 @@ def _laid(params, dtype, joins, whole=None):
 
     def convert(path, leaf):
         name = path_name(path)
-        # Norms multiply by their scales in float32, whatever the dtype of activations.
-        narrow = (
-            dtype is not None and leaf.dtype.itemsize > dtype.itemsize and not re.search('norm/(scale|bias)$', name)
-        )
+        # Norms multiply by their scales in float32, whatever the dtype of activations; so do codes.
+        exact = re.search('norm/(scale|bias)$|/scales$', name)
+        narrow = dtype is not None and leaf.dtype.itemsize > dtype.itemsize and not exact
         spec = _gathered_spec(name, leaf.shape, mesh) if whole and mesh is not None else None
         # What needs no change is no copy.
         return _convert(leaf, dtype, spec) if narrow or spec is not None else leaf
@@ -170,6 +177,11 @@ class _Kept:
             self._entries[key] = laid, [weakref.ref(leaf, drop) for leaf in leaves]
         self._entries.move_to_end(key)
         return self._entries[key][0]
+
+    def release(self, params):
+        leaves = set(map(id, jax.tree.leaves(params)))
+        for key in [key for key in self._entries if not leaves.isdisjoint(key)]:
+            self._entries.pop(key)
 
     def _drop(self, key, _):
         self._entries.pop(key, None)

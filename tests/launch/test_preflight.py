@@ -6,13 +6,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from rlax_ft.errors import InputError
 from rlax_ft.harness.loading import load_script
-from rlax_ft.harness.preflight_report import decoding_table, table
+from rlax_ft.harness.preflight_report import decoding_table, shard_bytes, table
 from rlax_ft.models.shapes import SHAPES, named_config
 from rlax_ft.models.transformer import init_params
-from rlax_ft.parallel.mesh import compiling_for
+from rlax_ft.parallel.mesh import AXES, compiling_for, tree_shardings
 from rlax_ft.parallel.roofline import CHIPS, estimate
 
 preflight = load_script(Path(__file__).parents[2] / 'launch/preflight.py')
@@ -76,6 +77,27 @@ def test_decoding_keeps_weights_whole_where_there_is_room(room):
     assert found['state']['keys and values'] == 4 * 2 * 2 * 2 * 16 * 32  # Both, of layers, heads, width and slots.
     assert found['peak'] > sum(found['state'].values()) and found['over_weights'] > 1
     assert 'tokens/s a chip' in decoding_table(found)
+
+
+@pytest.mark.parametrize('model', ['llama3-8b', 'llama3-70b', 'qwen3-30b-a3b'])
+def test_the_share_of_a_chip_falls_with_their_number(model):
+    config = named_config(model)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    shares = []
+    for chips in (16, 64, 256):
+        mesh = AbstractMesh((1, chips, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 5)
+        shares.append(chips * shard_bytes(params, tree_shardings(params, mesh)))
+    assert shares[2] < 1.01 * shares[0], 'more than norms and biases stays whole'
+
+
+def test_a_base_in_four_bits_is_counted_as_such():
+    half = report('sft', '--lora_rank=2', '--dtype=bfloat16')['state']
+    coded = report('sft', '--lora_rank=2', '--dtype=bfloat16', '--base_dtype=nf4')['state']
+    assert coded['parameters'] == half['parameters'] and coded['optimiser'] == half['optimiser']
+    norms = 2 * (2 * 2 + 1) * 64
+    # Embedding and head, 256 x 64 each, stay; of the rest 4.5 bits in place of 16, matrices of 64 and 128 inputs.
+    others, rest = norms + 2 * 2 * 256 * 64 / 8, half['frozen base']
+    assert coded['frozen base'] == pytest.approx(others + (rest - others) * (4 + 32 / 64) / 16)
 
 
 def test_the_roofline_by_hand():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import weakref
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.models import attention
+from rlax_ft.harness import step
+from rlax_ft.harness.settings import Settings
+from rlax_ft.models import attention, transformer
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.parallel.mesh import make_mesh
@@ -88,6 +91,23 @@ def test_what_is_compiled_does_not_grow_with_depth(monkeypatch):
     assert lines[0] == lines[1]
 
 
+def test_on_a_tpu_projections_are_kept_from_the_reshape_to_heads(three, monkeypatch):
+    # Its compiler would merge the two, and copy all layers' matrices for it: seen in docs/preflight.md's decoding.
+    apply, params, _ = three
+
+    def read(params):
+        cache = apply({'params': params}, 8, 7, method='init_cache')
+        return apply({'params': params}, prompts()[0], cache=cache)[0]
+
+    expected, plain = read(params), jax.jit(read).lower(params).as_text()
+    monkeypatch.setattr(transformer, 'platform', lambda: 'tpu')
+    lowered = jax.jit(lambda params: read(params)).lower(params).as_text()
+    assert 'optimization_barrier' in lowered and 'optimization_barrier' not in plain
+    training = jax.jit(lambda params: apply({'params': params}, prompts()[0])[0]).lower(params).as_text()
+    assert 'optimization_barrier' not in training
+    np.testing.assert_array_equal(read(params), expected)
+
+
 def test_matrices_are_narrowed_and_norms_are_not(monkeypatch):
     monkeypatch.setattr(layout, 'SHALLOW_ON_CPU', 8)
     apply, params = model(9, dtype='bfloat16')
@@ -107,6 +127,22 @@ def test_a_layout_lives_as_long_as_its_parameters(monkeypatch):
     del params
     gc.collect()
     assert len(layout._kept._entries) == count - 1
+
+
+def test_an_update_finds_the_memory_of_its_own_layout_free_and_a_base_keeps_its_layout(monkeypatch):
+    monkeypatch.setattr(layout, 'SHALLOW_ON_CPU', 8)
+    monkeypatch.setattr(step, 'compile_step', lambda *_, **__: lambda state, batch, *frozen: (alive(), frozen))
+    apply, policy = model(9, dtype='bfloat16')
+    base = model(9)[1]
+    for trained, frozen, kept in ((policy, None, ['base']), (base, policy, ['policy'])):
+        made = {name: layout.laid_out(apply, part) for name, part in (('policy', policy), ('base', base))}
+        references = {name: weakref.ref(laid['embed']['embedding']) for name, laid in made.items()}
+        del made
+        alive = lambda: [name for name, reference in references.items() if reference() is not None]  # noqa: B023, E731
+        assert alive() == ['policy', 'base']
+        _, update = step.compile_training(Settings(max_steps=1), lambda *_: None, frozen)
+        found, given = update(SimpleNamespace(params={'policy': trained}), None)
+        assert found == kept and given == (() if frozen is None else (policy,))
 
 
 @pytest.mark.parametrize('chunk', [3, 5])
