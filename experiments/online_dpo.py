@@ -150,7 +150,6 @@ def check(settings: OnlineDPOSettings) -> None:
     """
     check_groups(settings)
     unused = {
-        'aggregate': 'a loss on pairs or rankings sums the tokens of an answer',
         'xpo_alpha': settings.method != 'xpo' and 'is read by --method=xpo only',
         'mixture': settings.method != 'nash_md' and 'is read by --method=nash_md only',
         'annotator_noise': settings.judgement == 'hard' and '--judgement=hard has none',
