@@ -23,7 +23,7 @@ from rlax_ft.training.step import init_state, make_train_step
 
 CONFIG = dataclasses.replace(
     embedded_config('tiny', vocab_size=24, max_length=32),
-    layers=3,
+    layers=2,
     width=128,
     heads=4,
     kv_heads=2,
@@ -70,8 +70,7 @@ def test_numbers_are_those_that_numpy_finds_block_by_block(kind, width):
     assert 0 < np.abs(expected - kernel).max() < (0.6 if kind == 'nf4' else 0.02)
 
 
-@pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(('kind', 'family'), [('int8', 'dense'), *(('nf4', family) for family in FAMILIES)])
 def test_an_adapter_sees_and_learns_what_it_would_on_the_base_in_full(kind, family):
     config, coded, full, adapter = models(kind, **FAMILIES[family])
     kernels = [leaf for leaf in jax.tree.leaves(coded['layers']) if leaf.ndim > 2 and leaf.dtype == jnp.float32]
@@ -84,12 +83,11 @@ def test_an_adapter_sees_and_learns_what_it_would_on_the_base_in_full(kind, fami
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max()), grads, wanted)
     assert min(np.abs(leaf).max() for leaf in jax.tree.leaves(grads)) > 0
     whole = Adapted(coded, adapter)
-    hidden = adapted(Transformer(config).apply)({'params': whole}, TOKENS)[0]
-    np.testing.assert_allclose(
-        Transformer(config).apply({'params': merge(coded, adapter, config.lora)}, TOKENS)[0], hidden, atol=1e-4
-    )
-    laid = decoding_layout(whole, jnp.dtype('float32'))
-    np.testing.assert_allclose(adapted(Transformer(config).apply)({'params': laid}, TOKENS)[0], hidden, atol=1e-5)
+    forward = jax.jit(lambda params: adapted(Transformer(config).apply)({'params': params}, TOKENS)[0])
+    hidden, merged = forward(whole), merge(coded, adapter, config.lora)
+    plain = jax.jit(lambda params: Transformer(config).apply({'params': params}, TOKENS)[0])
+    np.testing.assert_allclose(plain(merged), hidden, atol=1e-4)
+    np.testing.assert_allclose(forward(decoding_layout(whole, jnp.dtype('float32'))), hidden, atol=1e-5)
 
 
 @pytest.mark.parametrize('family', ['dense', 'experts'])
@@ -99,7 +97,7 @@ def test_no_stack_of_layers_is_ever_in_full(family):
     def stacks(base):
         text = jax.jit(jax.grad(objective(config), has_aux=True)).lower(Adapter(adapter), TOKENS, None, base)
         wide = (128, 192), (192, 128), (128, 96), (96, 128)
-        found = re.findall(r'f32\[3,(?:4,)?(\d+),(\d+)\]', text.compile().as_text())
+        found = re.findall(r'f32\[2,(?:4,)?(\d+),(\d+)\]', text.compile().as_text())
         return [dims for dims in found if tuple(map(int, dims)) in wide]
 
     assert stacks(full) and not stacks(coded)
@@ -109,7 +107,7 @@ def test_a_mesh_splits_codes_and_trains_as_one_device():
     config, coded, _, adapter = models('nf4')
     mesh = make_mesh('fsdp=2,tensor=2,data=2')
     shardings = tree_shardings(coded, mesh)['layers']['mlp']['down']
-    assert shardings['codes'].shard_shape((3, 96, 128)) == (3, 48, 64)
+    assert shardings['codes'].shard_shape((2, 96, 128)) == (2, 48, 64)
     after = []
     for over in (mesh, make_mesh(devices=jax.devices()[:1])):
         optimizer = optax.sgd(0.1)
