@@ -15,6 +15,7 @@ from rlax_ft.hf.folder import load_pretrained
 from rlax_ft.training.metrics import MetricsWriter, read_records
 
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
+pytestmark = pytest.mark.usefixtures('few_prompts')
 collect = load_script(SCRIPTS / 'collect.py')
 dpo = load_script(SCRIPTS / 'dpo.py')
 ppo = load_script(SCRIPTS / 'ppo.py')
