@@ -149,8 +149,7 @@ def check(settings: DistillSettings) -> None:
     Raises:
       InputError: flags that do not fit together.
     """
-    own = round(settings.on_policy_share * settings.batch_size)
-    if settings.divergence == 'sampled' and own < settings.batch_size:
+    if settings.divergence == 'sampled' and settings.on_policy_share < 1:
         raise InputError(
             f"--divergence=sampled: is right on the policy's own samples only; give --on_policy_share=1, not "
             f'{settings.on_policy_share:g}'

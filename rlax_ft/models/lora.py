@@ -94,23 +94,19 @@ def merge(params: Params, adapter: Params, lora: LoRAConfig) -> Params:
     What is adapted comes out as float32: in the dtype of a bfloat16 base most of a small update would be rounded away.
 
     Args:
-      params: of the `Transformer`; their arrays are shared where nothing changes.
+      params: of the `Transformer`; their arrays are shared where nothing changes; codes are written in full.
       adapter: of `init_adapter`'s form.
       lora: its scaling.
     """
+    return _merge(dequantized(params, jnp.float32), adapter, lora)
+
+
+def _merge(params, adapter, lora):
     if 'A' in adapter:
         a, b = (adapter[side].astype(jnp.float32) for side in ('A', 'B'))
         update = jnp.einsum('lir,lro->lio', a, b, precision=jax.lax.Precision.HIGHEST)
-        kernel = dequantized(params, jnp.float32)['kernel'].astype(jnp.float32) + lora.scaling * update
-        return {**{name: leaf for name, leaf in params.items() if name not in ('codes', 'scales')}, 'kernel': kernel}
-    return {
-        name: merge(part, adapter[name], lora)
-        if name in adapter
-        else dequantized(part, jnp.float32)
-        if isinstance(part, dict)
-        else part
-        for name, part in params.items()
-    }
+        return {**params, 'kernel': params['kernel'].astype(jnp.float32) + lora.scaling * update}
+    return {name: _merge(part, adapter[name], lora) if name in adapter else part for name, part in params.items()}
 
 
 def attach(params: Params, base: Params | None, key: jax.Array | None = None) -> Params:

@@ -10,6 +10,7 @@ tests of each script; compare.py and rlhf.py hand their flags to these scripts a
 import dataclasses
 import logging
 import sys
+import typing
 from pathlib import Path
 
 import jax
@@ -29,18 +30,6 @@ from rlax_ft.tasks import get_task
 
 WORDS = get_task('reviews').words
 SCRIPTS = Path(__file__).parents[2] / 'experiments'
-CLASSES = {
-    'sft': 'SFTSettings',
-    'collect': 'CollectSettings',
-    'reward_model': 'RewardModelSettings',
-    'dpo': 'DPOSettings',
-    'kto': 'KTOSettings',
-    'online_dpo': 'OnlineDPOSettings',
-    'ppo': 'PPOSettings',
-    'grpo': 'GRPOSettings',
-    'distill': 'DistillSettings',
-    'converse': 'ConverseSettings',
-}
 
 
 class Traced:
@@ -157,8 +146,8 @@ def another(field):
 )
 def test_what_is_not_read_is_refused(folder, tmp_path, monkeypatch, caplog, script, arguments):
     module = load_script(SCRIPTS / f'{script}.py')
-    settings_class = getattr(module, CLASSES[script])
     main = next(getattr(module, name) for name in ('train', script) if hasattr(module, name))
+    settings_class = typing.get_type_hints(main)['settings']
     given = arguments.format(folder=folder).split()
     monkeypatch.setattr(jax, 'jit', lambda function=None, **how: Traced(function, **how))
     recorded, read = recording(settings_class)
