@@ -166,7 +166,8 @@ class GroupCollector:
         may_fail = dict(reward_failures=settings.reward_failures, reward_seconds=settings.reward_seconds)
         self.score = make_reward(settings.reward, task, codec, **may_fail)
         sampler = functools.partial(make_sampler, learner.apply, codec, rows=settings.engine_rows or None)
-        self._sample = on_rollout_devices(settings, sampler(temperature=settings.temperature))
+        how = dict(temperature=settings.temperature, group_size=settings.group_size)
+        self._sample = on_rollout_devices(settings, sampler(**how))
         self._sample_greedy = sampler(temperature=0.0) if settings.baseline == 'greedy' else None
         self._steps = make_step_rewards(settings, codec)
         self._cursor = 0

@@ -19,7 +19,7 @@ from rlax_ft.models.transformer import Transformer, init_params
 from rlax_ft.parallel.constrain import KINDS
 from rlax_ft.parallel.mesh import batch_sharding, fit, make_mesh
 from rlax_ft.sampling.layout import decoding_layout, decoding_shardings, gathered_fits
-from rlax_ft.sampling.sampler import generate
+from rlax_ft.sampling.sampler import generate, shared_group
 
 # Scripts whose batches are sampled.
 SAMPLING = ('ppo', 'grpo')
@@ -33,8 +33,8 @@ class PlannedDecoding:
       lower: gives the lowered program.
       weights: shapes, as they are laid out.
       shardings: of the weights.
-      cache: shapes of keys and values.
-      cache_sharding: of each.
+      cache: shapes of keys and values, those that groups share first.
+      cache_shardings: of each.
       whole: nothing of the weights stays split over `fsdp` and `expert`.
       rows: under way at once.
       prompt: tokens of a prompt.
@@ -45,7 +45,7 @@ class PlannedDecoding:
     weights: Any
     shardings: Any
     cache: Any
-    cache_sharding: NamedSharding
+    cache_shardings: Any
     whole: bool
     rows: int
     prompt: int
@@ -74,13 +74,19 @@ def plan_decoding(script: str, settings, config: ModelConfig, length: int, memor
     with jax.set_mesh(mesh):
         whole = gathered_fits(model, dtype, jax.sharding.get_abstract_mesh(), memory)
         weights = jax.eval_shape(lambda params: decoding_layout(params, dtype, whole=whole), model)
-        cache = jax.eval_shape(lambda p: apply({'params': p}, rows, prompt + new, method='init_cache'), weights)
+        group = shared_group(rows, settings.group_size)
+        sizes = [(rows // group, prompt), (rows, new)] if group > 1 else [(rows, prompt + new)]
+        caches = [
+            jax.eval_shape(lambda p, size=size: apply({'params': p}, *size, method='init_cache'), weights)
+            for size in sizes
+        ]
     shardings = decoding_shardings(weights, mesh, whole=whole)
-    keys = jax.tree.leaves(cache.key)[0]
-    kind = KINDS['stacked_cache' if keys.ndim == 5 else 'cache']
+    cache = [(part.key, part.value) for part in caches]
+    kinds = {5: KINDS['stacked_cache'], 4: KINDS['cache']}
+    split = lambda leaf: NamedSharding(mesh, fit(kinds[leaf.ndim], leaf.shape, mesh))  # noqa: E731
 
     def sample(params, prompts, mask, key):
-        how = dict(max_new_tokens=new, temperature=settings.temperature, eos_ids=(2,))
+        how = dict(max_new_tokens=new, temperature=settings.temperature, eos_ids=(2,), group_size=settings.group_size)
         return generate(apply, {'params': params}, prompts, mask, key, **how)
 
     def lower():
@@ -97,8 +103,8 @@ def plan_decoding(script: str, settings, config: ModelConfig, length: int, memor
         lower,
         weights,
         shardings,
-        (cache.key, cache.value),
-        NamedSharding(mesh, fit(kind, keys.shape, mesh)),
+        cache,
+        jax.tree.map(split, cache),
         whole,
         rows,
         prompt,

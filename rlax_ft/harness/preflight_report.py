@@ -38,8 +38,8 @@ def decoding_report(
     mesh = make_mesh(settings.mesh)
     weights = shard_bytes(planned.weights, planned.shardings)
     cache = sum(
-        math.prod(planned.cache_sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(planned.cache)
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(jax.tree.leaves(planned.cache), jax.tree.leaves(planned.cache_shardings))
     )
     report = {
         **names,

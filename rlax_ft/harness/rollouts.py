@@ -152,7 +152,8 @@ def make_collector(settings, task: Task | None, codec: Codec, learner: Learner) 
     group, place = settings.group_size, placement(settings)
     may_fail = dict(reward_failures=settings.reward_failures, reward_seconds=settings.reward_seconds)
     score = make_reward(settings.reward, task, codec, **may_fail)
-    sample = make_sampler(learner.apply, codec, rows=settings.engine_rows or None, temperature=settings.temperature)
+    how = dict(rows=settings.engine_rows or None, temperature=settings.temperature, group_size=group)
+    sample = make_sampler(learner.apply, codec, **how)
 
     def collect(params, tokens, mask, records, key):
         tokens, mask = (np.repeat(x, group, axis=0) for x in (tokens, mask))  # [B, P]

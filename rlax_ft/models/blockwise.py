@@ -18,6 +18,7 @@ class _Settings(NamedTuple):
     soft_cap: float | None
     query_block: int
     key_block: int
+    offset: int  # Place among the keys of the first query, before both are padded at the end.
 
 
 class _Places(NamedTuple):
@@ -66,7 +67,7 @@ def blockwise_attention(
     batch, length, heads, width = query.shape
     groups = key.shape[2]
     block = block or (64 if length <= 512 else 256)  # Measured on a CPU.
-    settings = _Settings(scale, soft_cap, min(block, length), min(block, key.shape[1]))
+    settings = _Settings(scale, soft_cap, min(block, length), min(block, key.shape[1]), key.shape[1] - length)
     pad_q, pad_k = -length % settings.query_block, -key.shape[1] % settings.key_block
     # [B, T, heads, H] -> [B, kv_heads, heads / kv_heads, T, H]; padded places belong to segments that nobody has.
     query = _pad(query.reshape(batch, length, groups, -1, width).transpose(0, 2, 3, 1, 4), pad_q, 3)
@@ -174,17 +175,14 @@ def _scores(settings, query, key, places, j, i):
 
 def _key_blocks(settings, key, places, j):
     """(first, end) of the key blocks that query block j can see."""
-    offset = places.key_segments.shape[1] - places.query_segments.shape[1]
-    offset = offset if places.first is None else places.first
-    # Both are padded at the end, so the offset may be off by less than a block: one more block is then looked at.
-    slack = settings.key_block if places.first is not None or offset else 0
-    reach = (j + 1) * settings.query_block + offset + slack
+    offset = settings.offset if places.first is None else places.first
+    reach = (j + 1) * settings.query_block + offset
     end = (reach + settings.key_block - 1) // settings.key_block
     first = 0
     if places.window is not None:
         # The window of layers that see all is the largest number: less anything more it would wrap around.
         window = jnp.minimum(places.window, key.shape[2])
-        first = jnp.maximum(j * settings.query_block + offset - slack - window + 1, 0) // settings.key_block
+        first = jnp.maximum(j * settings.query_block + offset - window + 1, 0) // settings.key_block
     return first, jnp.minimum(end, key.shape[2] // settings.key_block)
 
 

@@ -14,7 +14,8 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from rlax_ft.models.attention import Reading, attend, empty_cache
+from rlax_ft.models.attention import attend
+from rlax_ft.models.cache import Reading, empty_cache
 from rlax_ft.models.config import ModelConfig
 from rlax_ft.models.experts import ACTIVATIONS, MixtureOfExperts
 from rlax_ft.models.linear import Linear
@@ -279,19 +280,19 @@ class Transformer(nn.Module):
         rotary = rotary_tables(positions, self.config) if self.config.rotary_dim else None
         kinds, hidden = layer_kinds(self.config), self._embed(tokens, positions)
         if self._apart:
-            slots = [None] * self.config.layers if cache is None else list(zip(cache.key, cache.value))
+            slots = [None] * self.config.layers if cache is None else list(zip(*cache.arrays()))
             for i, layer in enumerate(self.layers):
                 of_layer = jax.tree.map(lambda kind, i=i: kind[i], kinds)
                 (hidden, slots[i]), _ = layer((hidden, slots[i]), of_layer, rotary, reading)
-            written = None if cache is None else zip(*slots)
+            written = None if cache is None else tuple(zip(*slots))
         else:
-            slots = None if cache is None else (cache.key, cache.value)
+            slots = None if cache is None else cache.arrays()
             if cache is not None:
                 kinds = kinds.replace(number=jnp.arange(self.config.layers))
             # The cache of all layers is carried, and written in place: as an output it would be made anew.
             (hidden, written), _ = self.layers((hidden, slots), kinds, rotary, reading)
         if cache is not None:
-            cache = cache.filled(*written, reading)
+            cache = cache.filled(written, reading)
         return self.final_norm(hidden), cache
 
     @property

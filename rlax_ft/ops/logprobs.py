@@ -156,7 +156,7 @@ def _chunked(
     settings = _Settings(soft_cap, with_entropy, chunk=0)
     scale = jnp.asarray(temperature, jnp.promote_types(jnp.result_type(hidden, head), jnp.float32))
     if held >= positions:
-        outputs = _from_logits(_logits(hidden, head, scale, settings), targets, settings)
+        outputs = _from_logits(_logits(hidden, head, scale, settings), targets, settings)[:-1]
     else:
         # Rows are the unit that a mesh spreads over devices; slicing across them would gather the hidden states.
         mesh = jax.sharding.get_abstract_mesh()
@@ -202,20 +202,21 @@ def _hits(logits: jax.Array, targets: jax.Array):
 
 
 def _from_logits(logits: jax.Array, targets: jax.Array, settings: _Settings):
-    """([..., V], [...]) -> (log-probabilities,) or (log-probabilities, entropies)."""
+    """([..., V], [...]) -> (log-probabilities, entropies if they are wanted, log-normalisers)."""
     chosen = jnp.sum(keep(_hits(logits, targets), logits), axis=-1)
-    logps = chosen - jax.nn.logsumexp(logits, axis=-1)
-    return (logps, entropy(logits)) if settings.with_entropy else (logps,)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    return (chosen - log_z, entropy(logits), log_z) if settings.with_entropy else (chosen - log_z, log_z)
 
 
-def _logits_gradient(logits: jax.Array, targets: jax.Array, cotangents: Any, settings: _Settings):
-    """Cotangents of `_from_logits` -> that of logits: g (onehot - p) - g_H p (log p + H)."""
-    log_p = jax.nn.log_softmax(logits)
+def _logits_gradient(logits: jax.Array, targets: jax.Array, known: Any, cotangents: Any):
+    """Cotangents of log-probabilities and entropies -> that of logits: g (onehot - p) - g_H p (log p + H)."""
+    *entropies, log_z = known
+    log_p = logits - log_z[..., None]
     p = jnp.exp(log_p)
     gradient = cotangents[0][..., None] * (_hits(logits, targets) - p)
-    if settings.with_entropy:
-        p_log_p = p * keep(log_p > -jnp.inf, log_p)
-        gradient -= cotangents[1][..., None] * (p_log_p - p * jnp.sum(p_log_p, axis=-1, keepdims=True))
+    if entropies:
+        log_p = keep(log_p > -jnp.inf, log_p)
+        gradient -= cotangents[1][..., None] * p * (log_p + entropies[0][..., None])
     return gradient
 
 
@@ -250,8 +251,14 @@ def _scan_rows(
     hidden: jax.Array, targets: jax.Array, head: jax.Array, temperature: float, mask: jax.Array, settings: _Settings
 ):
     """[R, L, D], [R, L], [D, V] -> tuple of [R, L], with `settings.chunk` positions of each row at a time."""
-    chunk, length = settings.chunk, targets.shape[1]
-    order, pieces = _plan(mask, length, chunk)
+    order, pieces = _plan(mask, targets.shape[1], settings.chunk)
+    outputs = _scan_chunks(hidden, targets, head, temperature, order, pieces, settings)
+    return tuple(_to_place(x, order, targets.shape[1]) for x in outputs[:-1])
+
+
+def _scan_chunks(hidden: Any, targets: Any, head: Any, temperature: Any, order: Any, pieces: Any, settings: _Settings):
+    """What `_from_logits` gives, where `_to_front` puts it, [R, L padded to whole chunks]."""
+    chunk = settings.chunk
     hidden, targets = _to_front(hidden, order, chunk), _to_front(targets, order, chunk)
 
     def step(i: jax.Array, outputs: jax.Array):
@@ -260,31 +267,29 @@ def _scan_rows(
         return tuple(jax.lax.dynamic_update_slice_in_dim(o, v, i * chunk, axis=1) for o, v in zip(outputs, values))
 
     zeros = jnp.zeros(targets.shape, jnp.promote_types(jnp.result_type(hidden, head), jnp.float32))
-    outputs = jax.lax.fori_loop(0, pieces, step, (zeros,) * (2 if settings.with_entropy else 1))
-    return tuple(_to_place(x, order, length) for x in outputs)
+    return jax.lax.fori_loop(0, pieces, step, (zeros,) * (3 if settings.with_entropy else 2))
 
 
 def _scan_rows_forward(
     hidden: jax.Array, targets: jax.Array, head: jax.Array, temperature: float, mask: jax.Array, settings: Any
 ):
-    arguments = hidden, targets, head, temperature, mask
-    return _scan_rows(*arguments, settings), arguments
+    plan = _plan(mask, targets.shape[1], settings.chunk)
+    outputs = _scan_chunks(hidden, targets, head, temperature, *plan, settings)
+    saved = hidden, targets, head, temperature, plan, outputs[1:]
+    return tuple(_to_place(x, plan[0], targets.shape[1]) for x in outputs[:-1]), saved
 
 
-def _scan_rows_backward(settings: Any, arguments: Any, cotangents: Any):
+def _scan_rows_backward(settings: Any, saved: Any, cotangents: Any):
     """Makes each chunk's logits again; the head's gradient is summed in float32 and cast once, at the end."""
-    hidden, targets, head, temperature, mask = arguments
+    hidden, targets, head, temperature, (order, pieces), known = saved
     chunk, length = settings.chunk, targets.shape[1]
-    order, pieces = _plan(mask, length, chunk)
-    moved = tuple(_to_front(x, order, chunk) for x in (hidden, targets, *cotangents))
+    moved = *(_to_front(x, order, chunk) for x in (hidden, targets, *cotangents)), *known
 
     def step(i: jax.Array, gradients: jax.Array):
         d_hidden, d_head = gradients
-        part_hidden, part_targets, *part_cotangents = (
-            jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in moved
-        )
+        part_hidden, part_targets, *rest = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in moved)
         logits, pull = jax.vjp(lambda z: _shape_logits(z, temperature, settings), _raw(part_hidden, head))
-        (d_logits,) = pull(_logits_gradient(logits, part_targets, part_cotangents, settings))
+        (d_logits,) = pull(_logits_gradient(logits, part_targets, rest[len(cotangents) :], rest[: len(cotangents)]))
         d_part = jnp.einsum('rcv,dv->rcd', d_logits, head, preferred_element_type=d_logits.dtype)
         d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_part.astype(hidden.dtype), i * chunk, axis=1)
         return d_hidden, add_to_head(d_head, part_hidden, d_logits)

@@ -9,6 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from rlax_ft.parallel.constrain import active_mesh
+from rlax_ft.parallel.mesh import batch_devices
 from rlax_ft.sampling.draw import draw, row_words
 from rlax_ft.types import ApplyFn, Rollout
 
@@ -30,6 +32,7 @@ def generate(
     min_p: float = 0.0,
     eos_ids: Sequence[int] = (),
     pad_id: int = 0,
+    group_size: int = 1,
 ) -> Rollout:
     """Samples a completion of each prompt, y_t ~ softmax(logits_t / temperature), with a key-value cache.
 
@@ -50,6 +53,8 @@ def generate(
       min_p: keep tokens of at least min_p times the probability of the likeliest (arXiv 2407.01082).
       eos_ids: tokens that end a row; empty samples N tokens from every row.
       pad_id: what fills a row after its end.
+      group_size: so many adjacent rows have the same prompt. It is read once for all of them, and their queries look at
+        it together (arXiv 2402.05099); a mesh that cannot split the groups reads every row's.
 
     Returns:
       Rollout with completions [B, N].
@@ -58,10 +63,17 @@ def generate(
     chex.assert_equal_shape([prompts, prompt_mask], custom_message='prompts and prompt_mask')
     batch, prompt_length = prompts.shape
     prompt_mask = prompt_mask.astype(bool)
-    cache = apply(variables, batch, prompt_length + max_new_tokens, method='init_cache')
+    group_size = shared_group(batch, group_size)
     lengths = prompt_mask.sum(axis=1)
     positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
-    hidden, cache = read_prompts(apply, variables, prompts, positions, prompt_mask.astype(jnp.int32), cache)
+    read = [x[::group_size] for x in (prompts, positions, prompt_mask.astype(jnp.int32))]
+    room = 0 if group_size > 1 else max_new_tokens
+    cache = apply(variables, batch // group_size, prompt_length + room, method='init_cache')
+    hidden, cache = read_prompts(apply, variables, *read, cache)
+    if group_size > 1:
+        hidden = jnp.repeat(hidden, group_size, axis=0)
+        own = apply(variables, batch, max_new_tokens, method='init_cache')
+        cache = own.replace(shared=cache, empty=False)
     words = row_words(key, batch, max_new_tokens)
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
@@ -85,6 +97,12 @@ def generate(
     start = (jnp.zeros((), jnp.int32), jnp.zeros(batch, bool), hidden, cache)
     *_, tokens, mask, logps = jax.lax.while_loop(unfinished, decode, (*start, *blank(batch, max_new_tokens, pad_id)))
     return Rollout(prompts=prompts, prompt_mask=prompt_mask, tokens=tokens, mask=mask, logps=logps)
+
+
+def shared_group(rows: int, group_size: int) -> int:
+    """How many rows share one reading of their prompt: the group, or 1 where a mesh cannot split the groups."""
+    mesh = active_mesh()
+    return group_size if mesh is None or rows // group_size % batch_devices(mesh) == 0 else 1
 
 
 def read_prompts(apply: ApplyFn, variables, tokens, positions, segment_ids, cache, *, chunk: int = PREFILL):

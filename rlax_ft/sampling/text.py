@@ -21,7 +21,13 @@ from rlax_ft.types import ApplyFn, Rollout
 
 
 def make_sampler(
-    apply: ApplyFn, codec: Codec, *, rows: int | None = None, temperature: float = 1.0, **truncation
+    apply: ApplyFn,
+    codec: Codec,
+    *,
+    rows: int | None = None,
+    temperature: float = 1.0,
+    group_size: int = 1,
+    **truncation,
 ) -> Callable:
     """A compiled `sample(params, prompts, prompt_mask, key) -> Rollout` for this codec's lengths and ids.
 
@@ -33,9 +39,10 @@ def make_sampler(
       codec: how text becomes tokens.
       rows: how many completions the rollout engine has under way at a time; None samples all of a batch at once.
       temperature: of the sampling.
+      group_size: so many adjacent rows have the same prompt, which is read once; the engine reads every row's.
       **truncation: top_k, top_p, min_p.
     """
-    sampler = generate if rows is None else partial(generate_many, rows=rows)
+    sampler = partial(generate, group_size=group_size) if rows is None else partial(generate_many, rows=rows)
 
     def sample(params, prompts, prompt_mask, key):
         return sampler(

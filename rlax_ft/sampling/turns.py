@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rlax_ft.models.attention import KVCache
+from rlax_ft.models.cache import KVCache
 from rlax_ft.sampling.draw import draw, row_words
 from rlax_ft.sampling.layout import laid_out
 from rlax_ft.sampling.sampler import blank, is_end

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.models import attention, kernels
-from rlax_ft.models.attention import Reading, attend, choose_kernel, visible
+from rlax_ft.models import attention, cache, kernels
+from rlax_ft.models.attention import attend, choose_kernel
 from rlax_ft.models.blockwise import blockwise_attention
+from rlax_ft.models.cache import Reading
+from rlax_ft.models.dense import visible
 from rlax_ft.parallel.mesh import make_mesh
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
@@ -119,13 +121,13 @@ def test_the_cache_in_blocks_is_the_cache_as_a_whole(monkeypatch):
     positions = jnp.broadcast_to(jnp.arange(21), (2, 21))
     reading = Reading(jnp.ones((2, 1), jnp.int32), jnp.full((2, 1), 13), segments, positions)
     how = dict(scale=0.4, soft_cap=None, window=None)
-    whole = attention._attend_cache(query, (keys, values), reading, None, **how)
-    monkeypatch.setattr(attention, '_CACHE_BLOCK', 5)
-    blocks = attention._attend_cache(query, (keys, values), reading, None, **how)
+    whole = cache.attend_cache(query, (keys, values), reading, None, **how)
+    monkeypatch.setattr(cache, '_BLOCK', 5)
+    blocks = cache.attend_cache(query, (keys, values), reading, None, **how)
     np.testing.assert_allclose(blocks, whole, atol=1e-6)
     # Slots that are not filled are not read: NaN there would spread.
     poisoned = keys.at[..., 15:].set(jnp.nan), values.at[:, :, 15:].set(jnp.nan)
-    np.testing.assert_allclose(attention._attend_cache(query, poisoned, reading, None, **how), whole, atol=1e-6)
+    np.testing.assert_allclose(cache.attend_cache(query, poisoned, reading, None, **how), whole, atol=1e-6)
 
 
 def test_the_kernel_is_the_platforms_unless_it_is_forced(monkeypatch):

@@ -1,8 +1,10 @@
 """Our GRPO step, as a worker of grpo_step.py: `ours_grpo.py SIZES SHAPE`, both JSON.
 
 A turn is what grpo.py does with one batch: sampling, texts, a rule's rewards, advantages, the optimiser step; in
-micro-batches of `rows` completions.
+micro-batches of `rows` completions. On a CPU each core is a device, as docs/speed.md shows.
 """
+
+from rlax_ft.harness import cpu_flags  # isort: skip  # noqa: F401  (before jax)
 
 import json
 import sys
@@ -22,6 +24,7 @@ from rlax_ft.models.transformer import Transformer
 from rlax_ft.objectives.policy import Credit, estimate, policy_objective
 from rlax_ft.objectives.ppo import minibatch
 from rlax_ft.parallel.compile import compile_step
+from rlax_ft.parallel.mesh import make_mesh
 from rlax_ft.sampling.text import make_sampler
 from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.step import init_state, make_train_step
@@ -34,7 +37,10 @@ def stepper(sizes, shape):
     codec = Codec(word_tokenizer(shape['vocab']), sizes['prompt'], sizes['new'], ends=False)
     tokens, mask = prompt_arrays(codec, texts(shape, sizes['prompts'], sizes['prompt'], 0))
     tokens, mask = (np.repeat(x, group, axis=0) for x in (tokens, mask))
-    sample, how = make_sampler(apply, codec), dict(count=1, mode='seq_mean_token_mean', max_len=sizes['new'])
+    sample, how = (
+        make_sampler(apply, codec, group_size=group),
+        dict(count=1, mode='seq_mean_token_mean', max_len=sizes['new']),
+    )
     estimator = jax.jit(partial(estimate, apply, credit=Credit(group)))
     pick = jax.jit(partial(minibatch, **how))
     optimizer = make_optimizer(1e-6, max_steps=1000)
@@ -59,4 +65,5 @@ def stepper(sizes, shape):
 
 
 if __name__ == '__main__':
-    serve(stepper(json.loads(sys.argv[1]), json.loads(sys.argv[2])))
+    with jax.set_mesh(make_mesh()):
+        serve(stepper(json.loads(sys.argv[1]), json.loads(sys.argv[2])))
