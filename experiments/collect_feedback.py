@@ -89,6 +89,8 @@ def check(settings: CollectFeedbackSettings) -> None:
     """
     if not is_store(settings.out):
         raise InputError(f'--out={settings.out}: give a file that ends in .sqlite')
+    if settings.export and settings.judgements:
+        raise InputError(f'--judgements={settings.judgements}: has no effect beside --export; give one after the other')
     if settings.export and not Path(settings.out).is_file():
         raise InputError(f'--out={settings.out}: no such file; there is nothing to export')
     if not is_loopback(settings.host) and not settings.token:

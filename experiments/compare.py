@@ -76,6 +76,8 @@ def compare(settings: CompareSettings) -> dict:
     rewards = grid.parse_rewards(settings.reward_models, HERE) or [usual]
     if settings.init_from and settings.model != CompareSettings.model:
         raise InputError(f'--model={settings.model}: has no effect beside --init_from={settings.init_from}; give one')
+    if settings.betas != CompareSettings.betas and not any(method.betas == betas for method in methods):
+        raise InputError(f'--betas={settings.betas}: has no effect where each of --methods names its own; give one')
     run = open_run(settings, 'compare')
     if run.summary:
         return run.summary

@@ -29,6 +29,12 @@ from rlax_ft.harness.settings import DataSettings, RunSettings, flag
 from rlax_ft.hf.folder import read_tokenizer
 from rlax_ft.models.attention import KERNELS
 
+# What is read with a model alone.
+_OF_MODELS = (
+    *('reference', 'batch_size', 'chat_template', 'dtype', 'attention', 'max_prompt_tokens', 'max_new_tokens'),
+    *('truncate', 'task', 'seed'),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings(DataSettings, RunSettings):
@@ -96,9 +102,13 @@ def check(settings: EvaluateSettings) -> dict[str, str]:
     unused = ('samples', 'pass_at', 'temperature', 'prompts') if pairs else ('beta',)
     if settings.lm_eval:
         unused = ('judge', 'reward', 'reference', 'data', 'task', 'on', 'samples', 'pass_at', 'temperature', 'prompts')
+        unused += ('chat_template', 'max_prompt_tokens', 'max_new_tokens', 'truncate')
+    elif not (names or settings.reward):
+        unused += _OF_MODELS
     for name in unused:
         if getattr(settings, name) != getattr(EvaluateSettings, name):
             mode = '--lm_eval' if settings.lm_eval else f'--on={settings.on}'
+            mode += ' without a model' if name in _OF_MODELS and not names else ''
             raise InputError(f'--{name}={getattr(settings, name)}: {mode} has no use for it; leave it out')
     if pairs and not settings.data:
         raise InputError('--on=pairs: give a file of comparisons {"prompt", "chosen", "rejected"} as --data')

@@ -140,6 +140,10 @@ def check(settings: EnvSettings) -> None:
             f'--minibatches={settings.minibatches}: does not divide the {share} rows of an update ({what}); '
             f'nearest that does: {min(near, key=lambda n: abs(n - settings.minibatches))}'
         )
+    for name in ('learning_rate', 'entropy_coef'):
+        grid, one = getattr(settings, f'grid_{name}'), getattr(settings, name)
+        if grid and one != getattr(EnvSettings, name):
+            raise InputError(f'--{name}={one}: has no effect beside --grid_{name}={grid}; give one')
     if settings.target_kl and not settings.beta:
         raise InputError(
             f'--target_kl={settings.target_kl}: multiplies --beta, which is 0 and would stay 0; give a --beta to start '
@@ -196,6 +200,11 @@ def make_envs(settings: EnvSettings) -> Environments:
 def agent_for(settings: EnvSettings, envs: Environments) -> Agent:
     """The network and distribution that the flags name, for the spaces of the environments."""
     distribution = make_distribution(envs.action, settings.policy)
+    if settings.log_std_init != EnvSettings.log_std_init and not isinstance(distribution, Normal):
+        raise InputError(
+            f'--log_std_init={settings.log_std_init}: a {type(distribution).__name__} policy has no deviation; '
+            'leave it out'
+        )
     config = NetworkConfig(
         outputs=distribution.outputs,
         log_std=distribution.size if isinstance(distribution, Normal) else 0,

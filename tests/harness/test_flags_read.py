@@ -91,6 +91,7 @@ def folder(tmp_path_factory):
         write_records(folder / f'{name}.jsonl', records)
     (folder / 'mine.py').write_text(
         'def short(prompt, completion):\n    return -len(completion)\n\n\n'
+        'def even(records, first, second):\n    return [0.5] * len(first)\n\n\n'
         'def first(records, candidates):\n    return [{"ranks": list(range(len(c)))} for c in candidates]\n'
     )
     return folder
@@ -121,6 +122,12 @@ RUNS = {
     'ppo': [f'{LOOP} {START} {MINE} {JUDGED}', f'{LOOP} {START} --prompts=8 --target_kl=1'],
     'grpo': [f'{LOOP} {START} {MINE} {JUDGED} --group_size=2', f'{LOOP} {NEW} --env=calculator --group_size=2'],
     'distill': [f'{LOOP} {START} {JUDGED} --teacher={{folder}}/start'],
+    'evaluate': [
+        f'--models={{folder}}/start {JUDGED} {MINE}',
+        f'--models={{folder}}/start {JUDGED} {MINE} --judge={{folder}}/mine.py:even --pass_at=1 --samples=2',
+        f'--on=pairs --models={{folder}}/start --reference={{folder}}/start {PAIRS}',
+        '--on=pairs --judge={folder}/mine.py:even --data={folder}/pairs.jsonl',
+    ],
     'converse': [f'{START} --env=calculator --conversations=8', '--env=calculator --demonstrations=4'],
 }
 
@@ -152,7 +159,7 @@ def test_what_is_not_read_is_refused(folder, tmp_path, monkeypatch, caplog, scri
     monkeypatch.setattr(jax, 'jit', lambda function=None, **how: Traced(function, **how))
     recorded, read = recording(settings_class)
     main(parse(recorded, [*given, f'--out={tmp_path}/whole']))
-    assert {'out', 'seed', 'task'} <= read and 'num_processes' not in read  # It is recorded at all.
+    assert 'out' in read and 'num_processes' not in read  # It is recorded at all.
 
     def begun(*_, **__):
         raise Begun
@@ -180,3 +187,24 @@ def test_what_is_not_read_is_refused(folder, tmp_path, monkeypatch, caplog, scri
         if not any(f'--{field.name}' in record.getMessage() for record in caplog.records):
             silent.append(field.name)
     assert not silent, f'{script}.py takes these and reads them nowhere: {silent}'
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'named'),
+    [
+        ('ppo_env', '--env=CartPole-v1 --learning_rate=1 --grid_learning_rate=1e-3', 'learning_rate'),
+        ('ppo_env', '--env=CartPole-v1 --entropy_coef=1 --grid_entropy_coef=0', 'entropy_coef'),
+        ('ppo_env', '--env=CartPole-v1 --log_std_init=-1', 'log_std_init'),
+        ('compare', '--betas=0.3 --methods=ppo:reviews_ppo@0.1+0.2', 'betas'),
+        ('compare', '--init_from=x --model=tiny', 'model'),
+        ('collect_feedback', '--export=a.jsonl --judgements=b.jsonl', 'judgements'),
+        ('evaluate', '--lm_eval=x --models=x --chat_template=plain', 'chat_template'),
+    ],
+)
+def test_what_another_flag_takes_the_place_of_is_refused(tmp_path, script, arguments, named):
+    module = load_script(SCRIPTS / f'{script}.py')
+    main = next(getattr(module, name) for name in ('train', 'collect', script) if hasattr(module, name))
+    out = tmp_path / ('out.sqlite' if script == 'collect_feedback' else 'out')
+    with pytest.raises(InputError, match=f'^--{named}='):
+        main(parse(typing.get_type_hints(main)['settings'], [*arguments.split(), f'--out={out}']))
+    assert not out.exists()
