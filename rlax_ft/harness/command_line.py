@@ -46,6 +46,7 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
     # A cache that cannot be written, or was not written whole, costs time only.
     warnings.filterwarnings('ignore', message='Error (reading|writing) persistent compilation cache')
     sys.unraisablehook = _without_echoes(sys.unraisablehook)
+    settings = None
     try:
         settings = parse(settings_class, sys.argv[1:])
         _keep_freed_memory()
@@ -55,7 +56,7 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
         with _mesh_of(settings), _only_first_prints():
             main(settings)
     except InputError as error:
-        print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+        print(f'error: {with_flag(" ".join(str(error).split()), settings)}', file=sys.stderr)
         leave(2)
     except Stopped as stopped:
         if is_first():
@@ -74,6 +75,18 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
             raise
         print(f'error: {reason}; with that mended the same command resumes from what has been saved', file=sys.stderr)
         sys.exit(2)
+
+
+def with_flag(message: str, settings: Any) -> str:
+    """A message that begins with what a flag was given, and is no file to be looked into, with that flag in front."""
+    value = message.partition(': ')[0]
+    if value.startswith('--') or Path(value).is_file():
+        return message
+    for field in dataclasses.fields(settings) if settings is not None else ():
+        given = getattr(settings, field.name)
+        if isinstance(given, str) and value in re.split('[,=]', given):
+            return f'--{field.name}={message}' if given == value else f'--{field.name}={given}: {message}'
+    return message
 
 
 def prepare_process() -> None:

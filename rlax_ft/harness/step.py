@@ -39,7 +39,11 @@ def with_steps(settings: Settings, rows: int) -> Settings:
         )
     if steps and not 0.1 <= epochs <= 20:
         logging.warning(
-            '--max_steps=%d: with --batch_size=%d that is %.3g epochs of %d rows', steps, batch_size, epochs, rows
+            '--max_steps=%d: with --batch_size=%d that is %s epochs of %d rows',
+            steps,
+            batch_size,
+            f'{epochs:.2g}' if epochs < 10 else f'{epochs:,.0f}',
+            rows,
         )
     return dataclasses.replace(settings, max_steps=steps, epochs=type(settings).epochs)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlax_ft.errors import InputError
-from rlax_ft.harness.command_line import help_text, parse
+from rlax_ft.harness.command_line import help_text, parse, with_flag
 from rlax_ft.harness.loading import load_script
 from rlax_ft.harness.settings import flag_groups
 
@@ -197,3 +197,18 @@ def test_every_recipe_is_taken_by_its_script_from_anywhere(path, tmp_path, monke
     for name in ('data', 'reward'):
         value = getattr(settings, name, '').partition(':')[0]
         assert not value.endswith(('.py', '.jsonl')) or Path(value).exists()
+
+
+def test_a_mistake_in_what_a_flag_names_names_the_flag(tmp_path):
+    settings = parse(settings_of('distill'), ['--model=runs/x', '--teacher=a=runs/y,runs/z'])
+    for text, expected in (
+        ('runs/x: no such folder', '--model=runs/x: no such folder'),
+        ('runs/y: no such folder', '--teacher=a=runs/y,runs/z: runs/y: no such folder'),
+        ('--model=runs/x: no', '--model=runs/x: no'),
+        ('other: no', 'other: no'),
+    ):
+        assert with_flag(text, settings) == expected
+    (tmp_path / 'pairs.jsonl').touch()
+    of_file = f'{tmp_path}/pairs.jsonl: line 3: no prompt'
+    assert with_flag(of_file, dataclasses.replace(settings, data=f'{tmp_path}/pairs.jsonl')) == of_file
+    assert with_flag('no prompt', None) == 'no prompt'
