@@ -22,6 +22,7 @@ from rlax_ft.harness.run import open_run
 from rlax_ft.harness.settings import LanguageSettings, RunSettings, flag
 from rlax_ft.harness.starting_model import make_codec, model_source, starting_model
 from rlax_ft.models.transformer import Transformer
+from rlax_ft.sampling.progress import shown
 
 _BATCH = 64
 
@@ -58,9 +59,9 @@ def converse(settings: ConverseSettings) -> dict:
     if run.summary:
         return run.summary
     if settings.demonstrations:
-        shown = env.demonstrations(settings.demonstrations, settings.seed)
-        write_records(run.folder / 'demonstrations.jsonl', shown)
-        return run.finish({'demonstrations': len(shown)})
+        demonstrations = env.demonstrations(settings.demonstrations, settings.seed)
+        write_records(run.folder / 'demonstrations.jsonl', demonstrations)
+        return run.finish({'demonstrations': len(demonstrations)})
     records = conversation_records(settings, env)
     codec = make_codec(settings, run, list)
     config, params = starting_model(settings, codec)
@@ -69,7 +70,7 @@ def converse(settings: ConverseSettings) -> dict:
     played, scores = [], []
     devices = jax.device_count()
     size = -(-min(_BATCH, len(records)) // devices) * devices
-    for start in range(0, len(records), size):
+    for start in shown(range(0, len(records), size), 'conversations'):
         # Every batch has one shape; what fills up the last one is left out.
         batch = [records[i % len(records)] for i in range(start, start + size)]
         talks = collect(params, batch, jax.random.fold_in(jax.random.key(settings.seed), start))

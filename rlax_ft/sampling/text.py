@@ -16,6 +16,7 @@ from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.parallel.placement import fetch, spread
 from rlax_ft.sampling.engine import generate_many
 from rlax_ft.sampling.layout import laid_out
+from rlax_ft.sampling.progress import shown
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.types import ApplyFn, Rollout
 
@@ -79,9 +80,10 @@ def sample_prompts(
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(prompts)))
     order = np.argsort(mask.sum(axis=1), kind='stable')
     parts = []
-    for start in range(0, len(prompts), batch_size):
+    for start in shown(range(0, len(prompts), batch_size), 'sampling'):
         rows = order[np.arange(start, start + batch_size) % len(prompts)]
         parts.append(sample(params, *trim_prompts(tokens[rows], mask[rows]), keys[rows]))
+        jax.block_until_ready(parts[-2:-1])  # The device is one batch ahead, no more.
     sampled = _join([part.replace(prompts=None, prompt_mask=None) for part in parts], len(prompts))
     sampled = jax.tree.map(lambda leaf: leaf[np.argsort(order)], sampled)
     return sampled.replace(prompts=tokens, prompt_mask=mask)
@@ -107,7 +109,7 @@ def map_rows(function: Callable, rows, *, batch_size: int):
     """
     size = jax.tree.leaves(rows)[0].shape[0]
     parts = []
-    for start in range(0, size, batch_size):
+    for start in shown(range(0, size, batch_size), 'scoring'):
         index = np.arange(start, start + batch_size) % size
         parts.append(function(spread(jax.tree.map(lambda leaf, index=index: leaf[index], rows))))
         # The device is one batch ahead, no more: hundreds in flight starve each other on virtual devices.

@@ -11,6 +11,7 @@ import pytest
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.scoring import rollout_batch, token_logps
 from rlax_ft.models.transformer import Transformer, for_decoding, init_params
+from rlax_ft.sampling import progress
 from rlax_ft.sampling.draw import truncate
 from rlax_ft.sampling.sampler import generate
 from rlax_ft.sampling.text import map_rows, rollout_logps
@@ -131,3 +132,13 @@ def test_decoding_copies_no_cache():
     for shape in (f'8,{config.kv_heads},{config.head_dim},57', f'8,{config.kv_heads},57,{config.head_dim}'):
         assert re.search(rf'f32\[{shape}\]\S* fusion\(', program)
         assert not re.search(rf'f32\[{shape}\]\S* (copy|transpose)\(', program)
+
+
+def test_long_work_shows_how_far_it_is(monkeypatch, capsys):
+    double = jax.jit(lambda x: 2 * x)
+    np.testing.assert_array_equal(map_rows(double, np.arange(6), batch_size=2), 2 * np.arange(6))
+    assert not capsys.readouterr().err  # What is done at once says nothing.
+    monkeypatch.setattr(progress, '_AFTER', 0)
+    monkeypatch.setattr('sys.stderr.isatty', lambda: True)
+    map_rows(double, np.arange(6), batch_size=2)
+    assert 'scoring' in capsys.readouterr().err
