@@ -7,8 +7,10 @@
     --script=NAME      sft, reward, dpo, ppo or grpo; all other flags are that script's own
     --decode           of ppo and grpo: the sampling in place of the update, --batch_size rows at once
     --topology=CHIP:SHAPE  a TPU slice, such as v5e:4x4, v5p:4x4x4 or v6e:16x16, compiled by the TPU's compiler (pip
-                       install 'rlax_ft[preflight]', best into an environment of its own); or
-    --devices=N        N virtual devices, compiled by the CPU's, with the memory and the rates of --chip
+                       install 'rlax_ft[preflight]', best into an environment of its own)
+    --slices=N         N of these slices, with the data centre's network between them; --mesh=data=N,... crosses it
+    --devices=N        in place of a topology: N virtual devices, compiled by the CPU's compiler, with the memory and the
+                       rates of --chip
     --chip=NAME        v4, v5e, v5p, v6e, a100, h100, h200; the topology's when left out
     --model=NAME       llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, qwen3-0.6b, qwen3-8b, qwen3-30b-a3b,
                        mixtral-8x7b, a folder or a config.json
@@ -29,7 +31,7 @@ import sys
 from pathlib import Path
 
 OWN = {'script': '', 'topology': '', 'devices': '0', 'chip': '', 'model': '', 'layers': '0', 'length': '0'}
-OWN |= {'efficiency': '0.7', 'search': '', 'json': 'false', 'decode': 'false'}
+OWN |= {'slices': '1', 'efficiency': '0.7', 'search': '', 'json': 'false', 'decode': 'false'}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -99,10 +101,13 @@ def target(given):
     if not given['topology']:
         return jax.devices(), find_chip(given['chip'] or 'h100')
     chip = find_chip(given['chip'] or given['topology'].partition(':')[0])
+    if not given['slices'].isdigit() or given['slices'] == '0':
+        raise InputError(f'--slices={given["slices"]}: give how many there are')
+    more = {'num_slices': int(given['slices'])} if given['slices'] != '1' else {}
     from jax.experimental import topologies
 
     try:
-        return topologies.get_topology_desc(platform='tpu', topology_name=given['topology']).devices, chip
+        return topologies.get_topology_desc(platform='tpu', topology_name=given['topology'], **more).devices, chip
     except Exception as error:  # The plug-in raises what it likes.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -149,7 +154,7 @@ def compile_one(given, rest, chip) -> dict:
     """The report on one step."""
     from rlax_ft.harness.preflight import plan
     from rlax_ft.harness.preflight_report import compiled_or_needs, grouped, peak_bytes, shard_bytes
-    from rlax_ft.parallel.hlo import collectives, unbounded_loops
+    from rlax_ft.parallel.hlo import between_slices, collectives, unbounded_loops
     from rlax_ft.parallel.mesh import make_mesh, tree_shardings
     from rlax_ft.parallel.roofline import estimate
     from rlax_ft.training.performance import forward_flops
@@ -181,7 +186,7 @@ def compile_one(given, rest, chip) -> dict:
         return report | {'advice': advice(settings, report)}
     memory, text = compiled.memory_analysis(), compiled.as_text()
     peak = peak_bytes(memory)
-    found = collectives(text, mesh)
+    found, across = collectives(text, mesh), between_slices(text, int(given['slices']))
     weights = param_bytes(planned.state.params if planned.frozen is None else planned.frozen, settings.dtype)
     # Weights are written where they are gathered, and read; the state is read and written.
     traffic = 2.0 * passes * planned.models * weights / max(mesh.shape['tensor'], 1) + 2.0 * (params + moments)
@@ -190,8 +195,9 @@ def compile_one(given, rest, chip) -> dict:
         'temporaries': memory.temp_size_in_bytes,
         'peak': peak + sum(others.values()),
         'fits': peak + sum(others.values()) <= chip.memory,
-        'collectives': grouped(found),
+        'collectives': grouped(found + across),
         'moved': moved,
+        'moved_across': sum(c.moved for c in across),
         'traffic': traffic,
         'unbounded_loops': unbounded_loops(text),
         'roofline': dataclasses.asdict(
@@ -201,6 +207,7 @@ def compile_one(given, rest, chip) -> dict:
                 done_flops=report['done_flops'],
                 traffic=traffic,
                 moved=moved,
+                moved_across=sum(c.moved for c in across),
                 efficiency=float(given['efficiency']),
             )
         ),
@@ -224,7 +231,9 @@ def compile_decoding(given, rest, chip) -> dict:
 
 def target_name(given) -> str:
     """The slice, or how many of which chip."""
-    return given['topology'] or f'{given["devices"]} x {given["chip"] or "h100"}'
+    if given['topology']:
+        return given['topology'] if given['slices'] == '1' else f'{given["slices"]} slices of {given["topology"]}'
+    return f'{given["devices"]} x {given["chip"] or "h100"}'
 
 
 def param_bytes(tree, dtype) -> int:

@@ -46,6 +46,11 @@ CASES |= {
     f'--batch_size={chips}'
     for chips, shape in ((16, '2x2x4'), (256, '4x8x8'), (1024, '8x8x16'))  # Of 64, SFT 8B on v5p:4x4x4 is the row.
 }
+CASES |= {
+    'weak scaling, SFT 8B, v6e:16x16': f'{SFT} --model=llama3-8b --topology=v6e:16x16 --mesh=fsdp=256 --batch_size=256',
+    'weak scaling, SFT 8B, 4 slices of v6e:16x16': f'{SFT} --model=llama3-8b --topology=v6e:16x16 --slices=4 '
+    '--mesh=data=4,fsdp=256 --batch_size=1024',
+}
 
 NOTES = (
     'Groups of chips that span all three axes of a v5p torus (`fsdp=64` on 4x4x4, and `fsdp=4,sequence=16`, whose',
@@ -53,6 +58,11 @@ NOTES = (
     '(libtpu 0.0.42), at twice the bytes; none of five flags of its that we tried changes that. Those within a plane',
     'do not: `data=4,fsdp=16` sends little more than half of it, and holds four times the state. On v5e:8x8 gathers',
     'are gathers, and gradients are all-reduced.',
+    '',
+    'Weak scaling, a row of 4,096 tokens a chip: the state falls as 1/N, and what a chip sends does not grow with N',
+    'once a group spans all axes; its time stays at 38 % of that of the arithmetic. It breaks where a chip has less to',
+    'compute for the same weights: below 1,600 tokens a chip on v5p the network takes longer than the products.',
+    'Between slices only gradients travel: each chip sends its own part of them, reduced within the slice first.',
     '',
     'At 131,072 tokens attention is computed in blocks and not by a kernel, and the last chip of a row has about twice',
     'the mean to look at: the estimate counts neither.',
@@ -122,7 +132,7 @@ def page(reports: dict) -> str:
         '',
         "Compiled by the TPU's own compiler from shapes alone; `python launch/preflight_table.py --cache=FOLDER` makes",
         "this page. Memory and collectives are the compiler's, times a roofline (its assumptions are printed with each",
-        'report, docs/scale.md). GiB a chip; GB that a chip sends in a step.',
+        'report, docs/scale.md). GiB a chip; GB that a chip sends in a step, and behind the plus between slices.',
         '',
         '| step | state | peak | of | fits | GB sent | compute, memory, network s | step s | MFU | serial MFU |',
         '|---|---|---|---|---|---|---|---|---|---|',
@@ -134,8 +144,11 @@ def page(reports: dict) -> str:
         row = f'| {name} | {state} | {"yes" if r["fits"] else "no"} |'
         if 'roofline' in r:
             roof = r['roofline']
+            across = roof.get('across', 0.0)
             parts = ', '.join(f'{roof[part]:.3f}' for part in ('compute', 'memory', 'network'))
-            row += f' {r["moved"] / 1e9:.1f} | {parts} | {roof["step"]:.3f} |'
+            parts += f', {across:.3f} between slices' if across else ''
+            sent = f'{r["moved"] / 1e9:.1f}' + (f' + {r["moved_across"] / 1e9:.2f}' if across else '')
+            row += f' {sent} | {parts} | {roof["step"]:.3f} |'
             row += f' {roof["mfu"]:.0%} | {roof["mfu_serial"]:.0%} |'
         else:
             row += ' | | | | |'

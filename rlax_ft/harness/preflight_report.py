@@ -150,6 +150,8 @@ def table(report: dict) -> str:
         roof = report['roofline']
         lines += ['', f'{report["model_flops"] / 1e12:.1f} model TFLOPs a chip, {report["done_flops"] / 1e12:.1f} done']
         lines += [f'  {name:<10}{roof[name]:>9.4f} s' for name in ('compute', 'memory', 'network')]
+        if roof['across']:
+            lines.append(f'  {"slices":<10}{roof["across"]:>9.4f} s between them')
         lines.append(f'  step      {roof["step"]:>9.4f} s, MFU {roof["mfu"]:.1%}; bound by {roof["bound"]}')
         lines.append(f'  serial    {roof["serial"]:>9.4f} s, MFU {roof["mfu_serial"]:.1%}')
         lines += ['', f'rates: {report["chip_source"]}', *(f'assumed: {text}' for text in roof['assumptions'])]

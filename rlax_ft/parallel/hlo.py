@@ -99,6 +99,27 @@ def collectives(text: str, mesh=None) -> list[Collective]:
     return list(found.values())
 
 
+def between_slices(text: str, slices: int) -> list[Collective]:
+    """What the chips of several TPU slices send each other over the data centre's network, in an optimised program.
+
+    The compiler reduces or gathers within a slice first, and hands each chip's part to the runtime as a `send`.
+
+    Args:
+      text: of `compiled.as_text()`.
+      slices: how many there are.
+    """
+    computations, entry = parse(text)
+    found = []
+    for name, times in multiplicities(computations, entry).items():
+        for instruction in computations[name]:
+            how = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+            if instruction.opcode == 'send' and how:
+                shapes, kind = _shapes(instruction.type)[:1], how.group(1).lower().replace('_', '-')
+                size = array_bytes(*shapes[0]) * (1 if kind == 'all-reduce' else slices)
+                found.append(Collective(kind, tuple(shapes), size, slices, ('slices',), times, ''))
+    return found
+
+
 def unbounded_loops(text: str) -> list[str]:
     """Names of loops that hold a collective and whose number of turns the program does not say."""
     computations, entry = parse(text)

@@ -50,18 +50,20 @@ class Estimate:
     Attributes:
       compute: arithmetic.
       memory: traffic to the chip's memory.
-      network: collectives.
-      step: the longest of the three.
+      network: collectives within a slice.
+      across: collectives between slices.
+      step: the longest of them.
       serial: their sum.
       mfu: model FLOPs over what the chip could do in `step`.
       mfu_serial: the same in `serial`.
-      bound: which of the three is longest.
+      bound: which of them is longest.
       assumptions: what the estimate rests on.
     """
 
     compute: float
     memory: float
     network: float
+    across: float
     step: float
     serial: float
     mfu: float
@@ -82,7 +84,14 @@ def find_chip(name: str) -> Chip:
 
 
 def estimate(
-    chip: Chip, *, model_flops: float, done_flops: float, traffic: float, moved: float, efficiency: float = 0.7
+    chip: Chip,
+    *,
+    model_flops: float,
+    done_flops: float,
+    traffic: float,
+    moved: float,
+    moved_across: float = 0.0,
+    efficiency: float = 0.7,
 ) -> Estimate:
     """The time of a step on each of many equal chips.
 
@@ -92,12 +101,14 @@ def estimate(
       done_flops: with it.
       traffic: bytes between the chip and its memory.
       moved: bytes that the chip sends in collectives within a slice.
+      moved_across: bytes that it sends to other slices.
       efficiency: share of the peak rate that large matrix products reach.
     """
     parts = {
         'compute': done_flops / (chip.flops * efficiency),
         'memory': traffic / chip.bandwidth,
         'network': moved / chip.links,
+        'across': moved_across / chip.across,
     }
     longest, serial = max(parts.values()), sum(parts.values())
     return Estimate(

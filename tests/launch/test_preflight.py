@@ -13,6 +13,7 @@ from rlax_ft.harness.loading import load_script
 from rlax_ft.harness.preflight_report import decoding_table, shard_bytes, table
 from rlax_ft.models.shapes import SHAPES, named_config
 from rlax_ft.models.transformer import init_params
+from rlax_ft.parallel.hlo import between_slices
 from rlax_ft.parallel.mesh import AXES, compiling_for, tree_shardings
 from rlax_ft.parallel.roofline import CHIPS, estimate
 
@@ -104,7 +105,21 @@ def test_the_roofline_by_hand():
     chip = dataclasses.replace(CHIPS['v5p'], flops=100.0, bandwidth=10.0, links=5.0)
     ours = estimate(chip, model_flops=30.0, done_flops=40.0, traffic=1.0, moved=4.0, efficiency=0.5)
     assert (ours.compute, ours.memory, ours.network) == (0.8, 0.1, 0.8)
+    far = dataclasses.replace(chip, across=2.0)
+    apart = estimate(far, model_flops=30.0, done_flops=40.0, traffic=1.0, moved=4.0, moved_across=2.0, efficiency=0.5)
+    assert apart.across == apart.step == 1.0 and apart.bound == 'across' and ours.across == 0.0
     assert ours.step == 0.8 and ours.mfu == pytest.approx(30 / 80) and ours.serial == pytest.approx(1.7)
+
+
+def test_what_travels_between_slices_by_hand():
+    send = '{} = (bf16[8,128], u32[], token[]) send(%part, %token), is_host_transfer=true, '
+    how = 'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}'
+    text = f'ENTRY %main (part: bf16[8,128]) -> bf16[8,128] {{\n  %{send.format("a")}{how}\n'
+    text += f'  %{send.format("b")}{how.replace("REDUCE", "GATHER")}\n  %{send.format("c")}\n}}\n'
+    reduced, gathered = between_slices(text, 4)
+    assert (reduced.kind, gathered.kind) == ('all-reduce', 'all-gather') and reduced.axes == ('slices',)
+    # A ring of four: three quarters of the part, there and back; a gather sends the own part on three times.
+    assert reduced.moved == 2 * 0.75 * 2048 and gathered.moved == 3 * 2048
 
 
 def test_mistakes():
