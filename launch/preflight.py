@@ -9,8 +9,8 @@
     --topology=CHIP:SHAPE  a TPU slice, such as v5e:4x4, v5p:4x4x4 or v6e:16x16, compiled by the TPU's compiler (pip
                        install 'rlax_ft[preflight]', best into an environment of its own)
     --slices=N         N of these slices, with the data centre's network between them; --mesh=data=N,... crosses it
-    --devices=N        in place of a topology: N virtual devices, compiled by the CPU's compiler, with the memory and the
-                       rates of --chip
+    --devices=N        in place of a topology: N virtual devices, compiled by the CPU's compiler, with the memory and
+                       the rates of --chip
     --chip=NAME        v4, v5e, v5p, v6e, a100, h100, h200; the topology's when left out
     --model=NAME       llama3-8b, llama3-70b, llama3.2-1b, llama3.2-3b, qwen3-0.6b, qwen3-8b, qwen3-30b-a3b,
                        mixtral-8x7b, a folder or a config.json
