@@ -59,7 +59,8 @@ def attend(
     """
     how = dict(scale=query.shape[-1] ** -0.5 if scale is None else scale, soft_cap=soft_cap, window=window)
     if cache is not None:
-        cache = (*write_slots(*cache[:2], key, value, reading.index, layer), *cache[2:])
+        keys, values, *shared = cache
+        cache = (*write_slots(keys, values, key, value, reading.index, layer), *shared)
         if not reading.prefill:
             return attend_cache(query, cache, reading, layer, **how), cache
     how |= dict(kernel=kernel, local_window=local_window)

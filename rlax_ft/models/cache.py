@@ -55,8 +55,8 @@ class KVCache:
 
     def filled(self, arrays: tuple, reading: 'Reading') -> 'KVCache':
         """The cache after such a reading, with `arrays` as the layers left them."""
-        index = self.index + reading.segment_ids.shape[1]
-        return KVCache(*arrays[:2], reading.cache_segments, reading.cache_positions, index, self.shared)
+        index, (key, value) = self.index + reading.segment_ids.shape[1], arrays[:2]
+        return KVCache(key, value, reading.cache_segments, reading.cache_positions, index, self.shared)
 
     def with_rows(self, rows: jax.Array, other: 'KVCache') -> 'KVCache':
         """The first slots of `rows`, int32[R], become another cache's; a row that is out of range is dropped."""

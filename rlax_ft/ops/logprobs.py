@@ -273,15 +273,15 @@ def _scan_chunks(hidden: Any, targets: Any, head: Any, temperature: Any, order: 
 def _scan_rows_forward(
     hidden: jax.Array, targets: jax.Array, head: jax.Array, temperature: float, mask: jax.Array, settings: Any
 ):
-    plan = _plan(mask, targets.shape[1], settings.chunk)
-    outputs = _scan_chunks(hidden, targets, head, temperature, *plan, settings)
-    saved = hidden, targets, head, temperature, plan, outputs[1:]
-    return tuple(_to_place(x, plan[0], targets.shape[1]) for x in outputs[:-1]), saved
+    order, pieces = _plan(mask, targets.shape[1], settings.chunk)
+    outputs = _scan_chunks(hidden, targets, head, temperature, order, pieces, settings)
+    saved = hidden, targets, head, temperature, order, pieces, outputs[1:]
+    return tuple(_to_place(x, order, targets.shape[1]) for x in outputs[:-1]), saved
 
 
 def _scan_rows_backward(settings: Any, saved: Any, cotangents: Any):
     """Makes each chunk's logits again; the head's gradient is summed in float32 and cast once, at the end."""
-    hidden, targets, head, temperature, (order, pieces), known = saved
+    hidden, targets, head, temperature, order, pieces, known = saved
     chunk, length = settings.chunk, targets.shape[1]
     moved = *(_to_front(x, order, chunk) for x in (hidden, targets, *cotangents)), *known
 

@@ -66,10 +66,11 @@ def generate(
     group_size = shared_group(batch, group_size)
     lengths = prompt_mask.sum(axis=1)
     positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
-    read = [x[::group_size] for x in (prompts, positions, prompt_mask.astype(jnp.int32))]
+    once = slice(None, None, group_size)
+    segments = prompt_mask.astype(jnp.int32)[once]
     room = 0 if group_size > 1 else max_new_tokens
     cache = apply(variables, batch // group_size, prompt_length + room, method='init_cache')
-    hidden, cache = read_prompts(apply, variables, *read, cache)
+    hidden, cache = read_prompts(apply, variables, prompts[once], positions[once], segments, cache)
     if group_size > 1:
         hidden = jnp.repeat(hidden, group_size, axis=0)
         own = apply(variables, batch, max_new_tokens, method='init_cache')
