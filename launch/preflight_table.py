@@ -51,6 +51,15 @@ CASES |= {
     'weak scaling, SFT 8B, 4 slices of v6e:16x16': f'{SFT} --model=llama3-8b --topology=v6e:16x16 --slices=4 '
     '--mesh=data=4,fsdp=256 --batch_size=1024',
 }
+# What each way of saving memory gives.
+SMALL = f'--script=sft --length=2048 {HALF} --model=llama3-8b --topology=v5e:4x4 --mesh=fsdp=16 --batch_size=16'
+CASES |= {
+    f'SFT 8B, v5e:4x4{", " if more else ""}{more}': f'{SMALL} {more}'.rstrip()
+    for more in (
+        *('', '--moment_dtype=bfloat16', '--optimizer=lion', '--optimizer=adafactor', '--lora_rank=16'),
+        *('--lora_rank=16 --base_dtype=int8', '--lora_rank=16 --base_dtype=nf4'),
+    )
+}
 
 NOTES = (
     'Groups of chips that span all three axes of a v5p torus (`fsdp=64` on 4x4x4, and `fsdp=4,sequence=16`, whose',

@@ -71,9 +71,13 @@ def attend(
 
 
 def _attend_branches(query, key, value, reading, **how):
-    """The prompt by itself, then every response with the prompt's keys in front of its own."""
+    """Splash on the whole row, or the prompt by itself, then every response with the prompt's keys before its own."""
     places = (reading.segment_ids, reading.positions)
     cut, count = reading.prompt, reading.branches
+    if query.shape[1] % 128 == 0 and choose_kernel(query=query, key=key, **how) == 'splash':
+        out = _attend_keys(query, key, value, *places, *places, **how | dict(kernel='splash', branches=(cut, count)))
+        if out is not None:
+            return out
     prompt = [x[:, :cut] for x in (query, key, value, *places)]
     response = [x[:, cut:].reshape(x.shape[0] * count, -1, *x.shape[2:]) for x in (query, key, value, *places)]
     both = [jnp.concatenate([jnp.repeat(p, count, axis=0), r], axis=1) for p, r in zip(prompt[1:], response[1:])]
@@ -82,8 +86,11 @@ def _attend_branches(query, key, value, reading, **how):
     return jnp.concatenate([in_prompt, in_response.reshape(query.shape[0], -1, *query.shape[2:])], axis=1)
 
 
-def _attend_keys(query, key, value, *places, kernel, window, local_window=None, **how):
-    """Without a cache: the queries are the last of the keys. On a mesh each device has its own rows and heads."""
+def _attend_keys(query, key, value, *places, kernel, window, local_window=None, branches=None, **how):
+    """Without a cache: the queries are the last of the keys. On a mesh each device has its own rows and heads.
+
+    With `branches` splash alone; None where the mesh splits what it must have whole.
+    """
     kernel = choose_kernel(kernel, query, key, window=window, local_window=local_window, **how)
     key, value = (_heads_for_all(x, query) for x in (key, value))
     traced = (window,) if isinstance(window, jax.Array) else ()
@@ -91,7 +98,7 @@ def _attend_keys(query, key, value, *places, kernel, window, local_window=None, 
     def run(query, key, value, *rest, kernel=kernel, first=None):
         places, seen = rest[:4], rest[4] if traced else window
         if kernel in ('splash', 'cudnn'):
-            compute = splash_attention if kernel == 'splash' else cudnn_attention
+            compute = partial(splash_attention, branches=branches) if kernel == 'splash' else cudnn_attention
             return _by_window(lambda w: compute(query, key, value, *places, window=w, **how), seen, local_window)
         if kernel == 'blockwise':
             return blockwise_attention(query, key, value, *places, window=seen, first=first, **how)
@@ -101,11 +108,13 @@ def _attend_keys(query, key, value, *places, kernel, window, local_window=None, 
 
     arguments = (query, key, value, *places, *traced)
     kinds = ('heads',) * 3 + ('tokens',) * 2 + ('rows',) * 2 + (None,) * len(traced)
+    if branches and _row_parts(query) > 1:
+        return None
     on_device = partial(_with_whole_rows, run) if _row_parts(query) > 1 else run
     mapped = over_devices(on_device, kinds, 'heads', arguments)
     if mapped is None:
         # Rows or heads do not divide: the compiler splits what is no kernel of a vendor's.
-        return run(*arguments, kernel='blockwise' if kernel in ('splash', 'cudnn') else kernel)
+        return None if branches else run(*arguments, kernel='blockwise' if kernel in ('splash', 'cudnn') else kernel)
     return mapped(*arguments)
 
 

@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlax_ft.models.blockwise import blockwise_attention
 from rlax_ft.parallel.mesh import platform
@@ -17,7 +18,7 @@ _CUDNN = 'cudnn'
 
 
 def splash_attention(
-    query, key, value, segments, positions, key_segments, key_positions, *, scale, soft_cap, window
+    query, key, value, segments, positions, key_segments, key_positions, *, scale, soft_cap, window, branches=None
 ) -> jax.Array:
     """Grouped-query attention in its multi-query form, a key head with its queries at a time; interpreted off the TPU.
 
@@ -28,6 +29,7 @@ def splash_attention(
       positions, key_positions: not looked at: within a segment, places are positions.
       scale, soft_cap: as in `attend`.
       window: int or None.
+      branches: (P, K) of rows that hold a prompt and K responses of equal width; None for plain rows.
 
     Returns:
       [B, T, heads, H].
@@ -38,7 +40,10 @@ def splash_attention(
     del positions, key_positions
     batch, length, heads, width = query.shape
     groups = heads // key.shape[2]
-    seen = masks.CausalMask((length,) * 2) if window is None else masks.LocalMask((length,) * 2, (window - 1, 0), 0)
+    if branches is not None:
+        seen = _branch_mask(masks, length, *branches, window)
+    else:
+        seen = masks.CausalMask((length,) * 2) if window is None else masks.LocalMask((length,) * 2, (window - 1, 0), 0)
     block = math.gcd(length, 512)
     kernel = splash.make_splash_mqa(
         masks.MultiHeadMask([seen] * groups),
@@ -54,6 +59,27 @@ def splash_attention(
     by_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
     out = jax.vmap(by_head)(query, key, value, splash.SegmentIds(segments, key_segments))
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width).astype(value.dtype)
+
+
+def _branch_mask(masks, length, prompt, count, window):
+    """Splash's mask of a prompt and the responses behind it, each of which sees the prompt and itself."""
+    place = np.arange(length)
+    width = (length - prompt) // count
+    branch = np.where(place < prompt, -1, (place - prompt) // width)
+    position = np.where(place < prompt, place, prompt + (place - prompt) % width)
+
+    class BranchMask(masks.Mask):
+        """Made a block at a time, as the kernel's plan asks for it; blocks that nobody sees are not computed."""
+
+        shape = (length, length)
+
+        def __getitem__(self, blocks):
+            rows, columns = blocks
+            behind = position[rows][:, None] - position[columns][None]
+            own = (branch[columns] == -1)[None] | (branch[rows][:, None] == branch[columns][None])
+            return own & (behind >= 0) & (behind < (length if window is None else window))
+
+    return BranchMask()
 
 
 def cudnn_attention(

@@ -53,7 +53,6 @@ def test_every_family_is_sampled_whole_and_with_an_adapter(family):
     check(adapted(Transformer(given).apply), attach(Adapter(adapter), params))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('family', FAMILIES)
 def test_every_family_scores_what_it_drew_alike(family):
     config = config_of(family)

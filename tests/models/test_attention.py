@@ -158,6 +158,32 @@ def test_the_tpu_kernel_interpreted(window):
     np.testing.assert_allclose(splash, dense, atol=2e-5)
 
 
+@pytest.mark.parametrize('window', [None, 40])
+def test_the_tpu_kernel_takes_a_prompt_and_its_responses_at_once(window):
+    query, key, value = (
+        jax.random.normal(jax.random.key(i), (2, 256, heads, 64)) * 0.3 for i, heads in enumerate((2, 1, 1))
+    )
+    # 64 places of a prompt that is padded at the left, and two responses of 96 that are padded at the right.
+    real = [*(np.arange(64) >= 9), *(np.arange(96) < 70), *(np.arange(96) < 96)]
+    segments = jnp.asarray([real, [True] * 256], jnp.int32)
+    before = 64 - np.asarray(segments[:, :64]).sum(axis=1)[:, None]
+    place = np.asarray([*range(64), *(64 + np.arange(96)), *(64 + np.arange(96))])
+    reading = Reading(segments, jnp.asarray(np.maximum(place - before, 0)), prompt=64, branches=2)
+
+    def total(kernel):
+        def f(query, key, value):
+            out, _ = attend(query, key, value, reading, window=window, kernel=kernel)
+            return jnp.sum(jnp.sin(out) * segments[:, :, None, None]), out
+
+        return jax.grad(f, (0, 1, 2), has_aux=True)(query, key, value)
+
+    (splash, out), (dense, expected) = total('splash'), total('dense')
+    seen = np.asarray(segments, bool)
+    np.testing.assert_allclose(out[seen], expected[seen], atol=2e-5)
+    for ours, theirs in zip(splash, dense):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
 @pytest.mark.parametrize('window', [None, 5])
 def test_the_gpu_kernel_takes_lengths_and_no_mask(monkeypatch, window):
     """The same call as on a GPU, computed by XLA: rows padded at either end, and packed ones by blocks."""
