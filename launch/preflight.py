@@ -164,6 +164,7 @@ def compile_one(given, rest, chip) -> dict:
     planned, mesh = plan(given['script'], settings, config, length), make_mesh(settings.mesh)
     share = lambda tree: shard_bytes(tree, tree_shardings(tree, mesh))  # noqa: E731
     params, moments = share(planned.state.params), share(planned.state.opt_state)
+    offload = settings.offload_optimizer
     others = {name: share(tree) for name, tree in planned.resident.items()}
     base = {} if planned.frozen is None else {'frozen base': share(planned.frozen)}
     forward = planned.models * forward_flops(config, planned.tokens, length) / mesh.size
@@ -178,7 +179,8 @@ def compile_one(given, rest, chip) -> dict:
         'model_flops': 3 * forward,
         'done_flops': passes * forward,
         'capacity': chip.memory,
-        'state': {'parameters': params, 'optimiser': moments, **base, **others},
+        'state': {'parameters': params, **({} if offload else {'optimiser': moments}), **base, **others},
+        'host': moments if offload else 0,
     }
     compiled, needs = compiled_or_needs(planned.lower)
     if compiled is None:
@@ -266,6 +268,7 @@ def advice(settings, report) -> list[str]:
         if settings.optimizer == 'adamw':
             if settings.moment_dtype == 'float32':
                 lines.append('--moment_dtype=bfloat16: a first moment of half the size')
+            lines.append("--offload_optimizer: its state in the host's memory between updates")
             lines.append('--optimizer=lion or adafactor: one moment, or none of full size, in place of two')
     elif not settings.base_dtype:
         lines.append('--base_dtype=nf4: 4 bits for each number of the frozen base')

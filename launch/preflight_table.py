@@ -56,8 +56,8 @@ SMALL = f'--script=sft --length=2048 {HALF} --model=llama3-8b --topology=v5e:4x4
 CASES |= {
     f'SFT 8B, v5e:4x4{", " if more else ""}{more}': f'{SMALL} {more}'.rstrip()
     for more in (
-        *('', '--moment_dtype=bfloat16', '--optimizer=lion', '--optimizer=adafactor', '--lora_rank=16'),
-        *('--lora_rank=16 --base_dtype=int8', '--lora_rank=16 --base_dtype=nf4'),
+        *('', '--moment_dtype=bfloat16', '--optimizer=lion', '--optimizer=adafactor', '--offload_optimizer'),
+        *('--lora_rank=16', '--lora_rank=16 --base_dtype=int8', '--lora_rank=16 --base_dtype=nf4'),
     )
 }
 

@@ -134,6 +134,8 @@ def table(report: dict) -> str:
     lines = [f'{report["script"]} of {report["model"]} ({report["layers"]} layers) on {report["target"]}, {mesh}']
     lines += [f'{rows} x {length:,} tokens a step', '', 'a chip, GiB']
     lines += [f'  {name:<28}{gib(size):>10}' for name, size in report['state'].items()]
+    if report['host']:
+        lines.append(f'  {"optimiser, on the host":<28}{gib(report["host"]):>10}')
     if 'temporaries' in report:
         lines.append(f'  {"temporaries":<28}{gib(report["temporaries"]):>10}')
     verdict = 'fits' if report['fits'] else 'DOES NOT FIT'

@@ -228,6 +228,9 @@ class OptimizerSettings:
     moment_dtype: str = flag(
         'float32', "Of the optimiser's first moment; bfloat16 halves its memory.", ('float32', 'bfloat16')
     )
+    offload_optimizer: bool = flag(
+        False, "Keep the optimiser's state in the host's memory between updates, for models that else do not fit."
+    )
     learning_rate: float = flag(1e-5, 'Peak learning rate.', above=0)
     schedule: str = flag('linear', 'Learning rate over the run.', ('linear', 'cosine', 'constant'))
     schedule_steps: int = flag(

@@ -84,7 +84,7 @@ def compile_training(
         skip_bad=settings.skip_bad_steps > 0,
     )
     mesh = None if pmap else mesh or make_mesh(settings.mesh)
-    compiled = compile_step(step, mesh=mesh, backend=settings.backend)
+    compiled = compile_step(step, mesh=mesh, backend=settings.backend, offload=settings.offload_optimizer)
     return optimizer, _Update(compiled, () if base is None else (base,))
 
 

@@ -19,7 +19,9 @@ from rlax_ft.parallel.placement import reshard, split_rows
 PMAP_AXIS = 'data'
 
 
-def compile_step(step: Callable, *, mesh: Mesh | None = None, backend: str = 'jit', rules=RULES) -> Callable:
+def compile_step(
+    step: Callable, *, mesh: Mesh | None = None, backend: str = 'jit', rules=RULES, offload: bool = False
+) -> Callable:
     """Compiles `step(state, batch, *frozen) -> (state, metrics)`, donating the state and nothing else.
 
     Under `jit` the batch's leading axis is split over the mesh's row axes and parameters live where the rules put
@@ -32,23 +34,27 @@ def compile_step(step: Callable, *, mesh: Mesh | None = None, backend: str = 'ji
       mesh: for `jit`; all devices on `data` when absent.
       backend: `jit` or `pmap`.
       rules: path rules for the state under `jit`.
+      offload: the optimiser's state is in the host's memory between updates, under `jit`.
 
     Raises:
-      InputError: an unknown backend, or (when called) a batch that does not divide over the devices.
+      InputError: an unknown backend, `offload` under another than `jit`, or (when called) a batch that does not divide
+        over the devices.
     """
+    if offload and backend != 'jit':
+        raise InputError(f'--offload_optimizer: keeps its state where --backend={backend} cannot; use --backend=jit')
     if backend == 'pmap':
         return _pmap_step(step)
     if backend != 'jit':
         raise InputError(f'--backend={backend}: use jit or pmap')
-    return MeshStep(step, make_mesh() if mesh is None else mesh, rules)
+    return MeshStep(step, make_mesh() if mesh is None else mesh, rules, offload)
 
 
 class MeshStep:
     """A step compiled for a mesh at its first call."""
 
-    def __init__(self, step: Callable, mesh: Mesh, rules=RULES):
+    def __init__(self, step: Callable, mesh: Mesh, rules=RULES, offload: bool = False):
         """Takes what `compile_step` takes."""
-        self._step, self.mesh, self._rules = step, mesh, rules
+        self._step, self.mesh, self._rules, self._offload = step, mesh, rules, offload
         self._compiled = self._shardings = None
 
     def __call__(self, state, batch, *frozen):
@@ -62,11 +68,12 @@ class MeshStep:
         Raises:
           ValueError: host arrays in a run of several processes, which may be one's rows or all of them.
         """
-        if self._compiled is None:
+        new = self._compiled is None
+        if new:
             self._compiled = self._jit(state)
         # The state that comes back from a step is where it should be; one from elsewhere is placed first.
         first, sharding = jax.tree.leaves(state)[0], jax.tree.leaves(self._shardings)[0]
-        if getattr(first, 'sharding', None) != sharding:
+        if new or getattr(first, 'sharding', None) != sharding:
             state = reshard(state, self._shardings)
         if jax.process_count() > 1:
             jax.tree.map(self._check_global, batch)
@@ -84,8 +91,16 @@ class MeshStep:
 
     def _jit(self, state):
         check_rules(state, self.mesh, self._rules)
-        self._shardings = tree_shardings(state, self.mesh, self._rules)
-        return jax.jit(self._step, donate_argnums=0, out_shardings=(self._shardings, None))
+        self._shardings = on_device = tree_shardings(state, self.mesh, self._rules)
+        if self._offload:
+            self._shardings = on_device.replace(opt_state=jax.tree.map(_on_host, on_device.opt_state, state.opt_state))
+
+        def step(state, batch, *frozen):
+            if self._offload:
+                state = state.replace(opt_state=jax.device_put(state.opt_state, on_device.opt_state))
+            return self._step(state, batch, *frozen)
+
+        return jax.jit(step, donate_argnums=0, out_shardings=(self._shardings, None))
 
     def _check_global(self, leaf):
         whole = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == self.mesh.size
@@ -93,6 +108,11 @@ class MeshStep:
             raise ValueError(
                 f'an array {np.shape(leaf)} of one process in a run of several: place it by from_local_rows, split_rows'
             )
+
+
+def _on_host(sharding, leaf):
+    """The same in the host's memory; numbers stay, as the program reads them at once."""
+    return sharding.with_memory_kind('pinned_host') if np.ndim(leaf) else sharding
 
 
 def _with_sharding(leaf, sharding):

@@ -61,6 +61,7 @@ def plain():
         {},
         {'mesh': 'data=2,fsdp=2,tensor=2'},
         {'mesh': 'data=1,fsdp=8', 'micro_batches': 2},
+        {'mesh': 'data=2,fsdp=4', 'offload': True},
         {'backend': 'pmap'},
         {'backend': 'pmap', 'micro_batches': 2},
     ],
@@ -88,6 +89,16 @@ def test_the_state_is_sharded_by_its_rules_and_gains_no_axis():
     assert jax.tree.map(jnp.shape, state.params) == shapes
     moments = jax.tree.leaves(tree_shardings(state.opt_state, mesh))
     assert any(m.spec == kernel.sharding.spec for m in moments)
+
+
+def test_an_offloaded_state_is_on_the_host_between_updates():
+    step = make_train_step(sft_objective(Transformer(CONFIG).apply), OPTIMIZER)
+    compiled = compile_step(step, mesh=make_mesh('fsdp=8'), offload=True)
+    state, _ = compiled(init_state(init_params(CONFIG, jax.random.key(0)), OPTIMIZER, jax.random.key(1)), batch_of())
+    kinds = lambda tree: {leaf.sharding.memory_kind for leaf in jax.tree.leaves(tree) if leaf.ndim}  # noqa: E731
+    assert kinds(state.opt_state) == {'pinned_host'} and kinds(state.params) == {'device'}
+    with pytest.raises(InputError, match='--backend=pmap'):
+        compile_step(step, backend='pmap', offload=True)
 
 
 def test_the_state_is_donated():
