@@ -39,7 +39,17 @@ def main(_):
         assert answer['tokens'] == expected, f'drew {answer["tokens"]} tokens, not {expected}'
     records = [row(name, key, answers) for name, key in KINDS.items()]
     title = f'A GRPO step, {_PROMPTS.value} prompts x {_GROUP.value}, {_PROMPT.value} + {_NEW.value} tokens'
-    report(f'{title}, shape `{SHAPE.value}`', records, ('trl', 'torch', 'transformers') if len(answers) > 1 else ())
+    notes, peers = [products(sizes, SHAPES[SHAPE.value])], ('trl', 'torch', 'transformers') if len(answers) > 1 else ()
+    report(f'{title}, shape `{SHAPE.value}`', records, peers, notes)
+
+
+def products(sizes: dict, shape: dict) -> str:
+    """What an update cannot do without: its products, each prompt read once, and logits made again for the gradient."""
+    width, heads = shape['width'], shape['width'] // shape['heads'] * (2 * shape['heads'] + 2 * shape['kv_heads'])
+    layers, head = shape['layers'] * width * (heads + 3 * shape['mlp']), width * shape['vocab']
+    drawn, prompts = sizes['prompts'] * sizes['group'] * sizes['new'], sizes['prompts'] * sizes['prompt']
+    flops = 6 * layers * (drawn + prompts) + 8 * head * drawn
+    return f'- our update has {flops / 1e12:.2f} TFLOP of products with weights, and attention beside them'
 
 
 KINDS = {'whole step': 'seconds', 'its sampling': 'seconds_sampling', 'its update': 'seconds_update'}
