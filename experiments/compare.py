@@ -12,6 +12,7 @@ overoptimisation.png and summary.json. Leaves out formulas.
 
 import dataclasses
 import itertools
+import logging
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -77,7 +78,7 @@ def compare(settings: CompareSettings) -> dict:
     if settings.init_from and settings.model != CompareSettings.model:
         raise InputError(f'--model={settings.model}: has no effect beside --init_from={settings.init_from}; give one')
     if settings.betas != CompareSettings.betas and not any(method.betas == betas for method in methods):
-        raise InputError(f'--betas={settings.betas}: has no effect where each of --methods names its own; give one')
+        logging.warning('--betas=%s: has no effect, as each of --methods names its own', settings.betas)
     run = open_run(settings, 'compare')
     if run.summary:
         return run.summary

@@ -103,7 +103,7 @@ def check(settings: EvaluateSettings) -> dict[str, str]:
     if settings.lm_eval:
         unused = ('judge', 'reward', 'reference', 'data', 'task', 'on', 'samples', 'pass_at', 'temperature', 'prompts')
         unused += ('chat_template', 'max_prompt_tokens', 'max_new_tokens', 'truncate')
-    elif not (names or settings.reward):
+    elif pairs and not (names or settings.reward):
         unused += _OF_MODELS
     for name in unused:
         if getattr(settings, name) != getattr(EvaluateSettings, name):

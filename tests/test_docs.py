@@ -172,6 +172,6 @@ def test_flags_exist():
     for source in (ROOT / 'launch').glob('*.py'):
         flags |= set(re.findall(r"add_argument\('--(\w+)'|^    --(\w+)[= ]", source.read_text(), re.MULTILINE))
     flags = {name for flag in flags for name in (flag if isinstance(flag, tuple) else (flag,))}
-    flags |= {'flagfile', 'help', 'strict'}  # absl's own, and mkdocs'.
+    flags |= {'flagfile', 'help', 'strict', 'xla_force_host_platform_device_count'}  # absl's own, mkdocs' and XLA's.
     wrong = [(p.name, f) for p in PAGES for f in re.findall(r'(?<![\w-])--([a-z]\w*)', p.read_text()) if f not in flags]
     assert len(flags) > 60 and not wrong

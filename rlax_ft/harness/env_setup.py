@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 from typing import ClassVar
 
 import jax
@@ -143,7 +144,7 @@ def check(settings: EnvSettings) -> None:
     for name in ('learning_rate', 'entropy_coef'):
         grid, one = getattr(settings, f'grid_{name}'), getattr(settings, name)
         if grid and one != getattr(EnvSettings, name):
-            raise InputError(f'--{name}={one}: has no effect beside --grid_{name}={grid}; give one')
+            logging.warning('--%s=%s: has no effect beside --grid_%s=%s', name, one, name, grid)
     if settings.target_kl and not settings.beta:
         raise InputError(
             f'--target_kl={settings.target_kl}: multiplies --beta, which is 0 and would stay 0; give a --beta to start '

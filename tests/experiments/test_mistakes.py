@@ -47,7 +47,7 @@ def run(*arguments):
         ),
         ('ppo', ['--batch_size=many'], 'error: flag --batch_size=many: invalid literal for int()'),
         ('rlhf', ['extra'], "error: found 'extra', which is no flag"),
-        ('reward_model', ['--data=nowhere.jsonl'], 'error: nowhere.jsonl: no such file'),
+        ('reward_model', ['--data=nowhere.jsonl'], 'error: --data=nowhere.jsonl: no such file'),
     ],
 )
 def test_one_line_and_exit_code_2(script, arguments, message, tmp_path):

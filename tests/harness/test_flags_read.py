@@ -22,6 +22,7 @@ from rlax_ft.data.records import write_records
 from rlax_ft.data.tokenizers import word_tokenizer
 from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import parse
+from rlax_ft.harness.env_setup import check as check_environments
 from rlax_ft.harness.loading import load_script
 from rlax_ft.hf.folder import save_pretrained
 from rlax_ft.models.config import ModelConfig
@@ -192,10 +193,7 @@ def test_what_is_not_read_is_refused(folder, tmp_path, monkeypatch, caplog, scri
 @pytest.mark.parametrize(
     ('script', 'arguments', 'named'),
     [
-        ('ppo_env', '--env=CartPole-v1 --learning_rate=1 --grid_learning_rate=1e-3', 'learning_rate'),
-        ('ppo_env', '--env=CartPole-v1 --entropy_coef=1 --grid_entropy_coef=0', 'entropy_coef'),
         ('ppo_env', '--env=CartPole-v1 --log_std_init=-1', 'log_std_init'),
-        ('compare', '--betas=0.3 --methods=ppo:reviews_ppo@0.1+0.2', 'betas'),
         ('compare', '--init_from=x --model=tiny', 'model'),
         ('collect_feedback', '--export=a.jsonl --judgements=b.jsonl', 'judgements'),
         ('evaluate', '--lm_eval=x --models=x --chat_template=plain', 'chat_template'),
@@ -208,3 +206,12 @@ def test_what_another_flag_takes_the_place_of_is_refused(tmp_path, script, argum
     with pytest.raises(InputError, match=f'^--{named}='):
         main(parse(typing.get_type_hints(main)['settings'], [*arguments.split(), f'--out={out}']))
     assert not out.exists()
+
+
+@pytest.mark.parametrize('name', ['learning_rate', 'entropy_coef'])
+def test_what_a_grid_takes_the_place_of_is_warned_of(caplog, name):
+    # A warning: a recipe gives the one, and the command line the grid.
+    settings = typing.get_type_hints(load_script(SCRIPTS / 'ppo_env.py').train)['settings']
+    with caplog.at_level(logging.WARNING):
+        check_environments(parse(settings, ['--env=CartPole-v1', f'--grid_{name}=0.001', f'--{name}=0.5']))
+    assert f'--{name}=0.5: has no effect beside --grid_{name}=0.001' in caplog.text
