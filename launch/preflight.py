@@ -98,11 +98,13 @@ def target(given):
     from rlax_ft.errors import InputError
     from rlax_ft.parallel.roofline import find_chip
 
+    if not given['slices'].isdigit() or given['slices'] == '0':
+        raise InputError(f'--slices={given["slices"]}: give how many there are')
+    if not given['topology'] and given['slices'] != '1':
+        raise InputError(f'--slices={given["slices"]}: has no effect without --topology; give that')
     if not given['topology']:
         return jax.devices(), find_chip(given['chip'] or 'h100')
     chip = find_chip(given['chip'] or given['topology'].partition(':')[0])
-    if not given['slices'].isdigit() or given['slices'] == '0':
-        raise InputError(f'--slices={given["slices"]}: give how many there are')
     more = {'num_slices': int(given['slices'])} if given['slices'] != '1' else {}
     from jax.experimental import topologies
 
@@ -155,7 +157,7 @@ def compile_one(given, rest, chip) -> dict:
     from rlax_ft.harness.preflight import plan
     from rlax_ft.harness.preflight_report import compiled_or_needs, grouped, peak_bytes, shard_bytes
     from rlax_ft.parallel.hlo import between_slices, collectives, unbounded_loops
-    from rlax_ft.parallel.mesh import make_mesh, tree_shardings
+    from rlax_ft.parallel.mesh import make_mesh, slice_count, tree_shardings
     from rlax_ft.parallel.roofline import estimate
     from rlax_ft.training.performance import forward_flops
 
@@ -188,18 +190,18 @@ def compile_one(given, rest, chip) -> dict:
         return report | {'advice': advice(settings, report)}
     memory, text = compiled.memory_analysis(), compiled.as_text()
     peak = peak_bytes(memory)
-    found, across = collectives(text, mesh), between_slices(text, int(given['slices']))
+    found, across = collectives(text, mesh), between_slices(text, slice_count(mesh.devices.flat))
     weights = param_bytes(planned.state.params if planned.frozen is None else planned.frozen, settings.dtype)
     # Weights are written where they are gathered, and read; the state is read and written.
     traffic = 2.0 * passes * planned.models * weights / max(mesh.shape['tensor'], 1) + 2.0 * (params + moments)
-    moved = sum(c.moved for c in found)
+    moved, moved_across = (sum(c.moved for c in group) for group in (found, across))
     report |= {
         'temporaries': memory.temp_size_in_bytes,
         'peak': peak + sum(others.values()),
         'fits': peak + sum(others.values()) <= chip.memory,
         'collectives': grouped(found + across),
         'moved': moved,
-        'moved_across': sum(c.moved for c in across),
+        'moved_across': moved_across,
         'traffic': traffic,
         'unbounded_loops': unbounded_loops(text),
         'roofline': dataclasses.asdict(
@@ -209,7 +211,7 @@ def compile_one(given, rest, chip) -> dict:
                 done_flops=report['done_flops'],
                 traffic=traffic,
                 moved=moved,
-                moved_across=sum(c.moved for c in across),
+                moved_across=moved_across,
                 efficiency=float(given['efficiency']),
             )
         ),

@@ -15,8 +15,8 @@ import numpy as np
 
 from rlax_ft.harness.preflight_decode import PlannedDecoding
 from rlax_ft.models.config import ModelConfig
-from rlax_ft.parallel.hlo import collectives
-from rlax_ft.parallel.mesh import make_mesh
+from rlax_ft.parallel.hlo import between_slices, collectives
+from rlax_ft.parallel.mesh import make_mesh, slice_count
 from rlax_ft.parallel.roofline import Chip
 from rlax_ft.training.performance import forward_flops
 
@@ -55,18 +55,20 @@ def decoding_report(
         return report | {'peak': needs, 'fits': False}
     peak = peak_bytes(compiled.memory_analysis())
     found = collectives(compiled.as_text(), mesh)
-    moved = sum(collective.moved for collective in found) / planned.new
+    across = between_slices(compiled.as_text(), slice_count(mesh.devices.flat))
+    moved, moved_across = (sum(collective.moved for collective in group) / planned.new for group in (found, across))
     flops = forward_flops(config, planned.rows, length) / mesh.size
     seconds = {
         'compute': flops / (chip.flops * efficiency),
         'memory': (weights + cache) / chip.bandwidth,
         'network': moved / chip.links,
+        **({'across': moved_across / chip.across} if across else {}),
     }
     return report | {
         'peak': peak,
         'fits': peak <= chip.memory,
         'over_weights': (peak - cache) / weights,
-        'collectives': grouped(found),
+        'collectives': grouped(found + across),
         'moved': moved,
         'token': seconds,
         'tokens_per_second': planned.rows / mesh.size / max(seconds.values()),
@@ -135,7 +137,8 @@ def table(report: dict) -> str:
     lines += [f'{rows} x {length:,} tokens a step', '', 'a chip, GiB']
     lines += [f'  {name:<28}{gib(size):>10}' for name, size in report['state'].items()]
     if report['host']:
-        lines.append(f'  {"optimiser, on the host":<28}{gib(report["host"]):>10}')
+        way = 'each way in a step, which the times below leave out'
+        lines.append(f'  {"optimiser, on the host":<28}{gib(report["host"]):>10} {way}')
     if 'temporaries' in report:
         lines.append(f'  {"temporaries":<28}{gib(report["temporaries"]):>10}')
     verdict = 'fits' if report['fits'] else 'DOES NOT FIT'

@@ -103,10 +103,15 @@ def make_mesh(spec: str = '', devices=None) -> Mesh:
         raise InputError(f'--mesh={spec}: the sizes multiply to {total}, but there are {count} devices')
     shape = tuple(sizes.get(axis, 1) for axis in AXES)
     kinds = (AxisType.Auto,) * len(AXES)
-    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    slices = slice_count(devices)
     if slices > 1:
         return Mesh(_over_slices(shape, slices, devices, spec), AXES, axis_types=kinds)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def slice_count(devices) -> int:
+    """How many TPU slices the devices are of."""
+    return len({getattr(device, 'slice_index', 0) for device in devices})
 
 
 def _over_slices(shape, slices, devices, spec):

@@ -127,6 +127,9 @@ def test_mistakes():
         report('evaluate')
     with pytest.raises(InputError, match=r'--model=nobody: no config\.json and no named shape'):
         preflight.shape_of(preflight.OWN | {'model': 'nobody'}, preflight.settings_of({'script': 'sft'}, []))
+    for slices, told in (('2', 'has no effect without --topology'), ('0', 'give how many')):
+        with pytest.raises(InputError, match=f'--slices={slices}: {told}'):
+            preflight.target(preflight.OWN | {'devices': '8', 'slices': slices})
     with pytest.raises(InputError, match=r'give --topology=CHIP:SHAPE or --devices=N'):
         preflight.preflight(dict(preflight.OWN), [])
 
