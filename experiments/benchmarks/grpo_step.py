@@ -8,14 +8,16 @@ compilation, is not counted. The update is all that is not sampling: texts, rewa
 AdamW.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 from absl import app, flags
 
-from rlax_ft.harness.benchmark import PYTHON, ROUNDS, SHAPE, SHAPES, report
+from rlax_ft.harness.benchmark import PYTHON, ROUNDS, SHAPE, SHAPES, llama_config, report
 from rlax_ft.harness.race import race
+from rlax_ft.training.performance import forward_flops
 
 WORKERS = Path(__file__).parent / 'workers'
 _AGAINST = flags.DEFINE_enum('against', 'trl', ['trl', 'none'], 'The peer.')
@@ -45,10 +47,11 @@ def main(_):
 
 def products(sizes: dict, shape: dict) -> str:
     """What an update cannot do without: its products, each prompt read once, and logits made again for the gradient."""
-    width, heads = shape['width'], shape['width'] // shape['heads'] * (2 * shape['heads'] + 2 * shape['kv_heads'])
-    layers, head = shape['layers'] * width * (heads + 3 * shape['mlp']), width * shape['vocab']
+    config = llama_config(shape)
+    layers = forward_flops(dataclasses.replace(config, vocab_size=0), 1, 0)
+    head = forward_flops(config, 1, 0) - layers
     drawn, prompts = sizes['prompts'] * sizes['group'] * sizes['new'], sizes['prompts'] * sizes['prompt']
-    flops = 6 * layers * (drawn + prompts) + 8 * head * drawn
+    flops = 3 * layers * (drawn + prompts) + 4 * head * drawn
     return f'- our update has {flops / 1e12:.2f} TFLOP of products with weights, and attention beside them'
 
 

@@ -35,9 +35,9 @@ ROUNDS = flags.DEFINE_integer('rounds', 7, 'Rounds that count.')
 JSON = flags.DEFINE_string('json', '', 'File for the records.')
 
 
-def random_llama(shape: dict) -> tuple[ModelConfig, dict]:
-    """(config, float32 parameters) of a Llama of that shape."""
-    config = ModelConfig(
+def llama_config(shape: dict) -> ModelConfig:
+    """A Llama of that shape."""
+    return ModelConfig(
         vocab_size=shape['vocab'],
         width=shape['width'],
         layers=shape['layers'],
@@ -49,6 +49,11 @@ def random_llama(shape: dict) -> tuple[ModelConfig, dict]:
         dtype=shape['dtype'],
         remat=shape['remat'],
     )
+
+
+def random_llama(shape: dict) -> tuple[ModelConfig, dict]:
+    """(config, float32 parameters) of a Llama of that shape."""
+    config = llama_config(shape)
     return config, jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
 
 

@@ -4,8 +4,6 @@ A turn is what grpo.py does with one batch: sampling, texts, a rule's rewards, a
 micro-batches of `rows` completions. On a CPU each core is a device, as docs/speed.md shows.
 """
 
-from rlax_ft.harness import cpu_flags  # isort: skip  # noqa: F401  (before jax)
-
 import json
 import sys
 import time
@@ -16,6 +14,7 @@ import numpy as np
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.data.rows import prompt_arrays
+from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: what a CPU needs.
 from rlax_ft.harness.benchmark import random_llama
 from rlax_ft.harness.race import serve
 from rlax_ft.harness.words import texts, word_tokenizer
@@ -37,10 +36,8 @@ def stepper(sizes, shape):
     codec = Codec(word_tokenizer(shape['vocab']), sizes['prompt'], sizes['new'], ends=False)
     tokens, mask = prompt_arrays(codec, texts(shape, sizes['prompts'], sizes['prompt'], 0))
     tokens, mask = (np.repeat(x, group, axis=0) for x in (tokens, mask))
-    sample, how = (
-        make_sampler(apply, codec, group_size=group),
-        dict(count=1, mode='seq_mean_token_mean', max_len=sizes['new']),
-    )
+    sample = make_sampler(apply, codec, group_size=group)
+    how = dict(count=1, mode='seq_mean_token_mean', max_len=sizes['new'])
     estimator = jax.jit(partial(estimate, apply, credit=Credit(group)))
     pick = jax.jit(partial(minibatch, **how))
     optimizer = make_optimizer(1e-6, max_steps=1000)
