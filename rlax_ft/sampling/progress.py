@@ -11,8 +11,8 @@ from rlax_ft.parallel.hosts import is_first
 _AFTER = 10
 
 
-def shown(parts: Iterable, title: str, total: int | None = None) -> Iterable:
+def shown(parts: Iterable, title: str) -> Iterable:
     """The same parts, with a bar on standard error from the tenth second on; of several processes one shows it."""
     pace = 0.5 if sys.stderr.isatty() else 15.0
     how = dict(delay=_AFTER, mininterval=pace, dynamic_ncols=True, leave=False, disable=not is_first())
-    return tqdm(parts, desc=title, total=total, **how)
+    return tqdm(parts, desc=title, **how)

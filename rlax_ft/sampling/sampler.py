@@ -61,20 +61,9 @@ def generate(
     """
     chex.assert_rank([prompts, prompt_mask], 2, custom_message='prompts and prompt_mask')
     chex.assert_equal_shape([prompts, prompt_mask], custom_message='prompts and prompt_mask')
-    batch, prompt_length = prompts.shape
-    prompt_mask = prompt_mask.astype(bool)
-    group_size = shared_group(batch, group_size)
+    batch, prompt_mask = len(prompts), prompt_mask.astype(bool)
     lengths = prompt_mask.sum(axis=1)
-    positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
-    once = slice(None, None, group_size)
-    segments = prompt_mask.astype(jnp.int32)[once]
-    room = 0 if group_size > 1 else max_new_tokens
-    cache = apply(variables, batch // group_size, prompt_length + room, method='init_cache')
-    hidden, cache = read_prompts(apply, variables, prompts[once], positions[once], segments, cache)
-    if group_size > 1:
-        hidden = jnp.repeat(hidden, group_size, axis=0)
-        own = apply(variables, batch, max_new_tokens, method='init_cache')
-        cache = own.replace(shared=cache, empty=False)
+    hidden, cache = _prefill(apply, variables, prompts, prompt_mask, max_new_tokens, shared_group(batch, group_size))
     words = row_words(key, batch, max_new_tokens)
     how = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
 
@@ -104,6 +93,21 @@ def shared_group(rows: int, group_size: int) -> int:
     """How many rows share one reading of their prompt: the group, or 1 where a mesh cannot split the groups."""
     mesh = active_mesh()
     return group_size if mesh is None or rows // group_size % batch_devices(mesh) == 0 else 1
+
+
+def _prefill(apply, variables, prompts, prompt_mask, room, group_size):
+    """(last hidden states [B, D], a cache with room for so many tokens of each row behind its prompt)."""
+    batch, length = prompts.shape
+    positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
+    once = slice(None, None, group_size)
+    read = prompts[once], positions[once], prompt_mask.astype(jnp.int32)[once]
+    slots = length if group_size > 1 else length + room
+    cache = apply(variables, batch // group_size, slots, method='init_cache')
+    hidden, cache = read_prompts(apply, variables, *read, cache=cache)
+    if group_size == 1:
+        return hidden, cache
+    own = apply(variables, batch, room, method='init_cache')
+    return jnp.repeat(hidden, group_size, axis=0), own.replace(shared=cache, empty=False)
 
 
 def read_prompts(apply: ApplyFn, variables, tokens, positions, segment_ids, cache, *, chunk: int = PREFILL):
