@@ -80,7 +80,7 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
 def with_flag(message: str, settings: Any) -> str:
     """A message that begins with what a flag was given, and is no file to be looked into, with that flag in front."""
     value = message.partition(': ')[0]
-    if value.startswith('--') or Path(value).is_file():
+    if not value or value.startswith('--') or Path(value).is_file():
         return message
     for field in dataclasses.fields(settings) if settings is not None else ():
         given = getattr(settings, field.name)
