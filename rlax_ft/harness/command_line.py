@@ -254,12 +254,14 @@ def _cache_compilations():
 def _keep_freed_memory():
     """Tells glibc to keep large blocks that were freed, instead of giving them back to the kernel at every step.
 
-    A step frees and takes the same blocks again; each time the kernel would hand out zeroed pages, one fault each.
+    A step frees and takes the same blocks again; each time the kernel would hand out zeroed pages, one fault each. All
+    threads share one arena, since the arenas of threads hold no block above 64 MB, and a step takes one of hundreds.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return  # Another C library.
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h.
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # M_TRIM_THRESHOLD and so on of malloc.h.
+    mallopt(arena_max, 1)
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)

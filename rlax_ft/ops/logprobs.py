@@ -16,8 +16,10 @@ from rlax_ft.ops.arrays import as_float, as_ids, as_mask, keep
 
 # Up to this many logits at once, `chunk=None` means no chunks; above it, at most 1/16 of them is held at a time, or
 # 1/32 with entropies, whose backward pass keeps four arrays of a chunk's size: 2/16 and 4/32 are well below a quarter.
+# A chunk of `CHUNK` logits is never too large: of much less, a CPU's products lose a tenth of their rate.
 SMALL = 2**22
 SHARE, SHARE_WITH_ENTROPY = 16, 32
+CHUNK = 2**21
 # From this many logits on, a mask is worth chunks of their own accord: those that are wholly masked are then skipped.
 WORTH_SKIPPING = 2**18
 # Axes of a mesh that spread rows over devices, where it has them.
@@ -82,9 +84,9 @@ def chunked_token_logprobs(
       hidden: float[B, T, D].
       head: float[D, V].
       targets: int[B, T], below V; anything where masked.
-      chunk: at most this many of the B*T positions are held at once, any size; never more than 1/16 of them when
-        B*T*V is above `SMALL`, and under a mesh at least one of each row. None leaves the choice here: one piece when
-        B*T*V is small.
+      chunk: at most this many of the B*T positions are held at once; when B*T*V is above `SMALL` never more
+        than 1/16 of them, or than `CHUNK` logits, and under a mesh at least one of each row. None leaves the choice
+        here: one piece when B*T*V is small.
       temperature: what the logits are divided by, as in sampling; not differentiated.
       mask: [B, T], positions that count; the others cost nothing (whole chunks of them) and give 0. None: all.
       soft_cap: logits become soft_cap tanh(logits / soft_cap), before the temperature (Gemma 2, arXiv 2408.00118).
@@ -150,7 +152,8 @@ def _chunked(
     positions, vocabulary = shape[0] * shape[1], head.shape[1]
     held = positions if chunk is None else chunk
     if positions * vocabulary > SMALL:
-        held = min(held, max(1, positions // (SHARE_WITH_ENTROPY if with_entropy else SHARE)))
+        share = positions // (SHARE_WITH_ENTROPY if with_entropy else SHARE)
+        held = min(held, max(1, share, CHUNK // vocabulary))
     elif chunk is None and mask is not None and positions * vocabulary > WORTH_SKIPPING:
         held = max(1, positions // 8)
     settings = _Settings(soft_cap, with_entropy, chunk=0)

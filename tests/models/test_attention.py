@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlax_ft.models import attention, cache, kernels
+from rlax_ft.models import attention, blockwise, cache, kernels
 from rlax_ft.models.attention import attend, choose_kernel
 from rlax_ft.models.blockwise import blockwise_attention
 from rlax_ft.models.cache import Reading
@@ -63,8 +63,10 @@ def test_blocks_are_a_plain_softmax(places, options, block):
     np.testing.assert_allclose(out[real], expected[real], atol=2e-6)
 
 
+@pytest.mark.parametrize('rows', ['together', 'one by one'])
 @pytest.mark.parametrize('options', [{}, {'soft_cap': 1.5}, {'window': 5}])
-def test_gradients_of_blocks_are_those_of_a_plain_softmax(options):
+def test_gradients_of_blocks_are_those_of_a_plain_softmax(options, rows, monkeypatch):
+    monkeypatch.setattr(blockwise, '_IN_CACHE', 1 if rows == 'one by one' else 2**17)
     segments, positions = PLACES['packed']
     at = (segments, positions, segments, positions)
     weight = jax.random.normal(jax.random.key(9), (2, 20, HEADS, WIDTH))

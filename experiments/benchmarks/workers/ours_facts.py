@@ -13,6 +13,7 @@ import numpy as np
 
 from rlax_ft.data.rows import shared
 from rlax_ft.harness.benchmark import random_llama, random_rows
+from rlax_ft.harness.command_line import prepare_process
 from rlax_ft.harness.race import serve
 from rlax_ft.training.performance import batch_tokens, forward_flops
 
@@ -45,5 +46,6 @@ def flops(stage, shape):
 
 
 if __name__ == '__main__':
+    prepare_process()  # As run_script does.
     what, given = sys.argv[1], json.loads(sys.argv[2])
     serve(matmul(given) if what == 'matmul' else flops(what.removeprefix('flops_'), given))

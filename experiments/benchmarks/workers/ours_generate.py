@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.harness.benchmark import random_llama
+from rlax_ft.harness.command_line import prepare_process
 from rlax_ft.harness.race import serve
 from rlax_ft.models.transformer import Transformer, for_decoding
 from rlax_ft.sampling.engine import generate_many
@@ -49,4 +50,5 @@ def sampling(kind, batch, prompt, new, shape):
 
 
 if __name__ == '__main__':
+    prepare_process()  # As run_script does.
     serve(sampling(sys.argv[1], *(int(x) for x in sys.argv[2:5]), json.loads(sys.argv[5])))

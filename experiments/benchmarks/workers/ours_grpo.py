@@ -16,6 +16,7 @@ from rlax_ft.data.codec import Codec
 from rlax_ft.data.rows import prompt_arrays
 from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: what a CPU needs.
 from rlax_ft.harness.benchmark import random_llama
+from rlax_ft.harness.command_line import prepare_process
 from rlax_ft.harness.race import serve
 from rlax_ft.harness.words import texts, word_tokenizer
 from rlax_ft.models.scoring import rollout_branches
@@ -62,5 +63,6 @@ def stepper(sizes, shape):
 
 
 if __name__ == '__main__':
+    prepare_process()  # As run_script does.
     with jax.set_mesh(make_mesh()):
         serve(stepper(json.loads(sys.argv[1]), json.loads(sys.argv[2])))

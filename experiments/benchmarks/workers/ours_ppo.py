@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: what a CPU needs.
+from rlax_ft.harness.command_line import prepare_process
 from rlax_ft.harness.env_run import first_state
 from rlax_ft.harness.env_setup import EnvSettings, agent_for, hyper_of, layout_of, make_envs, runs_of
 from rlax_ft.harness.loading import load_script
@@ -30,4 +31,5 @@ def main(steps: int, seeds: int) -> None:
 
 
 if __name__ == '__main__':
+    prepare_process()  # As run_script does.
     main(int(sys.argv[1]), int(sys.argv[2]))

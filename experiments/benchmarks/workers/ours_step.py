@@ -16,6 +16,7 @@ import numpy as np
 
 from rlax_ft.data.rows import share_prompts, shared
 from rlax_ft.harness.benchmark import random_llama, random_rows
+from rlax_ft.harness.command_line import prepare_process
 from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.race import serve
 from rlax_ft.harness.reward_data import votes
@@ -152,5 +153,6 @@ def scorer(stage, shape):
 
 
 if __name__ == '__main__':
+    prepare_process()  # As run_script does.
     name, sizes = sys.argv[1], json.loads(sys.argv[2])
     serve(grid(sizes) if name == 'grid' else (scorer if name.startswith('score') else stepper)(name, sizes))
