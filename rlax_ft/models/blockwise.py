@@ -148,6 +148,8 @@ def _backward_rows(settings, places, query, key, value, out, log_z, d_out):
 
     def query_block(carry, j):
         q, d_o, c, z = (_block(x, j, settings.query_block, axis=3) for x in (query, d_out, centre, log_z))
+        # Sums over queries are products with these: XLA's CPU products are slow where their left side is transposed.
+        q_transposed, d_o_transposed = (_rows(x).mT for x in (q, d_o))
 
         def key_block(i, carry):
             d_q, d_k, d_v = carry
@@ -160,17 +162,17 @@ def _backward_rows(settings, places, query, key, value, out, log_z, d_out):
                 slope = 1.0 - jnp.square(jnp.maximum(scores / settings.soft_cap, -1.0))
                 d_scores = d_scores * slope
             d_scores = (d_scores * settings.scale).astype(q.dtype)
-            d_k = _add_block(d_k, i, _matmul_transposed(d_scores, q))
-            d_v = _add_block(d_v, i, _matmul_transposed(weights.astype(v.dtype), d_o))
+            d_k = _add_block(d_k, i, _product(q_transposed, _rows(d_scores)))
+            d_v = _add_block(d_v, i, _product(d_o_transposed, _rows(weights.astype(v.dtype))))
             return d_q + _matmul(d_scores, k), d_k, d_v
 
         start = (jnp.zeros(q.shape), *carry)
         d_q, *carry = jax.lax.fori_loop(*_key_blocks(settings, key, places, j), key_block, start)
         return tuple(carry), d_q
 
-    zeros = jnp.zeros(key.shape), jnp.zeros(value.shape)
+    zeros = tuple(jnp.zeros(x.mT.shape) for x in (key, value))
     (d_key, d_value), d_query = jax.lax.scan(query_block, zeros, jnp.arange(count))
-    return _join(d_query).astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype)
+    return _join(d_query).astype(query.dtype), d_key.mT.astype(key.dtype), d_value.mT.astype(value.dtype)
 
 
 def _by_rows(settings, compute, places, *arrays):
@@ -218,14 +220,16 @@ def _key_blocks(settings, key, places, j):
 
 def _matmul(x, matrix):
     """[B, K, G, T, a] @ [B, K, a, b]: one product for each key-value head."""
-    rows = x.reshape(*x.shape[:2], -1, x.shape[4])
-    return jnp.matmul(rows, matrix, preferred_element_type=jnp.float32).reshape(*x.shape[:4], matrix.shape[3])
+    return _product(_rows(x), matrix).reshape(*x.shape[:4], matrix.shape[3])
 
 
-def _matmul_transposed(x, y):
-    """sum over G and T of x[B, K, G, T, a] y[B, K, G, T, b] -> [B, K, a, b]."""
-    x, y = (z.reshape(*z.shape[:2], -1, z.shape[4]) for z in (x, y))
-    return jnp.einsum('bkna,bknc->bkac', x, y, preferred_element_type=jnp.float32)
+def _product(x, y):
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+
+def _rows(x):
+    """[B, K, G, T, a] -> [B, K, G T, a]."""
+    return x.reshape(*x.shape[:2], -1, x.shape[4])
 
 
 def _block(x, i, size, axis):
@@ -233,8 +237,9 @@ def _block(x, i, size, axis):
 
 
 def _add_block(total, i, part):
-    size = part.shape[2]
-    return jax.lax.dynamic_update_slice_in_dim(total, _block(total, i, size, axis=2) + part, i * size, axis=2)
+    """Adds to block i of the last axis."""
+    size = part.shape[3]
+    return jax.lax.dynamic_update_slice_in_dim(total, _block(total, i, size, axis=3) + part, i * size, axis=3)
 
 
 def _join(blocks):
