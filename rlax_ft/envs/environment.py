@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from rlax_ft.errors import InputError
+from rlax_ft.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +71,10 @@ class Step:
       truncated: bool[], the episode is cut here, by a time limit; what would follow still has a value.
     """
 
-    observation: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
+    observation: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
