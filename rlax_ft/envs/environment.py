@@ -99,19 +99,23 @@ class Environment:
 
 
 class Environments(Protocol):
-    """All environments of all runs, wherever they step: `DeviceEnvironments` or `HostEnvironments`.
+    """All environments of all runs, wherever they step: `DeviceEnvironments` or `HostEnvironments`."""
 
-    Attributes:
-      name: as the user gave it.
-      observation: what each shows.
-      action: what each takes.
-      drawable: whether `draw` works.
-    """
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
 
-    name: str
-    observation: Box
-    action: Discrete | MultiDiscrete | Box
-    drawable: bool
+    @property
+    def observation(self) -> Box:
+        """What each shows."""
+
+    @property
+    def action(self) -> Discrete | MultiDiscrete | Box:
+        """What each takes."""
+
+    @property
+    def drawable(self) -> bool:
+        """Whether `draw` works."""
 
     def reset(self, key: jax.Array, num_envs: int) -> tuple[Any, jax.Array]:
         """(states, observations [num_envs, ...]) of one run's environments; pure."""
