@@ -71,7 +71,7 @@ def train(settings: PPOSettings) -> dict:
     learner = make_learner(settings, *starting_model(settings, codec))
     announce_model(run, learner.config, codec)
     apply, value_apply, ref_params = learner.apply, learner.scalar_apply, learner.reference
-    collect, score = make_collector(settings, task, codec, learner)
+    collect, score = make_collector(settings, task, codec, learner.apply)
     rewarded = lambda records, texts, _, rows: score(rows, records, lambda: texts)[0]  # noqa: E731
     measures = {} if settings.reward == 'gold' else {'reward': rewarded}
     evaluator = make_evaluator(settings, run, codec, learner, task, held_out, measures)

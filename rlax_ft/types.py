@@ -12,6 +12,13 @@ from flax import struct
 
 Params = Any  # A nested dict of arrays.
 
+# An array of jax, or of numpy until its rows are placed on a device. Any stands for numpy's: a union with np.ndarray
+# would have every loss ask which of both it was given.
+Array = jax.Array | Any
+
+# Rows of unlike lengths, which become a TokenBatch or a BranchBatch when a batch is picked (data/ragged.py).
+Unpadded = Any
+
 
 class ApplyFn(Protocol):
     """A language model: `Transformer.apply`, or any function of the same shape."""
@@ -91,10 +98,10 @@ class TokenBatch:
       segment_ids: int32[..., T], 0 for padding; a token attends to earlier tokens of its own segment only.
     """
 
-    tokens: jax.Array
-    mask: jax.Array
-    positions: jax.Array
-    segment_ids: jax.Array
+    tokens: Array
+    mask: Array
+    positions: Array
+    segment_ids: Array
 
 
 @struct.dataclass
@@ -110,7 +117,7 @@ class BranchBatch:
     responses: TokenBatch
 
     @property
-    def mask(self) -> jax.Array:
+    def mask(self) -> Array:
         """float32[B * K, R], 1 on response tokens: the mask of what is computed per response token."""
         return self.responses.mask.reshape(-1, self.responses.mask.shape[-1])
 
@@ -127,11 +134,11 @@ class PreferenceBatch:
       ref_logps: float32[B, 2], reference log-probabilities of both, or None before they are computed.
     """
 
-    candidates: TokenBatch | BranchBatch
-    label: jax.Array
-    margin: jax.Array | None = None
-    weight: jax.Array | None = None
-    ref_logps: jax.Array | None = None
+    candidates: TokenBatch | BranchBatch | Unpadded
+    label: Array
+    margin: Array | None = None
+    weight: Array | None = None
+    ref_logps: Array | None = None
 
 
 @struct.dataclass
@@ -145,10 +152,10 @@ class JudgedBatch:
       ref_logps: float32[B, 1], reference log-probabilities, or None before they are computed.
     """
 
-    candidates: BranchBatch
-    label: jax.Array
-    weight: jax.Array | None = None
-    ref_logps: jax.Array | None = None
+    candidates: BranchBatch | Unpadded
+    label: Array
+    weight: Array | None = None
+    ref_logps: Array | None = None
 
 
 @struct.dataclass
@@ -161,9 +168,9 @@ class ScoredBatch:
       weight: float32[B], what an answer's loss is multiplied by; None is 1.
     """
 
-    rows: TokenBatch
-    target: jax.Array
-    weight: jax.Array | None = None
+    rows: TokenBatch | Unpadded
+    target: Array
+    weight: Array | None = None
 
 
 @struct.dataclass
@@ -177,8 +184,8 @@ class StepBatch:
     """
 
     rows: TokenBatch
-    labels: jax.Array
-    weight: jax.Array | None = None
+    labels: Array
+    weight: Array | None = None
 
 
 @struct.dataclass
@@ -195,11 +202,11 @@ class PackedPairs:
 
     chosen: TokenBatch
     rejected: TokenBatch
-    exists: jax.Array
-    label: jax.Array
-    margin: jax.Array | None = None
-    weight: jax.Array | None = None
-    ref_logps: jax.Array | None = None
+    exists: Array
+    label: Array
+    margin: Array | None = None
+    weight: Array | None = None
+    ref_logps: Array | None = None
 
 
 @struct.dataclass
@@ -214,11 +221,11 @@ class RankingBatch:
       weight: float32[B], what a ranking's loss is multiplied by; None is 1.
     """
 
-    candidates: TokenBatch | BranchBatch
-    ranks: jax.Array
-    mask: jax.Array
-    ref_logps: jax.Array | None = None
-    weight: jax.Array | None = None
+    candidates: TokenBatch | BranchBatch | Unpadded
+    ranks: Array
+    mask: Array
+    ref_logps: Array | None = None
+    weight: Array | None = None
 
 
 @struct.dataclass
@@ -234,11 +241,11 @@ class Rollout:
         0 where `mask` is False.
     """
 
-    prompts: jax.Array
-    prompt_mask: jax.Array
-    tokens: jax.Array
-    mask: jax.Array
-    logps: jax.Array
+    prompts: Array
+    prompt_mask: Array
+    tokens: Array
+    mask: Array
+    logps: Array
 
 
 @struct.dataclass

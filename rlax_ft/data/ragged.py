@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from rlax_ft.types import BranchBatch, TokenBatch
+from rlax_ft.types import BranchBatch, TokenBatch, Unpadded
 
 _NARROWEST = 32
 
@@ -183,3 +183,10 @@ class RaggedBranches:
     def arrays(self) -> tuple[np.ndarray, ...]:
         """All that the rows consist of."""
         return self.prompts.arrays() + self.responses.arrays()
+
+
+def count_learned(rows: TokenBatch | BranchBatch | Unpadded) -> np.ndarray:
+    """Tokens of each row that count, or of each response, [N] or [N, K]; padded or not."""
+    if isinstance(rows, BranchBatch | RaggedBranches):
+        rows = rows.responses
+    return rows.counts if isinstance(rows, Ragged) else np.asarray(rows.mask).sum(axis=-1)

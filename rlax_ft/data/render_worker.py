@@ -11,6 +11,7 @@ import pickle
 import signal
 import struct
 import sys
+from typing import Any
 
 SECONDS = 3.0  # Of processor time for one rendering.
 LARGEST = 16 * 2**20  # Characters of one rendering.
@@ -27,7 +28,8 @@ def render(request: dict) -> dict:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        texts, tagged = render_jinja_template(**request)
+        rendered: Any = render_jinja_template(**request)  # Annotated as a string; it gives texts and spans.
+        texts, tagged = rendered
         if len(texts[0]) > LARGEST:
             return {'error': f'it writes {len(texts[0]):,} characters, more than {LARGEST:,}'}
         spans = tagged[0] if request['return_assistant_tokens_mask'] else []

@@ -89,7 +89,7 @@ def prompt_of(record: dict) -> Text:
 def prompt_arrays(codec: Codec, prompts: Sequence[Text]) -> tuple[np.ndarray, np.ndarray]:
     """Left-padded prompts int32[N, max_prompt] and their mask bool[N, max_prompt]."""
     rows = prompt_rows(codec, prompts).padded(codec.max_prompt)
-    return rows.tokens, rows.segment_ids > 0
+    return np.asarray(rows.tokens), np.asarray(rows.segment_ids) > 0
 
 
 def prompt_rows(codec: Codec, prompts: Sequence[Text]) -> Ragged:

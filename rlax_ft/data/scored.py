@@ -41,8 +41,8 @@ def read_steps(source: str | Path) -> list[dict]:
 def scored_rows(codec: Codec, records: list[dict], *, ragged: bool = False) -> ScoredBatch:
     """Rated answers as a ScoredBatch [N], the scores as they are; `ragged` as in `rows.preference_rows`."""
     rows = ragged_rows(codec, [prompt_of(record) for record in records], [record['completion'] for record in records])
-    rows = rows if ragged else rows[np.arange(len(records))]
-    return ScoredBatch(rows, np.asarray([record['score'] for record in records], np.float32))
+    scores = np.asarray([record['score'] for record in records], np.float32)
+    return ScoredBatch(rows if ragged else rows[np.arange(len(records))], scores)
 
 
 def step_rows(codec: Codec, solutions: list[dict], separator: str = '\n') -> StepBatch:
@@ -82,7 +82,8 @@ def step_ends(codec: Codec, batch: StepBatch, separator: str = '\n') -> tuple[in
     """The tokens that end a step of the batch and say so: their text ends with the separator."""
     at = np.asarray(batch.rows.mask) > 0
     ids = np.unique(np.asarray(batch.rows.tokens)[at]).tolist()
-    return tuple(i for i in ids if codec.tokenizer.decode([i]).endswith(separator))
+    texts = codec.tokenizer.batch_decode([[i] for i in ids])
+    return tuple(i for i, text in zip(ids, texts) if text.endswith(separator))
 
 
 def _filled(codec, kept):

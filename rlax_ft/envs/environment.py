@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from rlax_ft.errors import InputError
+from rlax_ft.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +71,10 @@ class Step:
       truncated: bool[], the episode is cut here, by a time limit; what would follow still has a value.
     """
 
-    observation: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
+    observation: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,19 +99,23 @@ class Environment:
 
 
 class Environments(Protocol):
-    """All environments of all runs, wherever they step: `DeviceEnvironments` or `HostEnvironments`.
+    """All environments of all runs, wherever they step: `DeviceEnvironments` or `HostEnvironments`."""
 
-    Attributes:
-      name: as the user gave it.
-      observation: what each shows.
-      action: what each takes.
-      drawable: whether `draw` works.
-    """
+    @property
+    def name(self) -> str:
+        """As the user gave it."""
 
-    name: str
-    observation: Box
-    action: Discrete | MultiDiscrete | Box
-    drawable: bool
+    @property
+    def observation(self) -> Box:
+        """What each shows."""
+
+    @property
+    def action(self) -> Discrete | MultiDiscrete | Box:
+        """What each takes."""
+
+    @property
+    def drawable(self) -> bool:
+        """Whether `draw` works."""
 
     def reset(self, key: jax.Array, num_envs: int) -> tuple[Any, jax.Array]:
         """(states, observations [num_envs, ...]) of one run's environments; pure."""

@@ -11,6 +11,7 @@ from rlax_ft.envs.environment import Environment
 from rlax_ft.envs.rollout import act
 from rlax_ft.envs.state import Actors
 from rlax_ft.envs.statistics import RunningStats
+from rlax_ft.types import Array
 
 
 @struct.dataclass
@@ -23,9 +24,9 @@ class Played:
       ended: bool[..., episodes]; False where the episode was left after as many steps as an evaluation has.
     """
 
-    returns: jax.Array
-    lengths: jax.Array
-    ended: jax.Array
+    returns: Array
+    lengths: Array
+    ended: Array
 
 
 def play_episodes(

@@ -93,14 +93,15 @@ class GymnasiumBatch:
                     f'--env={self.name}: step gave {len(answer)} things; Gymnasium wants (observation, reward, '
                     'terminated, truncated, info)'
                 )
+            final[i] = self.seen(answer[0])
             # A reward of None becomes NaN here, which the training loop refuses.
-            final[i], rewards[i], terminated[i], truncated[i] = self.seen(answer[0]), *answer[1:4]
+            rewards[i], terminated[i], truncated[i] = answer[1:4]
         self._returns += rewards
         self._lengths += 1
         if self._time_limit:
             truncated |= self._lengths >= self._time_limit
         returns, lengths, following = self._returns.astype(np.float32), self._lengths.astype(np.int32), final.copy()
-        for i in np.flatnonzero(terminated | truncated):
+        for i in np.flatnonzero(terminated | truncated).tolist():
             following[i] = self.restart(i)
         step = Step(final, rewards.astype(np.float32), terminated, truncated & ~terminated)
         return HostStep(step, following, returns, lengths)

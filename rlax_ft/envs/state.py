@@ -6,7 +6,7 @@ import jax
 from flax import struct
 
 from rlax_ft.envs.statistics import RunningStats
-from rlax_ft.types import TrainState
+from rlax_ft.types import Array, TrainState
 
 
 @struct.dataclass
@@ -22,10 +22,10 @@ class Actors:
     """
 
     env: Any
-    observation: jax.Array
+    observation: Array
     hidden: Any
-    first: jax.Array
-    discounted: jax.Array
+    first: Array
+    discounted: Array
 
 
 @struct.dataclass
@@ -72,17 +72,17 @@ class Frames:
       episode_return, episode_length: of the episode so far, float32[T, N] and int32[T, N]; whole where it ended.
     """
 
-    observation: jax.Array
+    observation: Array
     hidden: Any
-    first: jax.Array
-    action: jax.Array
-    outputs: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    final_observation: jax.Array
-    episode_return: jax.Array
-    episode_length: jax.Array
+    first: Array
+    action: Array
+    outputs: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    final_observation: Array
+    episode_return: Array
+    episode_length: Array
 
 
 @struct.dataclass

@@ -29,11 +29,13 @@ from rlax_ft.harness.stopping import Stopped, listen
 from rlax_ft.parallel.hosts import is_first, start_distributed
 from rlax_ft.parallel.mesh import make_mesh
 
-# Flags of a run of several processes, and what they are where a script has none.
-_PROCESSES = {'coordinator': '', 'num_processes': 0, 'process_id': -1}
-
-_DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-_DEFINE[tuple] = flags.DEFINE_multi_string  # A flag that may be given several times.
+_DEFINE: dict[type, Callable] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    tuple: flags.DEFINE_multi_string,  # A flag that may be given several times.
+}
 
 
 def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], object]) -> None:
@@ -51,7 +53,12 @@ def run_script(settings_class: type[RunSettings], main: Callable[[RunSettings], 
         settings = parse(settings_class, sys.argv[1:])
         _keep_freed_memory()
         _cache_compilations()
-        start_distributed(*(getattr(settings, name, default) for name, default in _PROCESSES.items()))
+        # Not every script has these flags.
+        start_distributed(
+            coordinator=getattr(settings, 'coordinator', ''),
+            num_processes=getattr(settings, 'num_processes', 0),
+            process_id=getattr(settings, 'process_id', -1),
+        )
         listen()
         with _mesh_of(settings), _only_first_prints():
             main(settings)

@@ -203,8 +203,12 @@ class _Row:
 
     def __init__(self, env: TextEnvironment, record: dict, may_fail: bool):
         self.env, self.may_fail = env, may_fail
-        self.ids, self.mask, self.logps, self.rewards, self.unread = [], [], [], [], []
-        self.turns, self.ended, self.active, self.failure = 0, False, True, ''
+        self.ids: list[int] = []
+        self.unread: list[int] = []
+        self.mask: list[float] = []
+        self.logps: list[float] = []
+        self.rewards: list[float] = []
+        self.prompt_length, self.turns, self.ended, self.active, self.failure = 0, 0, False, True, ''
         self.state, self.messages = self._guarded(lambda: begin(env, record), (None, [{'role': 'user', 'content': ''}]))
 
     def read(self, ids: list[int]):
@@ -219,7 +223,7 @@ class _Row:
         self.ids, self.mask, self.logps = self.ids + ids, self.mask + [1.0] * len(ids), self.logps + logps
         self.messages = [*self.messages, {'role': 'assistant', 'content': text}]
         self.turns += 1
-        nothing = (self.state, [], 0.0, True)
+        nothing: tuple = (self.state, [], 0.0, True)
         self.state, self.told, reward, done = self._guarded(lambda: answer(self.env, self.state, text), nothing)
         self.rewards += [0.0] * (len(ids) - 1) + [reward]
         self.ended = done

@@ -147,7 +147,8 @@ def finish(
             played.ended.size,
             settings.eval_steps,
         )
-    means = played.returns.mean(axis=1)
+    returns = np.asarray(played.returns)
+    means = returns.mean(axis=1)
     steps = settings.updates * settings.steps_per_update
     how = dict(title=settings.env, evaluated=f'{settings.eval_mode}, {settings.eval_episodes} episodes of each seed')
     drawn = lambda: plot_learning_curve(  # noqa: E731
@@ -160,7 +161,7 @@ def finish(
             'total_steps': steps,
             **{name: [one[name] for one in runs] for name in runs[0]},
             'eval_return_mean': means.tolist(),
-            'eval_return_std': played.returns.std(axis=1).tolist(),
+            'eval_return_std': returns.std(axis=1).tolist(),
             'eval_unfinished': unfinished.tolist(),
             'env_steps_per_second': [rate] * len(runs),
             'compile_seconds': [program.compile_seconds] * len(runs),
@@ -169,8 +170,8 @@ def finish(
         }
     )
     if settings.render:
-        one = jax.tree.map(lambda x: x[0], fetch((state.train.params, state.observation_stats)))
-        on_first(lambda: envs.draw(agent, *one, _keys(runs)[0], run.folder / 'episode.gif'), 'episode')
+        params, stats = jax.tree.map(lambda x: x[0], fetch((state.train.params, state.observation_stats)))
+        on_first(lambda: envs.draw(agent, params, stats, _keys(runs)[0], run.folder / 'episode.gif'), 'episode')
     return summary
 
 

@@ -232,7 +232,7 @@ def runs_of(settings: EnvSettings) -> list[dict]:
 
 def points_of(runs: list[dict]) -> dict[tuple, list[int]]:
     """(learning rate, entropy coefficient) -> the numbers of the runs that have them: their seeds."""
-    points = {}
+    points: dict[tuple, list[int]] = {}
     for i, one in enumerate(runs):
         points.setdefault((one['learning_rate'], one['entropy_coef']), []).append(i)
     return points

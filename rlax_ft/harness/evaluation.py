@@ -108,7 +108,8 @@ def load_model(settings, run: Run, name: str, path: str, flag: str = 'models') -
         raise InputError(f'--{flag}={path}:{reduction}: no ensemble of reward models; leave :{reduction} out')
     same = ('task', 'data', 'max_prompt_tokens', 'max_new_tokens', 'truncate', 'chat_template')
     given = {key: getattr(settings, key) for key in same}
-    codec = make_codec(LanguageSettings(**given, **{'model' if is_hub else 'init_from': path}), run, list)
+    given['model' if is_hub else 'init_from'] = path
+    codec = make_codec(LanguageSettings(**given), run, list)
     return Model(name, source, config, params, codec, reduction)
 
 
@@ -258,7 +259,10 @@ def both_orders(judge: Callable, name: str, records: list[dict], ours: list[str]
     verdicts = []
     for first, second in ((ours, theirs), (theirs, ours)):
         given = reward_scores(
-            lambda records, first, second=second: judge(records, first, second), records, first, name=name
+            lambda records, completions, other=second, **_: judge(records, completions, other),
+            records,
+            first,
+            name=name,
         )
         if given.min() < 0 or given.max() > 1:
             raise InputError(

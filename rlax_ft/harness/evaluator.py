@@ -82,7 +82,7 @@ class Evaluator:
         if self._reference is not None:
             ref_logps = map_rows(partial(self._logps, self._reference), rows, batch_size=self._batch_size)
             kl = rollout.logps.sum(axis=1) - ref_logps
-        return Samples(records, completions, kl, rollout.mask.sum(axis=1), measured), rows
+        return Samples(records, completions, kl, np.asarray(rollout.mask).sum(axis=1), measured), rows
 
     def metrics(self, params, step: int) -> dict[str, float]:
         """`eval/kl`, `eval/length` and `eval/` + every measure, on the same prompts each time; writes samples down."""

@@ -8,6 +8,7 @@ import itertools
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,8 @@ class Method:
             return False
         if not takes(settings_class, 'labels'):
             return True
-        return parse(settings_class, [f'--flagfile={self.recipe}']).labels == 'preference_model'
+        settings: Any = parse(settings_class, [f'--flagfile={self.recipe}'])
+        return settings.labels == 'preference_model'
 
 
 def parse_methods(text: str, experiments: Path, betas: tuple[float, ...]) -> list[Method]:
@@ -266,7 +268,8 @@ def budgeted(stage: Stage, trial: Path, *, samples: int = 0, seconds: float = 0.
         records = read_records(trial / 'metrics.jsonl')[_COMPILING:]
         budgets.append(int(seconds / np.mean([record['perf/step_seconds'] for record in records])))
     if cap:
-        budgets.append(cap if budgets or stage.settings().max_steps < 0 else min(cap, stage.settings().max_steps))
+        own: Any = stage.settings()  # Of a script that trains, so it has --max_steps.
+        budgets.append(cap if budgets or own.max_steps < 0 else min(cap, own.max_steps))
     return stage.with_flags(max_steps=max(min(budgets), 1)) if budgets else stage
 
 

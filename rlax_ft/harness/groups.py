@@ -227,7 +227,7 @@ class GroupCollector:
         Args:
           pending: the batch that has been sent off for the next step; None where there is none, or not yet.
         """
-        state = {'cursor': np.int32(self._cursor)}
+        state: dict[str, Any] = {'cursor': np.int32(self._cursor)}
         if self._settings.dynamic_sampling:
             state['waiting'] = self._waiting + self._blank(self.count - len(self._waiting))
         if self._settings.ahead:

@@ -14,6 +14,7 @@ import numpy as np
 from rlax_ft.data.judged import compares, read_answers
 from rlax_ft.data.loader import prefetch, split_rows, whole_batch
 from rlax_ft.data.packing import padding_share
+from rlax_ft.data.ragged import count_learned
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import separation
 from rlax_ft.harness.comparisons import comparisons
@@ -98,6 +99,6 @@ def judged_accuracy(score: Callable, rows: JudgedBatch, train_rows: JudgedBatch,
     }
     if train_good.all() or not train_good.any():
         return summary
-    lengths, train_lengths = (r.candidates.responses.counts[:, 0] for r in (rows, train_rows))
+    lengths, train_lengths = (count_learned(r.candidates)[:, 0] for r in (rows, train_rows))
     sign = 1 if separation(train_lengths, train_good)[0] >= 0.5 else -1
     return summary | {'length_baseline_accuracy': separation(sign * lengths, good)[0]}

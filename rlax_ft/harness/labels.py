@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rlax_ft.data.codec import Codec
-from rlax_ft.data.ragged import Ragged
+from rlax_ft.data.ragged import count_learned
 from rlax_ft.data.rows import share_prompts
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.win_rate import accuracy_interval
@@ -92,8 +92,7 @@ def pair_lengths(rows: PreferenceBatch | RankingBatch) -> np.ndarray:
     Args:
       rows: as `preference_rows` or `ranking_rows` gives them, prompts not shared.
     """
-    candidates = rows.candidates
-    lengths = candidates.counts if isinstance(candidates, Ragged) else np.asarray(candidates.mask).sum(axis=2)  # [N, K]
+    lengths = count_learned(rows.candidates)  # [N, K]
     if not isinstance(rows, RankingBatch):
         return lengths.T
     n, better, worse = np.nonzero(_preferred(rows))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +89,10 @@ def check_pair_loss(loss: Callable, name: str) -> frozenset[str]:
       InputError: it is no `f(pair: PairLogps) -> float[B]`.
     """
     fields = ('chosen', 'rejected', 'ref_chosen', 'ref_rejected', 'chosen_len', 'rejected_len')
-    shapes = PairLogps(**{field: jax.ShapeDtypeStruct((_ROWS,), jnp.float32) for field in fields})
+    shapes: dict[str, Any] = {field: jax.ShapeDtypeStruct((_ROWS,), jnp.float32) for field in fields}
+    pair = PairLogps(**shapes)
     traced = _tried(
-        _one_device(loss), (shapes,), (_ROWS,), name, '(pair: PairLogps) -> float[B], one number for each pair'
+        _one_device(loss), (pair,), (_ROWS,), name, '(pair: PairLogps) -> float[B], one number for each pair'
     )
     used = {id(variable) for equation in traced.eqns for variable in equation.invars}
     used |= {id(variable) for variable in traced.outvars}

@@ -4,7 +4,6 @@ Leaves out losses and the reference that moves.
 """
 
 import copy
-import types
 from collections.abc import Callable
 
 import jax
@@ -27,11 +26,10 @@ def make_groups(settings, task: Task | None, codec: Codec, learner: Learner) -> 
     """
     alone = settings.method == 'dpo'
     half = settings if alone else _half(settings)
-    collect_own, score = make_collector(half, task, codec, learner)
+    collect_own, score = make_collector(half, task, codec, learner.apply)
     collect_other = collect_own
     if settings.method == 'nash_md':
-        mixed = types.SimpleNamespace(apply=mixture_apply(learner.apply, settings.mixture))
-        collect_other, _ = make_collector(half, task, codec, mixed)
+        collect_other, _ = make_collector(half, task, codec, mixture_apply(learner.apply, settings.mixture))
 
     def collect(policy, reference, tokens, mask, records, key):
         own_key, other_key = jax.random.split(key)

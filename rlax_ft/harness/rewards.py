@@ -3,6 +3,7 @@
 Leaves out what a reward computes (rewards/).
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,40 @@ from rlax_ft.rewards.learned import load_reward_model
 from rlax_ft.rewards.named import NAMED, named_reward, parse_call, split_parts, with_options
 from rlax_ft.rewards.rules import as_reward
 from rlax_ft.tasks.task import Task
+from rlax_ft.types import Array
 
 # (tokens, records, texts) -> {name: float[B]}: a model reads the tokens, a function the rest; an ensemble also says
 # by how much its members disagree.
-Score = Callable[..., dict[str, jax.Array]]
+Score = Callable[..., dict[str, Array]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WeightedReward:
+    """A weighted sum of rewards.
+
+    Attributes:
+      parts: by name, what scores and its weight.
+      measured: names of what the parts only measure.
+    """
+
+    parts: dict[str, tuple[Score, float]]
+    measured: tuple[str, ...]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of all that is scored by name, 0 of what is measured only: the disagreement of an ensemble."""
+        return {name: weight for name, (_, weight) in self.parts.items()} | dict.fromkeys(self.measured, 0.0)
+
+    def __call__(self, tokens, records: list[dict], texts: Callable[[], list[str]]) -> tuple[Array, dict[str, Array]]:
+        """(float[B], {name: float[B]}): the weighted sum, and its parts.
+
+        `texts()` gives the completions: where only models score, nothing is decoded, and the device runs ahead. The
+        scores of a group whose reward failed are NaN.
+        """
+        values: dict[str, Array] = {}
+        for score, _ in self.parts.values():
+            values |= score(tokens, records, texts)
+        return sum(weight * values[name] for name, (_, weight) in self.parts.items()), values
 
 
 def make_reward(
@@ -35,12 +66,8 @@ def make_reward(
     *,
     reward_failures: float = 0.0,
     reward_seconds: float = 0.0,
-) -> Callable:
-    """`score(tokens, records, texts) -> (float[B], {name: float[B]})`: the weighted sum, and its parts.
-
-    `texts()` gives the completions: where only models score, nothing is decoded, and the device runs ahead. The scores
-    of a group whose reward failed are NaN. The attribute `weights` has the weights of all parts by name, 0 of what is
-    measured only: the disagreement of an ensemble.
+) -> WeightedReward:
+    """The reward that a flag names, to be called as `score(tokens, records, texts)`.
 
     Args:
       text: of --reward: NAME or NAME*WEIGHT, several with commas between. A NAME is a rule of rewards/named.py or
@@ -54,8 +81,9 @@ def make_reward(
     Raises:
       InputError: a part that is none of these, a weight that is no number, or a reward model of another vocabulary.
     """
-    parts: dict[str, tuple[tuple[Score, tuple[str, ...]], float]] = {}
-    guard = dict(share=reward_failures, seconds=reward_seconds)
+    parts: dict[str, tuple[Score, float]] = {}
+    measured: list[str] = []
+    guarded = partial(guarded_scores, share=reward_failures, seconds=reward_seconds)
     for name, weight in split_parts(text):
         try:
             number = float(weight or 1.0)
@@ -63,19 +91,12 @@ def make_reward(
             raise InputError(f'--reward={text}: {weight!r} is no weight; give NAME*NUMBER') from error
         if name in parts:
             raise InputError(f'--reward={text}: {name} stands there twice; give it one weight')
-        parts[name] = _score(name, task, codec, guard), number
+        score, only_measured = _score(name, task, codec, guarded)
+        parts[name] = score, number
+        measured += only_measured
     if not parts:
         raise InputError("--reward: give a rule such as maths, gold, a reward model's run folder, or MODULE:FUNCTION")
-
-    def score(tokens, records, texts):
-        values = {}
-        for (function, _), _ in parts.values():
-            values |= function(tokens, records, texts)
-        return sum(weight * values[name] for name, (_, weight) in parts.items()), values
-
-    score.weights = {name: weight for name, (_, weight) in parts.items()}
-    score.weights |= {name: 0.0 for (_, measured), _ in parts.values() for name in measured}
-    return score
+    return WeightedReward(parts, tuple(measured))
 
 
 def check_vocabulary(flag: str, tokenizer, codec: Codec) -> None:
@@ -97,13 +118,13 @@ def check_vocabulary(flag: str, tokenizer, codec: Codec) -> None:
         )
 
 
-def _score(name, task, codec, guard) -> tuple[Score, tuple[str, ...]]:
+def _score(name, task, codec, guarded) -> tuple[Score, tuple[str, ...]]:
     """What scores, and the names of what it only measures."""
     if name == 'gold' and task is None:
         raise InputError('--reward=gold: only an embedded --task has one; give a reward model or MODULE:FUNCTION')
     function = task.reward if name == 'gold' else _function(name)
     if function is not None:
-        scores = partial(guarded_scores, as_reward(function), name=f'--reward={name}', **guard)
+        scores = partial(guarded, as_reward(function), name=f'--reward={name}')
         # Each host asks for its own rows.
         asked = lambda records, texts: share_rows(lambda own: scores(records[own], texts()[own]), len(records))  # noqa: E731
         return (lambda tokens, records, texts: {name: asked(records, texts)}), ()

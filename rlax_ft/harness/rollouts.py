@@ -17,7 +17,6 @@ from rlax_ft.data.codec import Codec
 from rlax_ft.data.loader import split_rows
 from rlax_ft.data.records import read_demonstrations, read_prompts
 from rlax_ft.errors import InputError
-from rlax_ft.harness.learner import Learner
 from rlax_ft.harness.rewards import make_reward
 from rlax_ft.harness.settings import flag
 from rlax_ft.harness.step import placement
@@ -27,7 +26,7 @@ from rlax_ft.ops.reduce import MODES
 from rlax_ft.parallel.placement import fetch
 from rlax_ft.sampling.text import make_sampler, trim_prompts
 from rlax_ft.tasks.task import Task
-from rlax_ft.types import BranchBatch, Rollout
+from rlax_ft.types import ApplyFn, BranchBatch, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,16 +143,16 @@ def check_groups(settings) -> None:
             )
 
 
-def make_collector(settings, task: Task | None, codec: Codec, learner: Learner) -> tuple[Callable, Callable]:
+def make_collector(settings, task: Task | None, codec: Codec, apply: ApplyFn) -> tuple[Callable, Callable]:
     """(`collect(params, tokens, mask, records, key) -> Collected`, `score` as `make_reward` gives it).
 
-    Each prompt is answered `group_size` times.
+    Each prompt is answered `group_size` times by the policy whose `apply` is given.
     """
     group, place = settings.group_size, placement(settings)
     may_fail = dict(reward_failures=settings.reward_failures, reward_seconds=settings.reward_seconds)
     score = make_reward(settings.reward, task, codec, **may_fail)
     how = dict(rows=settings.engine_rows or None, temperature=settings.temperature, group_size=group)
-    sample = make_sampler(learner.apply, codec, **how)
+    sample = make_sampler(apply, codec, **how)
 
     def collect(params, tokens, mask, records, key):
         tokens, mask = (np.repeat(x, group, axis=0) for x in (tokens, mask))  # [B, P]

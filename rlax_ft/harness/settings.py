@@ -67,11 +67,15 @@ class RunSettings(Checked):
 
     group: ClassVar[str] = 'run'
     length: ClassVar[tuple[str, ...]] = ()  # The flags that say how long a run is.
-    last_step: ClassVar[int | None] = None  # The step that a run ends with, where its flags say.
 
     out: str = flag('', 'Run folder; when empty, a new one runs/SCRIPT. The same command resumes.', may_change=True)
     resume: bool = flag(True, 'Resume the run in --out. False starts anew; the old folder is renamed.', may_change=True)
     seed: int = flag(0, 'Seed of everything random: the same seed gives the same run.', at_least=0)
+
+    @property
+    def last_step(self) -> int | None:
+        """The step that the run ends with; None where its flags do not say."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

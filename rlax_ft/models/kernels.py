@@ -41,13 +41,14 @@ def splash_attention(
     batch, length, heads, width = query.shape
     groups = heads // key.shape[2]
     if branches is not None:
-        seen = _branch_mask(masks, length, *branches, window)
+        prompt, count = branches
+        seen = _branch_mask(masks, length, prompt, count, window)
     else:
         seen = masks.CausalMask((length,) * 2) if window is None else masks.LocalMask((length,) * 2, (window - 1, 0), 0)
     block = math.gcd(length, 512)
     kernel = splash.make_splash_mqa(
         masks.MultiHeadMask([seen] * groups),
-        block_sizes=splash.BlockSizes(*[block] * 8),
+        block_sizes=splash.BlockSizes(*(block,) * 8),
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=soft_cap,
