@@ -3,22 +3,25 @@
     python experiments/rlhf.py
 
 SFT -> four completions a prompt, compared by an annotator -> a Bradley-Terry reward model -> PPO against it, and DPO
-on the same comparisons: as judged, with the reward model's soft labels, and on whole rankings -> summary.json,
-report.md and frontier.png. Each stage runs a script of this folder with its recipe (recipes/TASK_STAGE.flags, or that
-of reviews), in a run folder under --out. Leaves out formulas.
+on the same comparisons, each from three seeds -> summary.json, report.md and frontier.png. Each stage runs a script of
+this folder with its recipe (recipes/TASK_STAGE.flags, or that of reviews), in a run folder under --out. compare.py has
+more methods, betas and seeds. Leaves out formulas.
 """
 
 import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
+
+from rlax_ft.errors import InputError
 from rlax_ft.evaluate.comparison import MethodCurve
 from rlax_ft.evaluate.frontier import best_of_n_curve, best_of_n_kl, gain_share, optimum_curve
 from rlax_ft.evaluate.plots import plot_frontier
 from rlax_ft.evaluate.report import TITLES, policy_table, rlhf_report, small_task
 from rlax_ft.evaluate.win_rate import correlation
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.policies import Policies, measured, nearest_optimum, read_trace
+from rlax_ft.harness.policies import Policies, measured, over_seeds, read_trace
 from rlax_ft.harness.run import open_run, write_text
 from rlax_ft.harness.settings import DeviceSettings, RunSettings, flag
 from rlax_ft.harness.stages import make_stage, task_recipe
@@ -26,7 +29,7 @@ from rlax_ft.hf.folder import load_pretrained
 from rlax_ft.rewards.learned import load_reward_model
 
 HERE = Path(__file__).resolve().parent
-TRAINED = ('ppo', 'dpo', 'dpo_guided', 'dpo_ranking')
+METHODS = ('ppo', 'dpo', 'dpo_guided', 'dpo_ranking')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +48,15 @@ class RLHFSettings(DeviceSettings, RunSettings):
     annotator_noise: float = flag(
         1.0, 'Temperature of the simulated annotator; 0 never errs.', at_least=0, needs='annotator=simulated'
     )
+    methods: str = flag(
+        'ppo,dpo',
+        'What is trained on the comparisons: ppo, dpo, dpo_guided (with soft labels of the reward model), dpo_ranking.',
+    )
+    num_seeds: int = flag(3, 'Seeds of each method, beginning with --seed; all that goes before has one.', at_least=1)
     reward_steps: int = flag(200, 'Steps of the reward model.', at_least=1)
     ppo_steps: int = flag(30, 'Updates of PPO.', at_least=1)
     ppo_beta: float = flag(0.4, "PPO's weight of the KL to the SFT model.", at_least=0)
-    dpo_steps: int = flag(60, 'Steps of each of the three DPO runs.', at_least=1)
+    dpo_steps: int = flag(60, 'Steps of each DPO run.', at_least=1)
     beta: float = flag(0.4, "DPO's weight of the KL to the SFT model.", above=0)
     lora_rank: int = flag(0, 'Train adapters of this rank in every stage after SFT; 0 trains whole models.', at_least=0)
     best_of: int = flag(16, 'n of the best-of-n policy in the table.', at_least=1)
@@ -58,39 +66,63 @@ class RLHFSettings(DeviceSettings, RunSettings):
 
 def train(settings: RLHFSettings) -> dict:
     """Runs all stages, or resumes them; returns the summary."""
+    methods = chosen_methods(settings)
     began = time.time()
     run = open_run(settings, 'rlhf')
     if run.summary:
         print(f'see {run.folder / "report.md"}')
         return run.summary
     seconds, stages = {}, {}
-    for stage in stage_list(settings, run.folder):
+    for stage in stage_list(settings, methods, run.folder):
         started = time.time()
         stages[stage.name] = stage.run()
         seconds[stage.name] = round(time.time() - started, 1)
         if not stages[stage.name]:
             return {}  # People are to judge first; collect.py has said what to open.
     started = time.time()
-    summary, shown, figure = evaluate(settings, run.folder)
-    plot_frontier(run.folder / 'frontier.png', title=small_task(settings.task, 1), **figure)
+    summary, shown, figure = evaluate(settings, methods, run.folder)
+    plot_frontier(run.folder / 'frontier.png', title=small_task(settings.task, settings.num_seeds), **figure)
     seconds['evaluation'] = round(time.time() - started, 1)
     summary |= {
         'reward_model_accuracy': stages['reward_model']['eval_accuracy'],
         'seconds': round(time.time() - began, 1),
         'seconds_by_stage': seconds,
     }
-    text = rlhf_report(settings.task, summary, shown, optimum=figure['optimum'])
+    text = rlhf_report(settings.task, summary, shown, optimum=figure['optimum'], seeds=settings.num_seeds)
     write_text(run.folder / 'report.md', text)
     print(policy_table(summary['policies']))
     print(f'{run.folder}: report.md, frontier.png')
     return run.finish(summary)
 
 
-def stage_list(s: RLHFSettings, folder: Path):
+def chosen_methods(settings: RLHFSettings) -> list[str]:
+    """The names in --methods.
+
+    Raises:
+      InputError: there is none of that name, or one twice, or a flag is of none of them.
+    """
+    names = settings.methods.split(',')
+    for i, name in enumerate(names):
+        if name not in METHODS or name in names[:i]:
+            problem = 'stands there twice' if name in METHODS else f'use some of {", ".join(METHODS)}'
+            raise InputError(f'--methods={settings.methods}: {name!r}: {problem}')
+    for field, of in {'ppo_steps': 'ppo', 'ppo_beta': 'ppo', 'dpo_steps': 'dpo', 'beta': 'dpo'}.items():
+        given = getattr(settings, field)
+        if given != getattr(RLHFSettings, field) and not any(name.startswith(of) for name in names):
+            raise InputError(f'--{field}={given}: has no effect without {of} in --methods={settings.methods}')
+    return names
+
+
+def seed_folders(settings: RLHFSettings, method: str) -> list[str]:
+    """Names of the folders of a method's runs, one for each seed."""
+    return [f'{method}_{settings.seed + i}' for i in range(settings.num_seeds)]
+
+
+def stage_list(s: RLHFSettings, methods: list[str], folder: Path):
     """The stages, in order."""
 
-    def stage(name, script, recipe='', **given):
-        given = dict(out=folder / name, task=s.task, seed=s.seed, mesh=s.mesh, backend=s.backend, **given)
+    def stage(name, script, recipe='', seed=s.seed, **given):
+        given = dict(out=folder / name, task=s.task, seed=seed, mesh=s.mesh, backend=s.backend, **given)
         found = task_recipe(HERE / 'recipes', s.task, recipe) if recipe else None
         return make_stage(name, HERE / f'{script}.py', found, **given)
 
@@ -106,57 +138,60 @@ def stage_list(s: RLHFSettings, folder: Path):
     yield stage('sft', 'sft', 'sft', model=s.model, **steps(s.sft_steps))
     yield stage('feedback', 'collect', **asked)
     yield stage('reward_model', 'reward_model', 'reward_model', **judged, **steps(s.reward_steps))
-    yield stage('ppo', 'ppo', 'ppo', **against, **steps(s.ppo_steps))
-    yield stage('dpo', 'dpo', 'dpo', **on_pairs)
-    yield stage('dpo_guided', 'dpo', 'dpo', labels='preference_model', reward=rm, **on_pairs)
-    yield stage('dpo_ranking', 'dpo', 'dpo_ranking', **on_pairs)
+    trained = {
+        'ppo': dict(script='ppo', recipe='ppo', **against, **steps(s.ppo_steps)),
+        'dpo': dict(script='dpo', recipe='dpo', **on_pairs),
+        'dpo_guided': dict(script='dpo', recipe='dpo', labels='preference_model', reward=rm, **on_pairs),
+        'dpo_ranking': dict(script='dpo', recipe='dpo_ranking', **on_pairs),
+    }
+    for method in methods:
+        for i, name in enumerate(seed_folders(s, method)):
+            yield stage(name, seed=s.seed + i, **trained[method])
 
 
-def evaluate(settings: RLHFSettings, folder: Path) -> tuple[dict, tuple, dict]:
+def evaluate(settings: RLHFSettings, methods: list[str], folder: Path) -> tuple[dict, tuple, dict]:
     """(summary with a record of each policy, samples to be shown, what the figure draws)."""
     policies = Policies(settings.task, folder / 'sft/model', seed=settings.seed)
     model, _ = load_reward_model(folder / 'reward_model/model')
-    params = {name: load_pretrained(folder / name / 'model')[1] for name in TRAINED}
     each = -(-settings.eval_prompts // len(policies.prompts))
     pool, pool_rows = policies.samples(policies.reference, max(settings.pool, settings.best_of, each), 9)
     scores = policies.scores(model, pool_rows)
     groups = {'sft': policies.first_of_each(each, pool), 'best_of_n': policies.best_of_each(settings.best_of, scores)}
-    results = {name: (pool.rows(index), scores[index]) for name, index in groups.items()}
-    for salt, name in enumerate(TRAINED):
-        samples, rows = policies.samples(params[name], each, salt)
-        results[name] = samples, policies.scores(model, rows)
-    baseline = results['sft'][0].measures['gold']
-    records = []
-    for name, (samples, values) in results.items():
-        record = {'name': name, **measured(samples, values, policies.alike(baseline, samples), seed=settings.seed)}
-        if name == 'best_of_n':
-            record |= {'n': settings.best_of, 'kl': float(best_of_n_kl(settings.best_of))}
-        records.append(record)
-    best = nearest_optimum([record for record in records if record['name'] in TRAINED], 1)[0]['name']
-    further = params[best], *policies.samples(params[best], max(settings.pool // 2, each), 8)
+    baseline = pool.measures['gold'][groups['sft']]
+
+    def record(name, samples, values):
+        return {'name': name, **measured(samples, values, policies.alike(baseline, samples), seed=settings.seed)}
+
+    records = [record(name, pool.rows(index), scores[index]) for name, index in groups.items()]
+    records[1] |= {'n': settings.best_of, 'kl': float(best_of_n_kl(settings.best_of))}
+    curves, shown, best = [], {'sft': policies.one_of_each(pool)[:10]}, (-np.inf, policies.reference)
+    for method in methods:
+        seeds = []
+        for name in seed_folders(settings, method):
+            params = load_pretrained(folder / name / 'model')[1]
+            samples, rows = policies.samples(params, each, METHODS.index(method))
+            seeds.append(record(method, samples, policies.scores(model, rows)))
+            shown.setdefault(method, policies.one_of_each(samples)[:10])
+            best = max(best, (seeds[-1]['gold'], params), key=lambda pair: pair[0])
+        records.append(over_seeds(seeds))
+        curves.append(method_point(records[-1], [read_trace(folder / n) for n in seed_folders(settings, method)]))
+    further = best[1], *policies.samples(best[1], max(settings.pool // 2, each), 8)
     optimum = optimum_curve(*policies.mixture([(policies.reference, pool, pool_rows), further]))
-    curve = best_of_n_curve(policies.by_prompt(pool.measures['gold']), policies.by_prompt(scores))
     summary = {
-        'policies': [
-            record | {'gain_share': gain_share((record['kl'], record['gold']), optimum)} for record in records
-        ],
-        'reward_model_correlation': correlation(results['sft'][1], baseline),
+        'policies': [r | {'gain_share': gain_share((r['kl'], r['gold']), optimum)} for r in records],
+        'reward_model_correlation': correlation(scores[groups['sft']], baseline),
     }
-    shown = {name: policies.one_of_each(samples)[:10] for name, (samples, _) in results.items() if name != 'best_of_n'}
-    figure = {
-        'methods': [method_point(record, read_trace(folder / record['name'])) for record in records[2:]],
-        'best_of_n': {'reward model': curve},
-        'optimum': optimum,
-        'start': optimum[0],
-    }
+    best_of_n = best_of_n_curve(policies.by_prompt(pool.measures['gold']), policies.by_prompt(scores))
+    figure = dict(methods=curves, best_of_n={'reward model': best_of_n}, optimum=optimum, start=optimum[0])
     return summary, shown, figure
 
 
-def method_point(record: dict, trace: list[dict]) -> MethodCurve:
-    """A trained policy as the figure draws it: where it ended, with intervals, and how it got there."""
+def method_point(record: dict, traces: list[list[dict]]) -> MethodCurve:
+    """A trained policy as the figure draws it: where its seeds ended, their mean with intervals, how they got there."""
     box = tuple(record[name] for name in ('kl_low', 'kl_high', 'gold_low', 'gold_high'))
-    along = [(point['kl'], point['gold']) for point in trace]
-    return MethodCurve(TITLES[record['name']], [[(record['kl'], record['gold'])]], trace=along, box=box)
+    ends = record.get('seeds', [[record['kl'], record['gold']]])
+    along = [[(point['kl'], point['gold']) for point in trace] for trace in traces]
+    return MethodCurve(TITLES[record['name']], [[tuple(end)] for end in ends], traces=along, box=box)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+import numpy as np
 
 from rlax_ft.evaluate.calibration import Reliability
 from rlax_ft.evaluate.comparison import MethodCurve
@@ -39,8 +40,8 @@ def plot_frontier(
     Args:
       path: the PNG to write.
       title: says how small the task is, and over how many seeds.
-      methods: a curve over betas with its band from the lowest to the highest seed; or one point, with its interval
-        and how it got there.
+      methods: a curve over betas with its band from the lowest to the highest seed; or where each seed ended, the
+        mean with its interval, and how they got there.
       best_of_n: by the reward model's name, (KL, gold) by n.
       optimum: (KL, gold) of pi* for falling beta, as far as samples estimate it; its end is marked.
       start: (0, gold) of the reference.
@@ -87,17 +88,20 @@ def _draw_best_of_n(axes, name, points, right, *, dashes, numbered):
 
 def _draw_method(axes, method, start, number):
     colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
-    if method.trace:
-        axes.plot(*zip(*[start, *method.trace]), color=colour, lw=1.0, alpha=0.45)
+    for trace in method.traces:
+        axes.plot(*zip(*[start, *trace]), color=colour, lw=1.0, alpha=0.45)
     point = dict(color=colour, marker=mark, ms=6.5, mec='white', mew=0.8)
-    if method.box:
-        (kl, gold), (kl_low, kl_high, low, high) = method.seeds[0][0], method.box
-        errors = dict(xerr=[[kl - kl_low], [kl_high - kl]], yerr=[[gold - low], [high - gold]])
-        axes.errorbar(kl, gold, **errors, ls='', elinewidth=1.2, label=method.label, **point)
-        return
-    kl, mean, low, high = method.band(start)
     several = len(method.seeds) > 1
     label = method.label + (f' ({len(method.seeds)} seeds)' if several else '')
+    if method.box:
+        ends = [seed[-1] for seed in method.seeds]
+        (kl, gold), (kl_low, kl_high, low, high) = np.mean(ends, axis=0), method.box
+        errors = dict(xerr=[[kl - kl_low], [kl_high - kl]], yerr=[[gold - low], [high - gold]])
+        axes.errorbar(kl, gold, **errors, ls='', elinewidth=1.2, label=label, **point)
+        if several:
+            axes.plot(*zip(*ends), ls='', marker='.', ms=5, color=colour, alpha=0.7)
+        return
+    kl, mean, low, high = method.band(start)
     if several:
         axes.fill_between(kl, low, high, color=colour, alpha=0.15, lw=0)
     axes.plot(kl, mean, color=colour, lw=1.6)

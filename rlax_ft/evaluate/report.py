@@ -59,7 +59,7 @@ def sample_table(shown: dict[str, list[tuple[str, str, float]]]) -> str:
     return '\n'.join(lines)
 
 
-def rlhf_report(task: str, summary: dict, shown: dict, *, optimum: list[Point]) -> str:
+def rlhf_report(task: str, summary: dict, shown: dict, *, optimum: list[Point], seeds: int) -> str:
     """report.md of rlhf.py.
 
     Args:
@@ -67,7 +67,14 @@ def rlhf_report(task: str, summary: dict, shown: dict, *, optimum: list[Point]) 
       summary: what summary.json holds.
       shown: as `sample_table` takes it.
       optimum: of `optimum_curve`.
+      seeds: of each trained policy.
     """
+    trained = 'Trained policies are one run each.'
+    if seeds > 1:
+        trained = (
+            f'Trained policies are means of {seeds} runs that differ in their seed, from one SFT model and one reward '
+            'model, with t-intervals over them.'
+        )
     stages = ', '.join(f'{name} {value:.0f}' for name, value in summary['seconds_by_stage'].items())
     best_of = next(record['n'] for record in summary['policies'] if record['name'] == 'best_of_n')
     return f"""# RLHF and DPO on the toy task `{task}`
@@ -78,8 +85,8 @@ Gold reward: the task's own, which no policy saw. Reward model: what PPO maximis
 on fresh SFT samples is {summary['reward_model_correlation']:.2f}, its accuracy on held-out comparisons
 {summary['reward_model_accuracy']:.1%}. KL: of whole completions to the SFT policy; for best of n the bound
 ln n - (n - 1) / n with n = {best_of}. Of π\\*: what was gained over SFT, of what the optimum π\\* gains at the same
-KL. Win rate: by gold reward on the same prompts, ties half. In brackets 95 % bootstrap intervals over samples. One
-seed: compare.py puts several beside each other.
+KL. Win rate: by gold reward on the same prompts, ties half. In brackets 95 % bootstrap intervals over samples.
+{trained}
 
 ![gold reward against KL](frontier.png)
 

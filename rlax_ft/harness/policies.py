@@ -13,7 +13,7 @@ import numpy as np
 
 from rlax_ft.data.codec import Codec
 from rlax_ft.evaluate.frontier import best_of_n_curve, mixture_log_ratio
-from rlax_ft.evaluate.intervals import mean_interval, with_interval
+from rlax_ft.evaluate.intervals import mean_interval, seed_interval, with_interval
 from rlax_ft.evaluate.policy import Samples
 from rlax_ft.evaluate.win_rate import win_rate
 from rlax_ft.harness.evaluator import Evaluator, task_measures
@@ -150,6 +150,22 @@ def measured(samples: Samples, scores: np.ndarray | None, baseline: np.ndarray, 
         if values is not None:
             found |= with_interval(name, mean_interval(values, seed=seed))
     return found | with_interval('win_rate', win_rate(samples.measures['gold'], baseline, seed=seed))
+
+
+def over_seeds(records: list[dict]) -> dict:
+    """One record of a method's seeds: means, with 95 % t-intervals over seeds, and `seeds`, the (KL, gold) of each.
+
+    Args:
+      records: of `measured`, one a seed; a single one keeps its intervals over samples.
+    """
+    if len(records) == 1:
+        return records[0]
+    found: dict = {'name': records[0]['name'], 'seeds': [[r['kl'], r['gold']] for r in records]}
+    for name in (name for name in records[0] if name != 'name' and not name.endswith(('_low', '_high'))):
+        interval = seed_interval(np.asarray([r[name] for r in records]))
+        found |= with_interval(name, interval) if f'{name}_low' in records[0] else {name: interval[0]}
+    found['win_rate_low'], found['win_rate_high'] = max(found['win_rate_low'], 0.0), min(found['win_rate_high'], 1.0)
+    return found
 
 
 def nearest_optimum(records: list[dict], count: int) -> list[dict]:

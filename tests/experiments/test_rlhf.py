@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TINY = ['--model=tiny', '--max_steps=4', '--comparisons=24', '--eval_prompts=40', '--pool=64', '--best_of=2']
+TINY += ['--methods=ppo,dpo_guided,dpo_ranking', '--num_seeds=2']
+TRAINED = [f'{method}_{seed}' for method in ('ppo', 'dpo_guided', 'dpo_ranking') for seed in (0, 1)]
 
 
 def start(out):
@@ -28,7 +30,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp('rlhf') / 'run'
     process = start(out)
     deadline = time.time() + 240
-    while not (out / 'ppo/metrics.jsonl').exists():
+    while not (out / 'ppo_0/metrics.jsonl').exists():
         assert process.poll() is None and time.time() < deadline, process.stdout.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -50,10 +52,12 @@ def test_finished_stages_are_not_done_again(finished):
 def test_summary(finished):
     summary = json.loads((finished[0] / 'summary.json').read_text())
     policies = {p['name']: p for p in summary['policies']}
-    assert list(policies) == ['sft', 'best_of_n', 'ppo', 'dpo', 'dpo_guided', 'dpo_ranking']
+    assert list(policies) == ['sft', 'best_of_n', 'ppo', 'dpo_guided', 'dpo_ranking']
     for policy in policies.values():
         assert {'gold', 'score', 'kl', 'length', 'ungrammatical', 'win_rate'} <= policy.keys()
         assert 0 <= policy['win_rate_low'] <= policy['win_rate'] <= policy['win_rate_high'] <= 1
+        assert policy['gold_low'] <= policy['gold'] <= policy['gold_high']
+    assert all(len(policies[name]['seeds']) == 2 for name in ('ppo', 'dpo_guided', 'dpo_ranking'))
     assert policies['sft']['win_rate'] == 0.5 and abs(policies['sft']['kl']) < 1e-3
     assert {'reward_model_correlation', 'seconds'} <= summary.keys()
 
@@ -65,7 +69,7 @@ def test_report_and_figure(finished):
         assert f'| {title} |' in report and f'| {title} |' in output
     assert '## The same prompts before and after' in report and '![gold reward against KL](frontier.png)' in report
     assert (out / 'frontier.png').read_bytes()[:4] == b'\x89PNG'
-    for stage in ('sft', 'reward_model', 'ppo', 'dpo', 'dpo_guided', 'dpo_ranking'):
+    for stage in ('sft', 'reward_model', *TRAINED):
         assert (out / stage / 'model/model.safetensors').exists()
 
 
@@ -76,3 +80,17 @@ def test_a_third_run_ends_at_once_and_changes_nothing(finished):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and 'this run has ended' in output
     assert (out / 'summary.json').stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--methods=ppo,sac'], "error: --methods=ppo,sac: 'sac': use some of ppo, dpo, dpo_guided, dpo_ranking"),
+        (['--methods=dpo,dpo'], "error: --methods=dpo,dpo: 'dpo': stands there twice"),
+        (['--methods=ppo', '--beta=0.2'], 'error: --beta=0.2: has no effect without dpo in --methods=ppo'),
+    ],
+)
+def test_methods_that_are_none_and_flags_of_none(flags, message, tmp_path):
+    command = [sys.executable, 'experiments/rlhf.py', f'--out={tmp_path / "run"}', *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.strip() == message and not (tmp_path / 'run').exists()
