@@ -13,7 +13,7 @@ import dataclasses
 
 from rlax_ft.data.records import ranking_pairs, write_records
 from rlax_ft.errors import InputError
-from rlax_ft.harness.annotators import asked_of_people
+from rlax_ft.harness.annotators import asked_of_people, check_annotator
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.comparisons import candidates_of, judge
 from rlax_ft.harness.run import open_run
@@ -41,6 +41,7 @@ def collect(settings: CollectSettings) -> dict:
         )
     if not settings.init_from:
         raise InputError('--init_from: give the run folder of the model whose completions are to be judged')
+    check_annotator(settings.annotator)
     run = open_run(settings, 'feedback')
     if run.summary:
         return run.summary

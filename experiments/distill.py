@@ -24,6 +24,7 @@ from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.distillation import (
     by_domain,
+    check_teachers,
     domain_schedule,
     given_completions,
     hinted_prompts,
@@ -156,6 +157,7 @@ def check(settings: DistillSettings) -> None:
         )
     if settings.divergence == 'sampled' and settings.jsd_beta != DistillSettings.jsd_beta:
         raise InputError(f'--jsd_beta={settings.jsd_beta}: has no effect with --divergence=sampled; leave it out')
+    check_teachers(settings)
 
 
 if __name__ == '__main__':

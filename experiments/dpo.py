@@ -38,7 +38,7 @@ from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import check_pair_loss, load_loss, reads_whole_batch
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, FeedbackSettings, flag
-from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
+from rlax_ft.harness.starting_model import announce_model, make_codec, model_folder, starting_model, task_of
 from rlax_ft.harness.step import compile_training, placement, resume, with_steps, within_mesh
 from rlax_ft.models.scoring import candidate_logps
 from rlax_ft.objectives.packed import packed_preference_objective
@@ -145,6 +145,8 @@ def check(settings: DPOSettings) -> bool:
         raise InputError(
             f'--reward={settings.reward}: is read by --labels=preference_model only; give that, or leave it out'
         )
+    if settings.reward:
+        model_folder(settings.reward, 'reward')
     return by_rank
 
 

@@ -31,11 +31,13 @@ from rlax_ft.harness.group_report import Clock, write_rollouts
 from rlax_ft.harness.group_setup import PolicySettings, check_policy, correction, make_credit, make_loss
 from rlax_ft.harness.groups import GroupCollector, GroupSettings, check_collection
 from rlax_ft.harness.learner import make_learner
+from rlax_ft.harness.rewards import check_reward
 from rlax_ft.harness.rollouts import check_groups, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
 from rlax_ft.harness.step import compile_training, resume, with_steps, within_mesh
+from rlax_ft.harness.step_rewards import check_step_reward
 from rlax_ft.objectives.policy import estimate, policy_objective
 from rlax_ft.objectives.ppo import mean_over_steps, minibatch
 from rlax_ft.training.step import init_state
@@ -146,6 +148,9 @@ def check(settings: GRPOSettings) -> None:
     check_policy(settings)
     check_collection(settings)
     check_groups(settings)
+    if not settings.env:
+        check_reward(settings.reward)
+    check_step_reward(settings)
 
 
 if __name__ == '__main__':

@@ -28,6 +28,7 @@ from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import check_pair_loss, load_loss, reads_whole_batch
 from rlax_ft.harness.online import judged_groups, make_groups
+from rlax_ft.harness.rewards import check_reward
 from rlax_ft.harness.rollouts import RolloutSettings, check_groups, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
@@ -149,6 +150,7 @@ def check(settings: OnlineDPOSettings) -> None:
       InputError: naming the flag.
     """
     check_groups(settings)
+    check_reward(settings.reward)
     unused = {
         'xpo_alpha': settings.method != 'xpo' and 'is read by --method=xpo only',
         'mixture': settings.method != 'nash_md' and 'is read by --method=nash_md only',

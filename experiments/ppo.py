@@ -25,6 +25,7 @@ from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import aggregation, check_token_loss, load_loss
+from rlax_ft.harness.rewards import check_reward
 from rlax_ft.harness.rollouts import RolloutSettings, TokenLossSettings, check_groups, make_collector, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
 from rlax_ft.harness.settings import EvalSettings, Settings, flag
@@ -133,6 +134,7 @@ def check(settings: PPOSettings) -> None:
             f'--lora_dropout={settings.lora_dropout}: the ratio of PPO needs a policy without dropout; give 0'
         )
     check_groups(settings)
+    check_reward(settings.reward)
 
 
 def make_update(settings: PPOSettings, learner, loss, mode: str):

@@ -20,6 +20,7 @@ from rlax_ft.evaluate.frontier import best_of_n_curve, best_of_n_kl, gain_share,
 from rlax_ft.evaluate.plots import plot_frontier
 from rlax_ft.evaluate.report import TITLES, policy_table, rlhf_report, small_task
 from rlax_ft.evaluate.win_rate import correlation
+from rlax_ft.harness.annotators import check_annotator
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.policies import Policies, measured, over_seeds, read_trace
 from rlax_ft.harness.run import open_run, write_text
@@ -67,6 +68,7 @@ class RLHFSettings(DeviceSettings, RunSettings):
 def train(settings: RLHFSettings) -> dict:
     """Runs all stages, or resumes them; returns the summary."""
     methods = chosen_methods(settings)
+    check_annotator(settings.annotator)
     began = time.time()
     run = open_run(settings, 'rlhf')
     if run.summary:

@@ -50,6 +50,16 @@ def judgements_of(settings, task: Task | None, records: list[dict], candidates: 
     return judged_by(annotate, name, records, candidates)
 
 
+def check_annotator(name: str) -> None:
+    """Looks what --annotator names up, before a model is loaded.
+
+    Raises:
+      InputError: it is no annotator, no function and no folder that holds a model.
+    """
+    if name not in ('simulated', 'human') and _function(name) is None:
+        model_folder(name, 'annotator')
+
+
 def _function(name):
     """The annotator that MODULE:FUNCTION or a reward of ours, judge(model=...), stands for; None for a folder."""
     if Path(name).exists():

@@ -60,16 +60,13 @@ def make_teachers(settings, codec: Codec, learner) -> dict[str, Teacher]:
     Raises:
       InputError: no such model, another vocabulary, or a teacher that could not teach anything.
     """
-    named = _named(settings)
-    if 'self' in named.values() and not settings.hint:
-        raise InputError('--teacher=self: would read what the policy reads; give --hint, such as a file with {answer}')
+    named = check_teachers(settings)
     teachers = {}
     for domain, source in named.items():
         if source == 'self':
             config, params, apply = learner.config, None, learner.apply
         else:
-            folder = source if source.count('/') == 1 and not Path(source).exists() else model_folder(source, 'teacher')
-            config, params, tokenizer = load_pretrained(folder, dtype=settings.dtype)
+            config, params, tokenizer = load_pretrained(_teacher_folder(source), dtype=settings.dtype)
             if 'backbone' in params:
                 raise InputError(f'--teacher={source}: a reward model where a language model is needed')
             if tokenizer is None:
@@ -89,6 +86,26 @@ def make_teachers(settings, codec: Codec, learner) -> dict[str, Teacher]:
             head = lambda _, made=made: made  # noqa: E731
         teachers[domain] = Teacher(hidden, head, params, config.max_length)
     return teachers
+
+
+def check_teachers(settings) -> dict[str, str]:
+    """{domain: folder, hub id or self} that --teacher names, looked up before a model is loaded.
+
+    Raises:
+      InputError: a folder without a model, or flags that do not fit it.
+    """
+    named = _named(settings)
+    if 'self' in named.values() and not settings.hint:
+        raise InputError('--teacher=self: would read what the policy reads; give --hint, such as a file with {answer}')
+    for source in named.values():
+        if source != 'self':
+            _teacher_folder(source)
+    return named
+
+
+def _teacher_folder(source):
+    """A folder with a model, or the id of one on the hub."""
+    return source if source.count('/') == 1 and not Path(source).exists() else model_folder(source, 'teacher')
 
 
 def _named(settings) -> dict[str, str]:

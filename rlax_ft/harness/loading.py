@@ -128,8 +128,8 @@ def find_function(name: str, flag: str) -> Callable:
     try:
         home = load_script(module) if module.endswith('.py') else importlib.import_module(module)
         function = getattr(home, attribute)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f'--{flag}={name}: {error}') from error
     except (Exception, SystemExit) as error:  # A user's module may raise whatever it likes as it is imported.
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise InputError(f'--{flag}={name}: {reason}; give MODULE:FUNCTION or FILE.py:FUNCTION') from error

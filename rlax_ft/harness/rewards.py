@@ -99,6 +99,17 @@ def make_reward(
     return WeightedReward(parts, tuple(measured))
 
 
+def check_reward(text: str) -> None:
+    """Looks what --reward names up, before a model is loaded: rules, functions, and folders that hold a model.
+
+    Raises:
+      InputError: a part is none of these.
+    """
+    for name, _ in split_parts(text):
+        if name != 'gold' and _function(name) is None:
+            model_folder(split_reduction(name)[0], 'reward')
+
+
 def check_vocabulary(flag: str, tokenizer, codec: Codec) -> None:
     """Refuses a model whose tokens mean other words than the policy's; a PAD that it has besides is no word.
 

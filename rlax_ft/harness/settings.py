@@ -8,6 +8,8 @@ for; command_line.py reads them from the shell.
 import dataclasses
 import inspect
 import math
+import re
+from pathlib import Path
 from typing import ClassVar
 
 from rlax_ft.errors import InputError
@@ -353,6 +355,8 @@ def _check_value(settings, field):
         raise InputError(f'{name}: must be a finite number')
     if isinstance(value, str) and '\0' in value:
         raise InputError(f'--{field.name}={value[:40]!r}: has a NUL character, which no name has')
+    if isinstance(value, str):
+        _check_functions(name, value)
     if isinstance(value, int | float) and at_most is None:
         at_most = _LARGEST if isinstance(value, float) else _MOST
     if isinstance(value, float) and at_least is None and above is None:
@@ -372,3 +376,13 @@ def _check_value(settings, field):
     beside = field.metadata['beside']
     if beside and value != field.default and getattr(settings, beside):
         raise InputError(f'{name}: has no effect beside --{beside}={getattr(settings, beside)}; leave one out')
+
+
+def _check_functions(name, value):
+    """Refuses a mistyped FILE.py:FUNCTION before anything is made; the file itself is run where it is needed."""
+    for file, function in re.findall(r'([^\s,;=*+]+\.py):(\w+)', value):
+        path = Path(file)
+        if not path.is_file():
+            raise InputError(f'{name}: {file}: no such file')
+        if not re.search(rf'\b{function}\b', path.read_text(errors='replace')):
+            raise InputError(f'{name}: {file} has no function {function!r}')

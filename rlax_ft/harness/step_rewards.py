@@ -40,6 +40,19 @@ class ProcessSettings:
     )
 
 
+def check_step_reward(settings) -> None:
+    """Looks what --process_reward names up, before a model is loaded.
+
+    Raises:
+      InputError: it is no function and no folder that holds a model.
+    """
+    name = settings.process_reward
+    if ':' in name and not Path(name).exists():
+        find_function(name, 'process_reward')
+    elif name:
+        model_folder(name, 'process_reward')
+
+
 def make_step_rewards(settings, codec: Codec) -> Callable | None:
     """`steps(tokens, rollout, records) -> (rewards float32[B, N], ends bool[B, N])`; None where none are asked for.
 

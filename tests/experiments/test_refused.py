@@ -21,6 +21,9 @@ SETTINGS = {
     'kto': 'KTOSettings',
     'online_dpo': 'OnlineDPOSettings',
     'ppo_env': 'EnvSettings',
+    'distill': 'DistillSettings',
+    'sft': 'SFTSettings',
+    'collect': 'CollectSettings',
 }
 
 
@@ -73,7 +76,7 @@ def test_a_loss_that_is_none(script, given):
 @pytest.mark.parametrize(
     'body, message',
     [
-        ('raise SystemExit(0)', 'SystemExit: 0'),
+        ('raise SystemExit(0)  # before f', 'SystemExit: 0'),
         ('def f(pair, *, beta=0.1):\n    raise SystemExit(0)', 'SystemExit: 0'),
         ('def f(pair, *, beta=0.1):\n    return pair.chosen > 0', 'gives bool, which has no gradient'),
         ('def f(pair, *, beta=0.1):\n    return __import__("jax").numpy.ones(3)', 'nothing'),
@@ -136,3 +139,37 @@ def test_pairs_that_are_sorted_have_neither_soft_labels_nor_weights():
     for labels in ('preference_model', 'gold', 'agreement'):
         with pytest.raises(InputError, match=f'--labels={labels}: --loss=aot sorts'):
             check_alone(SimpleNamespace(loss='aot', packing=False, labels=labels), [plain])
+
+
+@pytest.mark.parametrize(
+    ('script', 'given', 'message'),
+    [
+        ('ppo', 'reward=nosuch.py:f', 'nosuch.py: no such file'),
+        ('grpo', 'reward=mine.py:g*0.5,maths', "mine.py has no function 'g'"),
+        ('grpo', 'reward=mathz', 'no such rule or folder'),
+        ('grpo', 'reward=runs/none', 'holds no model'),
+        ('grpo', 'env=nosuch.py:f', 'nosuch.py: no such file'),
+        ('grpo', 'process_reward=runs/none', 'holds no model'),
+        ('online_dpo', 'reward=runs/none', 'holds no model'),
+        ('dpo', 'reward=runs/none', 'holds no model'),
+        ('dpo', 'loss=nosuch.py:f', 'nosuch.py: no such file'),
+        ('kto', 'optimizer=nosuch.py:f', 'nosuch.py: no such file'),
+        ('sft', 'evaluate=mine.py:g', "mine.py has no function 'g'"),
+        ('distill', 'teacher=none', 'holds no model'),
+        ('ppo_env', 'env=nosuch.py:f', 'nosuch.py: no such file'),
+        ('collect', 'annotator=nosuch.py:f', 'nosuch.py: no such file'),
+        ('collect', 'annotator=runs/none', 'no such annotator or folder'),
+    ],
+)
+def test_a_name_that_is_none_is_refused_before_anything_is_made(script, given, message, tmp_path, monkeypatch):
+    """Loading a model of billions of parameters first would take minutes, and leave a run's folder behind."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine.py').write_text('def f(prompt, completion):\n    return 1.0\n')
+    module = load_script(SCRIPTS / f'{script}.py')
+    more = ['labels=preference_model'] if (script, given) == ('dpo', 'reward=runs/none') else []
+    more += ['init_from=runs/sft'] if script == 'collect' else []
+    monkeypatch.setattr(module, 'open_run', lambda *_: pytest.fail('opened a folder'), raising=False)
+    with pytest.raises(InputError, match=message) as caught:
+        settings = parse(getattr(module, SETTINGS[script]), [f'--{x}' for x in (given, *more)])
+        (getattr(module, 'train', None) or module.collect)(settings)
+    assert str(caught.value).startswith(f'--{given.partition("=")[0]}=')

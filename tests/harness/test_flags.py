@@ -150,7 +150,7 @@ def test_a_flag_without_what_it_needs_is_refused():
     [
         *((script, '--prompts=5') for script in ('ppo', 'grpo', 'online_dpo', 'distill')),
         *((script, f'--{flag}') for script in ('dpo', 'reward_model', 'kto')
-          for flag in ('comparisons=9', 'candidates=2', 'annotator=mine.py:f', 'annotator_noise=0')),
+          for flag in ('comparisons=9', 'candidates=2', 'annotator=mine:f', 'annotator_noise=0')),
         ('sft', '--demonstrations=9'),
     ],
 )  # fmt: skip
