@@ -22,9 +22,9 @@ from rlax_ft.types import BranchBatch, PreferenceBatch, RankingBatch, TokenBatch
 
 
 def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dict]:
-    """The records whose responses fit, and whose responses are not all the same tokens; how many are not is logged.
+    """The records whose responses fit and have tokens, not all the same ones; how many are left out is logged.
 
-    A comparison needs both its responses; a ranking loses the candidates that are too long, and needs two. Where
+    A comparison needs both its responses; a ranking loses the candidates that are too long or empty, and needs two. Where
     `codec.truncate` is off, what does not fit stays, and is an error when it becomes rows. The rows of what is kept
     wait in the codec: text is tokenised once.
 
@@ -34,10 +34,12 @@ def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dic
     answers = [responses_of(record) for record in records]
     prompts = [prompt_of(record) for record, some in zip(records, answers) for _ in some]
     rows = iter(codec.encode_uncut(prompts, [answer for some in answers for answer in some]))
-    kept, long, same = [], 0, 0
+    kept, long, empty, same = [], 0, 0, 0
     for record, some in zip(records, answers):
         encoded = [next(rows) for _ in some]
+        says = [any(row.learned) for row in encoded]
         fits = [len(row.response) <= codec.max_new_tokens or not codec.truncate for row in encoded]
+        fits = [one and other for one, other in zip(says, fits)]
         if len(some) > 1 and all(row.response == encoded[0].response for row in encoded):
             same += 1
         elif all(fits) or ('ranks' in record and sum(fits) > 1):
@@ -45,16 +47,19 @@ def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dic
             for answer, row, fit in zip(some, encoded, fits):
                 if fit:
                     codec.keep(prompt_of(record), answer, row)
-        else:
+        elif all(says):
             long += 1
+        else:
+            empty += 1
     if len(kept) < at_least:
         raise InputError(
             f'--max_new_tokens={codec.max_new_tokens}: all {len(records)} records have longer responses; raise it'
             if long
-            else f'all {len(records)} records compare responses of the same tokens; nothing to learn'
+            else f'all {len(records)} records have responses without a token, or of the same tokens; nothing to learn'
         )
     for count, reason in (
         (long, f'a response has more than {codec.max_new_tokens} tokens; raise --max_new_tokens to keep them'),
+        (empty, 'a response has no token'),
         (same, 'the responses that they compare become the same tokens'),
     ):
         if count:

@@ -296,7 +296,7 @@ def test_sides_of_the_same_tokens_are_left_out(caplog):
         preference_rows(codec, [good, same])
     assert fitting(codec, [good, same]) == [good]
     assert '1 of 2 records left out: the responses that they compare become the same tokens' in caplog.text
-    with pytest.raises(InputError, match='all 1 records compare responses of the same tokens'):
+    with pytest.raises(InputError, match='all 1 records have responses without a token, or of the same tokens'):
         fitting(codec, [same])
     ranking = {'prompt': [USER], 'completions': [[ANSWER], [again], [other]], 'ranks': [0, 1, 2]}
     assert fitting(codec, [ranking]) == [{**ranking, 'completions': [[ANSWER], [ANSWER], [other]]}]

@@ -63,6 +63,16 @@ def test_an_empty_response_is_an_error_only_without_eos():
         token_rows(Codec(CODEC.tokenizer, 4, 4, ends=False), ['a'], [''])
 
 
+def test_a_record_whose_response_has_no_token_is_left_out_and_counted(caplog):
+    """A sampler without EOS may draw what decodes to nothing; a ranking loses that candidate alone."""
+    codec = Codec(CODEC.tokenizer, 4, 4, ends=False)
+    pair, empty = ({'prompt': 'a', 'chosen': 'b', 'rejected': text} for text in ('c', ''))
+    ranking = {'prompt': 'a', 'completions': ['b', '', 'c'], 'ranks': [0, 1, 2]}
+    kept = fitting(codec, [pair, empty, ranking])
+    assert kept[0] == pair and kept[1]['completions'] == ['b', 'c'] and len(kept) == 2
+    assert '1 of 3 records left out: a response has no token' in caplog.text
+
+
 def test_pairs_share_their_prompt_and_rankings_mask_the_missing():
     pairs = preference_rows(CODEC, [{'prompt': 'a', 'chosen': 'b', 'rejected': 'c d'}])
     assert pairs.candidates.tokens.shape == (1, 2, 8)
