@@ -55,14 +55,14 @@ class RLHFSettings(DeviceSettings, RunSettings):
     )
     num_seeds: int = flag(3, 'Seeds of each method, beginning with --seed; all that goes before has one.', at_least=1)
     reward_steps: int = flag(200, 'Steps of the reward model.', at_least=1)
-    ppo_steps: int = flag(30, 'Updates of PPO.', at_least=1)
+    ppo_steps: int = flag(20, 'Updates of PPO.', at_least=1)
     ppo_beta: float = flag(0.4, "PPO's weight of the KL to the SFT model.", at_least=0)
     dpo_steps: int = flag(60, 'Steps of each DPO run.', at_least=1)
     beta: float = flag(0.4, "DPO's weight of the KL to the SFT model.", above=0)
     lora_rank: int = flag(0, 'Train adapters of this rank in every stage after SFT; 0 trains whole models.', at_least=0)
     best_of: int = flag(16, 'n of the best-of-n policy in the table.', at_least=1)
     eval_prompts: int = flag(1000, 'Prompts on which each policy is measured at the end.', at_least=1)
-    pool: int = flag(512, 'SFT samples of each of 20 prompts, for the best-of-n and optimum curves.', at_least=1)
+    pool: int = flag(256, 'SFT samples of each of 20 prompts, for the best-of-n and optimum curves.', at_least=1)
 
 
 def train(settings: RLHFSettings) -> dict:
@@ -148,7 +148,9 @@ def stage_list(s: RLHFSettings, methods: list[str], folder: Path):
     }
     for method in methods:
         for i, name in enumerate(seed_folders(s, method)):
-            yield stage(name, seed=s.seed + i, **trained[method])
+            # What the figure shows of the way there is the first seed's.
+            unwatched = {'eval_every': 0} if i else {}
+            yield stage(name, seed=s.seed + i, **trained[method] | unwatched)
 
 
 def evaluate(settings: RLHFSettings, methods: list[str], folder: Path) -> tuple[dict, tuple, dict]:
@@ -176,7 +178,7 @@ def evaluate(settings: RLHFSettings, methods: list[str], folder: Path) -> tuple[
             shown.setdefault(method, policies.one_of_each(samples)[:10])
             best = max(best, (seeds[-1]['gold'], params), key=lambda pair: pair[0])
         records.append(over_seeds(seeds))
-        curves.append(method_point(records[-1], [read_trace(folder / n) for n in seed_folders(settings, method)]))
+        curves.append(method_point(records[-1], read_trace(folder / seed_folders(settings, method)[0])))
     further = best[1], *policies.samples(best[1], max(settings.pool // 2, each), 8)
     optimum = optimum_curve(*policies.mixture([(policies.reference, pool, pool_rows), further]))
     summary = {
@@ -188,12 +190,12 @@ def evaluate(settings: RLHFSettings, methods: list[str], folder: Path) -> tuple[
     return summary, shown, figure
 
 
-def method_point(record: dict, traces: list[list[dict]]) -> MethodCurve:
-    """A trained policy as the figure draws it: where its seeds ended, their mean with intervals, how they got there."""
+def method_point(record: dict, trace: list[dict]) -> MethodCurve:
+    """A method as the figure draws it: where its seeds ended, their mean with intervals, how the first got there."""
     box = tuple(record[name] for name in ('kl_low', 'kl_high', 'gold_low', 'gold_high'))
     ends = record.get('seeds', [[record['kl'], record['gold']]])
-    along = [[(point['kl'], point['gold']) for point in trace] for trace in traces]
-    return MethodCurve(TITLES[record['name']], [[tuple(end)] for end in ends], traces=along, box=box)
+    along = [(point['kl'], point['gold']) for point in trace]
+    return MethodCurve(TITLES[record['name']], [[tuple(end)] for end in ends], trace=along, box=box)
 
 
 if __name__ == '__main__':

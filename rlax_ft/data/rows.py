@@ -24,9 +24,9 @@ from rlax_ft.types import BranchBatch, PreferenceBatch, RankingBatch, TokenBatch
 def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dict]:
     """The records whose responses fit and have tokens, not all the same ones; how many are left out is logged.
 
-    A comparison needs both its responses; a ranking loses the candidates that are too long or empty, and needs two. Where
-    `codec.truncate` is off, what does not fit stays, and is an error when it becomes rows. The rows of what is kept
-    wait in the codec: text is tokenised once.
+    A comparison needs both its responses; a ranking loses the candidates that are too long or empty, and needs two.
+    Where `codec.truncate` is off, what does not fit stays, and is an error when it becomes rows. The rows of what is
+    kept wait in the codec: text is tokenised once.
 
     Raises:
       InputError: fewer than `at_least` fit.

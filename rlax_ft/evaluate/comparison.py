@@ -22,14 +22,14 @@ class MethodCurve:
       label: of the method.
       seeds: for each seed its (KL, value) by growing KL; one point each with a `box`.
       betas: the weight of the KL term of each point of the mean, and those points.
-      traces: for each seed (KL, value) during training, where that is shown.
+      trace: (KL, value) of the first seed during training, where that is shown.
       box: (kl_low, kl_high, low, high), the interval of the mean of a method that is one point a seed.
     """
 
     label: str
     seeds: list[list[Point]]
     betas: list[tuple[float, Point]] = dataclasses.field(default_factory=list)
-    traces: list[list[Point]] = dataclasses.field(default_factory=list)
+    trace: list[Point] = dataclasses.field(default_factory=list)
     box: tuple[float, float, float, float] | None = None
 
     def band(self, start: Point, points: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ def plot_frontier(
       path: the PNG to write.
       title: says how small the task is, and over how many seeds.
       methods: a curve over betas with its band from the lowest to the highest seed; or where each seed ended, the
-        mean with its interval, and how they got there.
+        mean with its interval, and how the first got there.
       best_of_n: by the reward model's name, (KL, gold) by n.
       optimum: (KL, gold) of pi* for falling beta, as far as samples estimate it; its end is marked.
       start: (0, gold) of the reference.
@@ -88,8 +88,8 @@ def _draw_best_of_n(axes, name, points, right, *, dashes, numbered):
 
 def _draw_method(axes, method, start, number):
     colour, mark = _COLOURS[number % len(_COLOURS)], _MARKS[number % len(_MARKS)]
-    for trace in method.traces:
-        axes.plot(*zip(*[start, *trace]), color=colour, lw=1.0, alpha=0.45)
+    if method.trace:
+        axes.plot(*zip(*[start, *method.trace]), color=colour, lw=1.0, alpha=0.45)
     point = dict(color=colour, marker=mark, ms=6.5, mec='white', mew=0.8)
     several = len(method.seeds) > 1
     label = method.label + (f' ({len(method.seeds)} seeds)' if several else '')

@@ -90,9 +90,9 @@ KL. Win rate: by gold reward on the same prompts, ties half. In brackets 95 % bo
 
 ![gold reward against KL](frontier.png)
 
-Thin lines are the policies during training, which may leave the frame; crosses are their intervals at the end. The
-optimum is estimated by importance weights from samples of the SFT policy and of the trained policy of highest gold
-reward, as far as they carry: {optimum[-1][0]:.2f} nats.
+Thin lines are the policies of the first seed during training, which may leave the frame; crosses are intervals at
+the end. The optimum is estimated by importance weights from samples of the SFT policy and of the trained policy of
+highest gold reward, as far as they carry: {optimum[-1][0]:.2f} nats.
 
 ## The same prompts before and after
 

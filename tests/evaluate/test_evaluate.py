@@ -81,7 +81,7 @@ def test_samples_are_summed_up_and_written():
 
 
 def test_figure_and_tables(tmp_path):
-    point = MethodCurve('PPO', [[(2.0, 1.0)]], traces=[[(1.0, 0.5), (2.0, 1.0)]], box=(1.9, 2.1, 0.9, 1.1))
+    point = MethodCurve('PPO', [[(2.0, 1.0)]], trace=[(1.0, 0.5), (2.0, 1.0)], box=(1.9, 2.1, 0.9, 1.1))
     seeds = MethodCurve('DPO', [[(0.5, 0.4), (1.0, 0.6)], [(0.6, 0.5), (1.2, 0.6)]], [(0.4, (0.55, 0.45))])
     plot_frontier(
         tmp_path / 'f.png',
