@@ -267,9 +267,9 @@ def advice(settings, report) -> list[str]:
         lines.append('--mesh=fsdp=-1: parameters and optimiser split over all chips')
     if not settings.lora_rank:
         lines.append('--lora_rank=16: no optimiser state for the base')
+        if settings.optimizer in ('adamw', 'lion', 'muon') and settings.moment_dtype != 'int8':
+            lines.append('--moment_dtype=int8: moments of a quarter of their size (bfloat16: half of the first)')
         if settings.optimizer == 'adamw':
-            if settings.moment_dtype == 'float32':
-                lines.append('--moment_dtype=bfloat16: a first moment of half the size')
             lines.append("--offload_optimizer: its state in the host's memory between updates")
             lines.append('--optimizer=lion or adafactor: one moment, or none of full size, in place of two')
     elif not settings.base_dtype:

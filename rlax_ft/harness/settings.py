@@ -226,7 +226,9 @@ class OptimizerSettings:
     )
     optimizer: str = flag('adamw', 'adamw, adafactor, lion, muon, or MODULE:FUNCTION(learning_rate) of optax kind.')
     moment_dtype: str = flag(
-        'float32', "Of the optimiser's first moment; bfloat16 halves its memory.", ('float32', 'bfloat16')
+        'float32',
+        "Of the optimiser's moments: bfloat16 halves the memory of the first; int8 takes a quarter for all.",
+        ('float32', 'bfloat16', 'int8'),
     )
     offload_optimizer: bool = flag(
         False, "Keep the optimiser's state in the host's memory between updates, for models that else do not fit."
