@@ -169,6 +169,8 @@ def check(settings: OnlineDPOSettings) -> None:
         raise InputError(f'{other}: compares two answers, and --loss=plackett_luce ranks a group; give another --loss')
     if settings.method != 'dpo' and settings.group_size % 2:
         raise InputError(f"--group_size={settings.group_size}: half of a group is the opponent's; give an even number")
+    if settings.sync_share < 1 and settings.param_dtype == 'bfloat16':
+        raise InputError(f'--sync_share={settings.sync_share}: --param_dtype=bfloat16 rounds most of it away; give 1')
     if settings.method == 'nash_md' and settings.update_epochs * settings.minibatches > 1:
         raise InputError(
             '--method=nash_md: its gradient is right at the policy that sampled; leave --update_epochs and '

@@ -267,6 +267,8 @@ def advice(settings, report) -> list[str]:
         lines.append('--mesh=fsdp=-1: parameters and optimiser split over all chips')
     if not settings.lora_rank:
         lines.append('--lora_rank=16: no optimiser state for the base')
+        if settings.param_dtype != 'bfloat16':
+            lines.append('--param_dtype=bfloat16: parameters and gradients of half the size, rounded at random')
         if settings.optimizer in ('adamw', 'lion', 'muon') and settings.moment_dtype != 'int8':
             lines.append('--moment_dtype=int8: moments of a quarter of their size (bfloat16: half of the first)')
         if settings.optimizer == 'adamw':

@@ -65,7 +65,7 @@ def plan(script: str, settings, config: ModelConfig, length: int) -> Planned:
     """
     if script not in PLANS:
         raise InputError(f'--script={script}: use one of {", ".join(PLANS)}')
-    dtype = settings.dtype if config.lora else 'float32'
+    dtype = settings.dtype if config.lora else settings.param_dtype
     model = jax.eval_shape(lambda key: init_params(config, key), _key())
     model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
     if settings.base_dtype:

@@ -124,7 +124,7 @@ class ComputeSettings(DeviceSettings):
 
     group: ClassVar[str] = 'devices'
 
-    dtype: str = flag('float32', 'Of activations, and of a frozen base; what is trained stays float32.', _DTYPES)
+    dtype: str = flag('float32', 'Of activations, and of a frozen base; of what is trained: --param_dtype.', _DTYPES)
     attention: str = flag('auto', 'What computes attention; auto is what suits the platform.', KERNELS, may_change=True)
 
 
@@ -225,6 +225,12 @@ class OptimizerSettings:
         1, 'Parts in which a step goes through its batch, to save memory.', at_least=1, may_change=True
     )
     optimizer: str = flag('adamw', 'adamw, adafactor, lion, muon, or MODULE:FUNCTION(learning_rate) of optax kind.')
+    param_dtype: str = flag(
+        'float32',
+        'Of the parameters that are trained; bfloat16 halves them, and their updates are rounded at random.',
+        _DTYPES,
+        beside='lora_rank',
+    )
     moment_dtype: str = flag(
         'float32',
         "Of the optimiser's moments: bfloat16 halves the memory of the first; int8 takes a quarter for all.",

@@ -65,7 +65,9 @@ def make_optimizer(
     if moment_dtype is not None:
         if callable(kind) or kind == 'adafactor':
             name = 'a function' if callable(kind) else kind
-            raise InputError(f'moment_dtype {moment_dtype}: optimizer {name} has no first moment to set it of')
+            raise InputError(
+                f'--moment_dtype={moment_dtype}: --optimizer={name} has no first moment to set it of; leave one out'
+            )
         if moment_dtype != 'int8':
             how['mu_dtype'] = moment_dtype
     plain = kind if callable(kind) else partial(OPTIMIZERS[kind], **how)

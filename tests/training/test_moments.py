@@ -186,5 +186,5 @@ def test_a_run_that_resumes_goes_on_to_the_bit(tmp_path):
 
 @pytest.mark.parametrize(('kind', 'name'), [('adafactor', 'adafactor'), (optax.sgd, 'a function')])
 def test_an_optimiser_without_moments_says_so(kind, name):
-    with pytest.raises(InputError, match=f'moment_dtype int8: optimizer {name} has no first moment'):
+    with pytest.raises(InputError, match=f'--moment_dtype=int8: --optimizer={name} has no first moment'):
         make_optimizer(1e-2, max_steps=10, kind=kind, moment_dtype='int8')
