@@ -3,6 +3,7 @@
 Leaves out the optimisers, which see and return float32 moments.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -103,13 +104,54 @@ def in_eight_bits(optimizer: optax.GradientTransformation) -> optax.GradientTran
         small = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.int8), params)
         return EightBitState(jnp.zeros((), jnp.int32), _map_moments(_zeros, optimizer.init(small)))
 
+    def narrow(grads, inner, params, key):
+        updates, inner = optimizer.update(grads, _map_moments(_decoded, inner), params)
+        return updates, _map_moments(lambda kind, tree: _encoded(kind, tree, key), inner)
+
     def update(updates, state, params=None):
         key = jax.random.fold_in(jax.random.key(0), state.step)
-        updates, inner = optimizer.update(updates, _map_moments(_decoded, state.inner), params)
-        inner = _map_moments(lambda kind, tree: _encoded(kind, tree, key), inner)
+        changes, kept = [], {}
+        for i, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(updates)[0]):
+            one = partial(_only, path)
+            inner = _map_moments(lambda _, moment, one=one: Quantized(*map(one, moment)), state.inner)
+            by_layer = _layer_by_layer if leaf.ndim > 2 else lambda function, *arguments: function(*arguments)
+            change, inner = by_layer(narrow, one(updates), inner, one(params), jax.random.fold_in(key, i))
+            changes += jax.tree.leaves(change)
+            kept |= dict(jax.tree_util.tree_flatten_with_path(inner)[0])
+        inner = jax.tree_util.tree_map_with_path(lambda path, _: kept[path], state.inner)
+        updates = jax.tree.unflatten(jax.tree.structure(updates), changes)
         return updates, EightBitState(optax.safe_increment(state.step), inner)
 
     return optax.GradientTransformation(init, update)
+
+
+def _only(path, tree):
+    """The tree with one of its leaves; optax passes over the others."""
+    return jax.tree_util.tree_map_with_path(lambda at, leaf: leaf if at == path else optax.MaskedNode(), tree)
+
+
+def _layer_by_layer(narrow, grads, inner, params, key):
+    """`narrow` of each layer of a stack, one after another and in place: moments in float32 are there for one only."""
+    stacked = lambda leaf: leaf.ndim > 2  # noqa: E731
+    counts = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if not stacked(leaf)]  # noqa: E731
+
+    at, replaced = jax.lax.dynamic_index_in_dim, jax.lax.dynamic_update_index_in_dim
+
+    def one(number, carry):
+        grads, inner, _ = carry
+        cut = partial(jax.tree.map, lambda leaf: at(leaf, number, keepdims=False) if stacked(leaf) else leaf)
+        updates, new = narrow(cut(grads), cut(inner), cut(params), jax.random.fold_in(key, number))
+        put = partial(jax.tree.map, lambda leaf, part: replaced(leaf, part, number, 0) if stacked(leaf) else leaf)
+        return (
+            put(grads, updates),
+            put(inner, new),
+            [x for x, y in zip(*map(jax.tree.leaves, (new, inner))) if not stacked(y)],
+        )
+
+    layers = jax.tree.leaves(grads)[0].shape[0]
+    updates, inner, last = jax.lax.fori_loop(0, layers, one, (grads, inner, counts(inner)))
+    last = iter(last)
+    return updates, jax.tree.map(lambda leaf: leaf if stacked(leaf) else next(last), inner)
 
 
 def _map_moments(function, state):

@@ -82,7 +82,7 @@ def make_train_step(
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
         norm = optax.global_norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, in_float32(state.params))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates, rounding_key)
         metrics = {**metrics, 'loss': loss, 'grad_norm': norm, **_learning_rate(opt_state)}
         if skip_bad:
