@@ -182,7 +182,7 @@ def compile_one(given, rest, chip) -> dict:
         'done_flops': passes * forward,
         'capacity': chip.memory,
         'state': {'parameters': params, **({} if offload else {'optimiser': moments}), **base, **others},
-        'host': moments if offload else 0,
+        'host': (moments if offload else 0) + sum(share(tree) for tree in planned.on_host.values()),
     }
     compiled, needs = compiled_or_needs(planned.lower)
     if compiled is None:
@@ -274,6 +274,8 @@ def advice(settings, report) -> list[str]:
         if settings.optimizer == 'adamw':
             lines.append("--offload_optimizer: its state in the host's memory between updates")
             lines.append('--optimizer=lion or adafactor: one moment, or none of full size, in place of two')
+        if 'reference' in report['state']:
+            lines.append("--offload_reference: the reference in the host's memory between its passes")
     elif not settings.base_dtype:
         lines.append('--base_dtype=nf4: 4 bits for each number of the frozen base')
     state = sum(report['state'].values())

@@ -22,7 +22,7 @@ from rlax_ft.models.heads import ScalarModel, reward_head, reward_params, value_
 from rlax_ft.models.lora import Adapted, Adapter, adapted, attach, init_adapter, merge
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.parallel.hosts import on_first
-from rlax_ft.parallel.placement import on_host
+from rlax_ft.parallel.placement import on_host, to_device_memory, to_host_memory
 from rlax_ft.rewards.ensemble import RewardEnsemble
 from rlax_ft.types import Params
 
@@ -36,12 +36,14 @@ class Learner:
       model: parameters of the `Transformer` that training starts from; no step donates or changes them.
       source: folder or hub id of the base, for the adapter's folder.
       seed: of fresh adapters and heads.
+      offload: the model is in the host's memory, as a reference that a script brings to the devices for its passes.
     """
 
     config: ModelConfig
     model: Params
     source: str = ''
     seed: int = 0
+    offload: bool = False
 
     @property
     def base(self) -> Params | None:
@@ -50,7 +52,7 @@ class Learner:
 
     @property
     def reference(self) -> Params:
-        """The starting model as parameters for `apply`."""
+        """The starting model as parameters for `apply`, to be made `ready` for each pass."""
         return Adapted(self.model) if self.config.lora else self.model
 
     @property
@@ -63,6 +65,14 @@ class Learner:
         """The same for a value function or a reward model."""
         return self._adapted(ScalarModel(self.config).apply)
 
+    def rest(self, reference: Params) -> Params:
+        """A reference that moves, where references are kept between their passes."""
+        return to_host_memory(reference) if self.offload else reference
+
+    def ready(self, reference: Params) -> Params:
+        """A reference on the devices for a pass, after which nobody should hold it."""
+        return to_device_memory(reference)
+
     def whole(self, params: Params) -> Params:
         """Trained parameters as the apply functions take them."""
         return attach(params, self.base)
@@ -73,7 +83,8 @@ class Learner:
         Without a copy the model itself is trained, and nobody may read it afterwards.
         """
         if not self.config.lora:
-            return jax.tree.map(jnp.copy, self.model) if copy else self.model
+            model = to_device_memory(self.model)
+            return jax.tree.map(jnp.copy, model) if copy and not self.offload else model
         return Adapter(self._adapter(0))
 
     def start_value(self) -> Params:
@@ -135,7 +146,7 @@ class Learner:
 
     def _scalar(self, make, salt):
         if not self.config.lora:
-            return make(self.model)
+            return make(to_device_memory(self.model))
         return Adapter(self._adapter(salt), make(self.model)['head'])
 
 
@@ -143,7 +154,8 @@ def make_learner(settings: Settings, config: ModelConfig, model: Params) -> Lear
     """The learner that the flags ask for, on the model to start from."""
     lora = lora_config(settings)
     config = dataclasses.replace(config, lora=lora, remat=settings.remat)
-    return Learner(config, model, model_source(settings), settings.seed)
+    offload = getattr(settings, 'offload_reference', False)
+    return Learner(config, to_host_memory(model) if offload else model, model_source(settings), settings.seed, offload)
 
 
 def lora_config(settings: Settings) -> LoRAConfig | None:

@@ -184,6 +184,21 @@ class EvalSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReferenceSettings:
+    """Where the starting model is kept beside what is trained: as the reference, and for the KL of evaluations."""
+
+    group: ClassVar[str] = 'devices'
+
+    offload_reference: bool = flag(
+        False,
+        "Keep the reference in the host's memory, and on the devices for its passes only: in each step of ppo, grpo, "
+        'online_dpo, --loss=kto and --sync_reference; else once over the data before the first, and in evaluations.',
+        may_change=True,
+        beside='lora_rank',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class LanguageSettings(ComputeSettings, ModelSettings, DataSettings, RunSettings):
     """What every script on language takes."""
 
@@ -226,10 +241,7 @@ class OptimizerSettings:
     )
     optimizer: str = flag('adamw', 'adamw, adafactor, lion, muon, or MODULE:FUNCTION(learning_rate) of optax kind.')
     param_dtype: str = flag(
-        'float32',
-        'Of the parameters that are trained; bfloat16 halves them, and their updates are rounded at random.',
-        _DTYPES,
-        beside='lora_rank',
+        'float32', 'Of what is trained; bfloat16 halves it, rounded at random.', _DTYPES, beside='lora_rank'
     )
     moment_dtype: str = flag(
         'float32',
