@@ -136,7 +136,7 @@ def shape_of(given, settings):
     length = int(given['length']) if given['length'].isdigit() else 0
     if not 0 < length <= config.max_length:
         raise InputError(f'--length={given["length"]}: give the tokens of a row, up to {config.max_length}')
-    return dataclasses.replace(config, lora=lora_config(settings), **how), length
+    return dataclasses.replace(config, lora=lora_config(settings), matmul=settings.matmul_dtype, **how), length
 
 
 def settings_of(given, rest):

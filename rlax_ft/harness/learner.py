@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.data.codec import Codec
+from rlax_ft.errors import InputError
 from rlax_ft.harness.run import Run
 from rlax_ft.harness.settings import Settings
 from rlax_ft.harness.starting_model import model_source
@@ -18,6 +19,7 @@ from rlax_ft.hf.folder import save_pretrained
 from rlax_ft.hf.peft import save_adapter
 from rlax_ft.models.config import LoRAConfig, ModelConfig
 from rlax_ft.models.ensemble import beside_first, member
+from rlax_ft.models.fp8 import lacks_fp8
 from rlax_ft.models.heads import ScalarModel, reward_head, reward_params, value_params
 from rlax_ft.models.lora import Adapted, Adapter, adapted, attach, init_adapter, merge
 from rlax_ft.models.transformer import Transformer
@@ -151,11 +153,26 @@ class Learner:
 
 
 def make_learner(settings: Settings, config: ModelConfig, model: Params) -> Learner:
-    """The learner that the flags ask for, on the model to start from."""
+    """The learner that the flags ask for, on the model to start from.
+
+    Raises:
+      InputError: --matmul_dtype=fp8 on a chip without it.
+    """
+    check_matmul(settings, jax.devices()[0])
     lora = lora_config(settings)
-    config = dataclasses.replace(config, lora=lora, remat=settings.remat)
+    config = dataclasses.replace(config, lora=lora, remat=settings.remat, matmul=settings.matmul_dtype)
     offload = getattr(settings, 'offload_reference', False)
     return Learner(config, to_host_memory(model) if offload else model, model_source(settings), settings.seed, offload)
+
+
+def check_matmul(settings: Settings, device: jax.Device) -> None:
+    """Refuses --matmul_dtype=fp8 where the device would widen the numbers again; a CPU is there to try things out.
+
+    Raises:
+      InputError: as said.
+    """
+    if settings.matmul_dtype == 'fp8' and (name := lacks_fp8(device)):
+        raise InputError(f'--matmul_dtype=fp8: a {name} does not multiply in 8-bit floating point; leave it out')
 
 
 def lora_config(settings: Settings) -> LoRAConfig | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rlax_ft.errors import InputError
 from rlax_ft.harness.group_setup import make_loss
-from rlax_ft.harness.learner import Learner
+from rlax_ft.harness.learner import Learner, check_matmul
 from rlax_ft.harness.loading import load_loss
 from rlax_ft.harness.step import compile_training
 from rlax_ft.models.config import ModelConfig
@@ -24,6 +24,7 @@ from rlax_ft.objectives.ppo import PPOBatch, ppo_objective
 from rlax_ft.objectives.preference import preference_objective
 from rlax_ft.objectives.reward import reward_objective
 from rlax_ft.objectives.supervised import sft_objective
+from rlax_ft.parallel.mesh import make_mesh
 from rlax_ft.training.step import init_state
 from rlax_ft.types import BranchBatch, PreferenceBatch, TokenBatch
 
@@ -59,14 +60,15 @@ def plan(script: str, settings, config: ModelConfig, length: int) -> Planned:
     Args:
       script: one of PLANS.
       settings: of that script.
-      config: of the model, with dtype, kernel and remat as the flags say.
+      config: of the model, with dtype, kernel, matmul and remat as the flags say.
       length: tokens of a row; of pairs and rollouts, half of it the prompt, and half each response.
 
     Raises:
-      InputError: the script is none of these.
+      InputError: the script is none of these, or the chip has no --matmul_dtype=fp8.
     """
     if script not in PLANS:
         raise InputError(f'--script={script}: use one of {", ".join(PLANS)}')
+    check_matmul(settings, make_mesh(settings.mesh).devices.flat[0])
     dtype = settings.dtype if config.lora else settings.param_dtype
     model = jax.eval_shape(lambda key: init_params(config, key), _key())
     model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)

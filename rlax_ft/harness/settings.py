@@ -243,6 +243,13 @@ class OptimizerSettings:
     param_dtype: str = flag(
         'float32', 'Of what is trained; bfloat16 halves it, rounded at random.', _DTYPES, beside='lora_rank'
     )
+    matmul_dtype: str = flag(
+        '',
+        "Of the products with the layers' dense matrices: fp8, on chips that multiply it; empty: as --dtype.",
+        ('', 'fp8'),
+        may_change=True,
+        beside='base_dtype',
+    )
     moment_dtype: str = flag(
         'float32',
         "Of the optimiser's moments: bfloat16 halves the memory of the first; int8 takes a quarter for all.",
