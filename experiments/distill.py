@@ -35,7 +35,7 @@ from rlax_ft.harness.evaluator import make_evaluator
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.rollouts import prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
-from rlax_ft.harness.settings import EvalSettings, Settings, flag
+from rlax_ft.harness.settings import EvalSettings, ReferenceSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
 from rlax_ft.harness.step import compile_training, placement, resume, with_steps
 from rlax_ft.objectives.distill import DistillBatch, distill_objective
@@ -44,7 +44,7 @@ from rlax_ft.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillSettings(EvalSettings, Settings):
+class DistillSettings(ReferenceSettings, EvalSettings, Settings):
     """Flags of distill.py."""
 
     teacher: str = flag(

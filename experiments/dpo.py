@@ -37,7 +37,7 @@ from rlax_ft.harness.labels import pair_lengths, preference_accuracy, soft_label
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import check_pair_loss, load_loss, reads_whole_batch
 from rlax_ft.harness.run import open_metrics, open_run
-from rlax_ft.harness.settings import EvalSettings, FeedbackSettings, flag
+from rlax_ft.harness.settings import EvalSettings, FeedbackSettings, ReferenceSettings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, model_folder, starting_model, task_of
 from rlax_ft.harness.step import compile_training, placement, resume, with_steps, within_mesh
 from rlax_ft.models.scoring import candidate_logps
@@ -47,7 +47,7 @@ from rlax_ft.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class DPOSettings(EvalSettings, FeedbackSettings):
+class DPOSettings(ReferenceSettings, EvalSettings, FeedbackSettings):
     """Flags of dpo.py."""
 
     loss: str = flag('dpo', 'dpo, ipo, simpo, ... or MODULE:FUNCTION; plackett_luce learns from whole rankings.')
@@ -87,7 +87,7 @@ def train(settings: DPOSettings) -> dict:
     evaluator = make_evaluator(settings, run, codec, learner, task, held_out)
     score = jax.jit(lambda params, candidates: candidate_logps(apply, {'params': params}, candidates))
     score, place = within_mesh(settings, score), placement(settings)
-    reference = lambda candidates: score(learner.reference, place(candidates))  # noqa: E731
+    reference = lambda params, candidates: score(params, place(candidates))  # noqa: E731
     how = dict(batch_size=settings.batch_size, how=repr(learner.config))
     refer = partial(with_reference, run, reference, learner.reference, **how)
     rows, objective, lengths = (ranked if by_rank else paired)(settings, codec, apply, task, records, refer)
@@ -99,18 +99,18 @@ def train(settings: DPOSettings) -> dict:
     state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
     # What a checkpoint holds: a reference that moves belongs to it, and starts as the policy does.
     moving, last = settings.sync_reference > 0, settings.max_steps
-    saved, start = resume(settings, run, (state, learner.start()) if moving else state)
-    state, anchor = saved if moving else (saved, None)
+    state, start = resume(settings, run, (state, learner.start()) if moving else state)
+    state, anchor = (state[0], learner.rest(state[1])) if moving else (state, None)
 
     show = ('loss', 'rewards/accuracies', 'rewards/margins', 'eval/gold', 'padding_share')
     with open_metrics(settings, run, learner.config, start, title='dpo', show=show) as writer:
         for i, batch, padding in comparison_batches(settings, rows, range(start, last)):
             if moving:
-                batch = referred(batch[0], score(learner.whole(anchor), batch[0].candidates)), batch[1]
+                batch = referred(batch[0], score(learner.whole(learner.ready(anchor)), batch[0].candidates)), batch[1]
             state, metrics = step(state, batch)
             metrics |= padding
             if moving and (i + 1) % settings.sync_reference == 0:
-                anchor = jax.tree.map(jnp.copy, state.params)
+                anchor = learner.rest(jax.tree.map(jnp.copy, state.params))
             if settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(learner.whole(state.params), i + 1)
             writer.write(i + 1, metrics, batch)

@@ -18,6 +18,7 @@ from functools import partial
 import jax
 
 from rlax_ft.data.records import plain_text
+from rlax_ft.errors import InputError
 from rlax_ft.harness.command_line import run_script
 from rlax_ft.harness.conversation_groups import (
     ConversationCollector,
@@ -34,7 +35,7 @@ from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.rewards import check_reward
 from rlax_ft.harness.rollouts import check_groups, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
-from rlax_ft.harness.settings import EvalSettings, Settings, flag
+from rlax_ft.harness.settings import EvalSettings, ReferenceSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
 from rlax_ft.harness.step import compile_training, resume, with_steps, within_mesh
 from rlax_ft.harness.step_rewards import check_step_reward
@@ -44,7 +45,7 @@ from rlax_ft.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPOSettings(PolicySettings, GroupSettings, ConversationSettings, EvalSettings, Settings):
+class GRPOSettings(PolicySettings, GroupSettings, ConversationSettings, ReferenceSettings, EvalSettings, Settings):
     """Flags of grpo.py."""
 
     batch_size: int = flag(64, 'Completions in an update, over all devices together.', at_least=1)
@@ -111,7 +112,7 @@ def train(settings: GRPOSettings) -> dict:
             with clock.on('update'):
                 # Advantages.
                 given = (batch.tokens, batch.logps, batch.scores, batch.parts, batch.greedy, batch.turns, batch.steps)
-                data, metrics = estimator(whole, ref_params, *given)
+                data, metrics = estimator(whole, learner.ready(ref_params), *given)
                 # Update.
                 shuffle_key, steps = jax.random.fold_in(jax.random.key(settings.seed), i), []
                 for epoch, part in itertools.product(range(settings.update_epochs), range(settings.minibatches)):
@@ -151,6 +152,8 @@ def check(settings: GRPOSettings) -> None:
     if not settings.env:
         check_reward(settings.reward)
     check_step_reward(settings)
+    if settings.offload_reference and settings.env and not settings.beta:
+        raise InputError('--offload_reference: --env with --beta=0 has no reference; leave one out')
 
 
 if __name__ == '__main__':

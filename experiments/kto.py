@@ -31,7 +31,7 @@ from rlax_ft.harness.labels import pair_lengths, preference_accuracy
 from rlax_ft.harness.learner import make_learner
 from rlax_ft.harness.loading import load_loss
 from rlax_ft.harness.run import open_metrics, open_run
-from rlax_ft.harness.settings import ComparisonSettings, EvalSettings, Settings, flag
+from rlax_ft.harness.settings import ComparisonSettings, EvalSettings, ReferenceSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
 from rlax_ft.harness.step import compile_training, placement, resume, with_steps, within_mesh
 from rlax_ft.models.scoring import candidate_logps
@@ -40,7 +40,7 @@ from rlax_ft.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class KTOSettings(EvalSettings, ComparisonSettings, Settings):
+class KTOSettings(ReferenceSettings, EvalSettings, ComparisonSettings, Settings):
     """Flags of kto.py."""
 
     loss: str = flag('kto', 'kto, bco, nca_unpaired, apo_zero_unpaired or MODULE:FUNCTION.')
@@ -67,7 +67,7 @@ def train(settings: KTOSettings) -> dict:
     evaluator = make_evaluator(settings, run, codec, learner, task, held_out)
     score = jax.jit(lambda params, candidates: candidate_logps(apply, {'params': params}, candidates))
     score, place = within_mesh(settings, score), placement(settings)
-    reference = lambda candidates: score(learner.reference, place(candidates))  # noqa: E731
+    reference = lambda params, candidates: score(params, place(candidates))  # noqa: E731
     how = dict(batch_size=settings.batch_size, how=repr(learner.config))
     refer = partial(with_reference, run, reference, learner.reference, **how)
     rows = refer(judged_rows(codec, judged_answers(records), ragged=True))
@@ -90,7 +90,7 @@ def train(settings: KTOSettings) -> dict:
         for i, (batch, counts), padding in judged_batches(settings, rows, range(start, last)):
             shift = means.mean()
             if baseline == 'kl':
-                shift = estimate_kl(learner.whole(state.params), learner.reference, batch.candidates)
+                shift = estimate_kl(learner.whole(state.params), learner.ready(learner.reference), batch.candidates)
             state, metrics = step(state, (batch, counts, shift))
             means = follow(means, metrics, counts)
             metrics |= padding | ({baseline: shift} if baseline else {})

@@ -31,7 +31,7 @@ from rlax_ft.harness.online import judged_groups, make_groups
 from rlax_ft.harness.rewards import check_reward
 from rlax_ft.harness.rollouts import RolloutSettings, check_groups, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
-from rlax_ft.harness.settings import EvalSettings, Settings, flag
+from rlax_ft.harness.settings import EvalSettings, ReferenceSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
 from rlax_ft.harness.step import compile_training, resume, with_steps, within_mesh
 from rlax_ft.objectives.online import (
@@ -47,7 +47,7 @@ from rlax_ft.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class OnlineDPOSettings(RolloutSettings, EvalSettings, Settings):
+class OnlineDPOSettings(RolloutSettings, ReferenceSettings, EvalSettings, Settings):
     """Flags of online_dpo.py."""
 
     method: str = flag('dpo', 'dpo, xpo or nash_md: who answers beside the policy.', ('dpo', 'xpo', 'nash_md'))
@@ -99,18 +99,16 @@ def train(settings: OnlineDPOSettings) -> dict:
     rewarded = lambda records, texts, _, rows: score(rows, records, lambda: texts)[0]  # noqa: E731
     measures = {} if settings.reward == 'gold' else {'reward': rewarded}
     evaluator = make_evaluator(settings, run, codec, learner, task, held_out, measures)
-    logps_of = partial(group_logps, learner.apply, temperature=settings.temperature)
-    logps_of = within_mesh(settings, jax.jit(logps_of))
+    logps_of = within_mesh(settings, jax.jit(partial(group_logps, learner.apply, temperature=settings.temperature)))
     judge = jax.jit(partial(judged_groups, settings))
     pick = jax.jit(partial(pick_groups, count=settings.minibatches))
     move = jax.jit(partial(follow, share=settings.sync_share))
     updates = settings.max_steps * settings.update_epochs * settings.minibatches
     optimizer, step = compile_training(settings, make_objective(settings, learner), learner.base, max_updates=updates)
     state = init_state(learner.start(), optimizer, jax.random.key(settings.seed))
-    # What a checkpoint holds: a reference that moves belongs to it, and starts as the policy does.
-    moving = settings.sync_reference > 0
-    saved, start = resume(settings, run, (state, learner.start()) if moving else state)
-    state, anchor = saved if moving else (saved, None)
+    moving = settings.sync_reference > 0  # Then a checkpoint holds the reference, too, which starts as the policy does.
+    state, start = resume(settings, run, (state, learner.start()) if moving else state)
+    state, anchor = (state[0], learner.rest(state[1])) if moving else (state, None)
     rows = (*prompt_arrays(codec, [record['prompt'] for record in records]), np.arange(len(records)))
     batch_of = partial(whole_batch, rows, batch_size=settings.batch_size // settings.group_size, seed=settings.seed)
 
@@ -122,17 +120,18 @@ def train(settings: OnlineDPOSettings) -> dict:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), i), 3)
             # Collect.
             policy = learner.whole(state.params)
-            reference = learner.whole(anchor) if moving else learner.reference
+            reference = learner.whole(learner.ready(anchor)) if moving else learner.ready(learner.reference)
             groups, scores, metrics = collect(policy, reference, tokens, mask, [records[j] for j in index], keys[0])
             # Judge.
             data = judge(groups, scores, logps_of(reference, groups), keys[1])
+            del reference  # It is on the devices for no longer than it is read.
             # Update.
             steps = []
             for epoch, part in itertools.product(range(settings.update_epochs), range(settings.minibatches)):
                 state, step_metrics = step(state, pick(data, keys[2], epoch, part))
                 steps.append(step_metrics)
             if moving and (i + 1) % settings.sync_reference == 0:
-                anchor = move(anchor, state.params)
+                anchor = learner.rest(move(learner.ready(anchor), state.params))
             metrics |= mean_over_steps(steps)
             if settings.eval_every and (i + 1) % settings.eval_every == 0:
                 metrics |= evaluator.metrics(learner.whole(state.params), i + 1)
@@ -156,6 +155,7 @@ def check(settings: OnlineDPOSettings) -> None:
         'mixture': settings.method != 'nash_md' and 'is read by --method=nash_md only',
         'annotator_noise': settings.judgement == 'hard' and '--judgement=hard has none',
         'loss': settings.method == 'nash_md' and '--method=nash_md has a loss of its own',
+        'sync_share': settings.param_dtype == 'bfloat16' and '--param_dtype=bfloat16 rounds most of it away',
         'pairs': settings.method != 'dpo' and f'--method={settings.method} compares policy with opponent',
     }
     if settings.loss == 'plackett_luce' or settings.method == 'nash_md':

@@ -28,7 +28,7 @@ from rlax_ft.harness.loading import aggregation, check_token_loss, load_loss
 from rlax_ft.harness.rewards import check_reward
 from rlax_ft.harness.rollouts import RolloutSettings, TokenLossSettings, check_groups, make_collector, prompt_records
 from rlax_ft.harness.run import open_metrics, open_run
-from rlax_ft.harness.settings import EvalSettings, Settings, flag
+from rlax_ft.harness.settings import EvalSettings, ReferenceSettings, Settings, flag
 from rlax_ft.harness.starting_model import announce_model, make_codec, starting_model, task_of
 from rlax_ft.harness.step import compile_training, resume, with_steps, within_mesh
 from rlax_ft.objectives.ppo import estimate, mean_over_steps, minibatch, ppo_objective
@@ -37,7 +37,7 @@ from rlax_ft.training.step import init_state
 
 
 @dataclasses.dataclass(frozen=True)
-class PPOSettings(TokenLossSettings, RolloutSettings, EvalSettings, Settings):
+class PPOSettings(TokenLossSettings, RolloutSettings, ReferenceSettings, EvalSettings, Settings):
     """Flags of ppo.py."""
 
     beta: float = flag(0.05, 'Weight of the KL to the starting model, a penalty on every token.', at_least=0)
@@ -104,7 +104,8 @@ def train(settings: PPOSettings) -> dict:
             whole = learner.whole(state.params)
             batch = collect(whole['policy'], asked.tokens, asked.segment_ids > 0, [records[j] for j in index], key)
             # Estimate.
-            data, metrics = estimator(whole, ref_params, batch.tokens, batch.rollout.logps, batch.scores, kl_coef)
+            given = (batch.tokens, batch.rollout.logps, batch.scores)
+            data, metrics = estimator(whole, learner.ready(ref_params), *given, kl_coef)
             # Update.
             steps = []
             for epoch, part in itertools.product(range(settings.update_epochs), range(settings.minibatches)):

@@ -104,8 +104,8 @@ def chosen_methods(settings: RLHFSettings) -> list[str]:
       InputError: there is none of that name, or one twice, or a flag is of none of them.
     """
     names = settings.methods.split(',')
-    for i, name in enumerate(names):
-        if name not in METHODS or name in names[:i]:
+    for name in names:
+        if name not in METHODS or names.count(name) > 1:
             problem = 'stands there twice' if name in METHODS else f'use some of {", ".join(METHODS)}'
             raise InputError(f'--methods={settings.methods}: {name!r}: {problem}')
     for field, of in {'ppo_steps': 'ppo', 'ppo_beta': 'ppo', 'dpo_steps': 'dpo', 'beta': 'dpo'}.items():
@@ -185,17 +185,15 @@ def evaluate(settings: RLHFSettings, methods: list[str], folder: Path) -> tuple[
         'policies': [r | {'gain_share': gain_share((r['kl'], r['gold']), optimum)} for r in records],
         'reward_model_correlation': correlation(scores[groups['sft']], baseline),
     }
-    best_of_n = best_of_n_curve(policies.by_prompt(pool.measures['gold']), policies.by_prompt(scores))
-    figure = dict(methods=curves, best_of_n={'reward model': best_of_n}, optimum=optimum, start=optimum[0])
-    return summary, shown, figure
+    best = {'reward model': best_of_n_curve(policies.by_prompt(pool.measures['gold']), policies.by_prompt(scores))}
+    return summary, shown, dict(methods=curves, best_of_n=best, optimum=optimum, start=optimum[0])
 
 
 def method_point(record: dict, trace: list[dict]) -> MethodCurve:
     """A method as the figure draws it: where its seeds ended, their mean with intervals, how the first got there."""
     box = tuple(record[name] for name in ('kl_low', 'kl_high', 'gold_low', 'gold_high'))
-    ends = record.get('seeds', [[record['kl'], record['gold']]])
-    along = [(point['kl'], point['gold']) for point in trace]
-    return MethodCurve(TITLES[record['name']], [[tuple(end)] for end in ends], trace=along, box=box)
+    ends = [[tuple(end)] for end in record.get('seeds', [[record['kl'], record['gold']]])]
+    return MethodCurve(TITLES[record['name']], ends, trace=[(point['kl'], point['gold']) for point in trace], box=box)
 
 
 if __name__ == '__main__':

@@ -136,7 +136,7 @@ def shape_of(given, settings):
     length = int(given['length']) if given['length'].isdigit() else 0
     if not 0 < length <= config.max_length:
         raise InputError(f'--length={given["length"]}: give the tokens of a row, up to {config.max_length}')
-    return dataclasses.replace(config, lora=lora_config(settings), **how), length
+    return dataclasses.replace(config, lora=lora_config(settings), matmul=settings.matmul_dtype, **how), length
 
 
 def settings_of(given, rest):
@@ -182,7 +182,7 @@ def compile_one(given, rest, chip) -> dict:
         'done_flops': passes * forward,
         'capacity': chip.memory,
         'state': {'parameters': params, **({} if offload else {'optimiser': moments}), **base, **others},
-        'host': moments if offload else 0,
+        'host': (moments if offload else 0) + sum(share(tree) for tree in planned.on_host.values()),
     }
     compiled, needs = compiled_or_needs(planned.lower)
     if compiled is None:
@@ -267,11 +267,15 @@ def advice(settings, report) -> list[str]:
         lines.append('--mesh=fsdp=-1: parameters and optimiser split over all chips')
     if not settings.lora_rank:
         lines.append('--lora_rank=16: no optimiser state for the base')
+        if settings.param_dtype != 'bfloat16':
+            lines.append('--param_dtype=bfloat16: parameters and gradients of half the size, rounded at random')
+        if settings.optimizer in ('adamw', 'lion', 'muon') and settings.moment_dtype != 'int8':
+            lines.append('--moment_dtype=int8: moments of a quarter of their size (bfloat16: half of the first)')
         if settings.optimizer == 'adamw':
-            if settings.moment_dtype == 'float32':
-                lines.append('--moment_dtype=bfloat16: a first moment of half the size')
             lines.append("--offload_optimizer: its state in the host's memory between updates")
             lines.append('--optimizer=lion or adafactor: one moment, or none of full size, in place of two')
+        if 'reference' in report['state']:
+            lines.append("--offload_reference: the reference in the host's memory between its passes")
     elif not settings.base_dtype:
         lines.append('--base_dtype=nf4: 4 bits for each number of the frozen base')
     state = sum(report['state'].values())

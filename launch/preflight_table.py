@@ -57,9 +57,12 @@ CASES |= {
     f'SFT 8B, v5e:4x4{", " if more else ""}{more}': f'{SMALL} {more}'.rstrip()
     for more in (
         *('', '--moment_dtype=bfloat16', '--optimizer=lion', '--optimizer=adafactor', '--offload_optimizer'),
+        *('--moment_dtype=int8', '--param_dtype=bfloat16', '--param_dtype=bfloat16 --moment_dtype=int8'),
         *('--lora_rank=16', '--lora_rank=16 --base_dtype=int8', '--lora_rank=16 --base_dtype=nf4'),
     )
 }
+PAIRS = SMALL.replace('--script=sft', '--script=dpo')
+CASES |= {f'DPO 8B, v5e:4x4{more}': f'{PAIRS}{more.replace(",", "")}' for more in ('', ', --offload_reference')}
 
 NOTES = (
     'Groups of chips that span all three axes of a v5p torus (`fsdp=64` on 4x4x4, and `fsdp=4,sequence=16`, whose',

@@ -30,6 +30,7 @@ from rlax_ft.harness.starting_model import make_codec, starting_model, task_of
 from rlax_ft.harness.step import placement
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.parallel.hosts import from_first, on_first
+from rlax_ft.parallel.placement import to_device_memory
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.types import PreferenceBatch, RankingBatch
 
@@ -134,8 +135,8 @@ def with_reference(run: Run, reference, params, rows: PreferenceBatch | RankingB
 
     Args:
       run: whose folder keeps them.
-      reference: `f(candidates) -> float[B, K]`.
-      params: of the reference, by which the file is named; None keeps no file.
+      reference: `f(params, candidates) -> float[B, K]`.
+      params: of the reference, by which the file is named, on the devices or in the host's memory; None keeps no file.
       rows: comparisons or rankings, their prompts shared or not.
       batch_size: rows at once.
       how: what else the numbers depend on: the model's configuration with its dtype and kernel.
@@ -148,7 +149,7 @@ def with_reference(run: Run, reference, params, rows: PreferenceBatch | RankingB
     if path is not None and path.exists():
         logps = np.load(path)
     else:
-        logps = map_rows(reference, rows.candidates, batch_size=batch_size)
+        logps = map_rows(partial(reference, to_device_memory(params)), rows.candidates, batch_size=batch_size)
         if path is not None:
             np.save(path.with_suffix('.tmp.npy'), logps)
             path.with_suffix('.tmp.npy').replace(path)

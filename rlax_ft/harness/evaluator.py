@@ -17,7 +17,7 @@ from rlax_ft.evaluate.policy import Samples
 from rlax_ft.harness.loading import find_function
 from rlax_ft.models.scoring import rollout_batch, sequence_logps
 from rlax_ft.parallel.hosts import on_first
-from rlax_ft.parallel.placement import fetch
+from rlax_ft.parallel.placement import fetch, to_device_memory
 from rlax_ft.rewards.rules import as_reward, reward_scores
 from rlax_ft.sampling.text import make_sampler, map_rows, sample_prompts
 from rlax_ft.tasks.task import Task
@@ -80,7 +80,8 @@ class Evaluator:
         }
         kl = None
         if self._reference is not None:
-            ref_logps = map_rows(partial(self._logps, self._reference), rows, batch_size=self._batch_size)
+            reference = to_device_memory(self._reference)
+            ref_logps = map_rows(partial(self._logps, reference), rows, batch_size=self._batch_size)
             kl = rollout.logps.sum(axis=1) - ref_logps
         return Samples(records, completions, kl, np.asarray(rollout.mask).sum(axis=1), measured), rows
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rlax_ft.data.codec import Codec
+from rlax_ft.errors import InputError
 from rlax_ft.harness.run import Run
 from rlax_ft.harness.settings import Settings
 from rlax_ft.harness.starting_model import model_source
@@ -18,11 +19,12 @@ from rlax_ft.hf.folder import save_pretrained
 from rlax_ft.hf.peft import save_adapter
 from rlax_ft.models.config import LoRAConfig, ModelConfig
 from rlax_ft.models.ensemble import beside_first, member
+from rlax_ft.models.fp8 import lacks_fp8
 from rlax_ft.models.heads import ScalarModel, reward_head, reward_params, value_params
 from rlax_ft.models.lora import Adapted, Adapter, adapted, attach, init_adapter, merge
 from rlax_ft.models.transformer import Transformer
 from rlax_ft.parallel.hosts import on_first
-from rlax_ft.parallel.placement import on_host
+from rlax_ft.parallel.placement import on_host, to_device_memory, to_host_memory
 from rlax_ft.rewards.ensemble import RewardEnsemble
 from rlax_ft.types import Params
 
@@ -36,12 +38,14 @@ class Learner:
       model: parameters of the `Transformer` that training starts from; no step donates or changes them.
       source: folder or hub id of the base, for the adapter's folder.
       seed: of fresh adapters and heads.
+      offload: the model is in the host's memory, as a reference that a script brings to the devices for its passes.
     """
 
     config: ModelConfig
     model: Params
     source: str = ''
     seed: int = 0
+    offload: bool = False
 
     @property
     def base(self) -> Params | None:
@@ -50,7 +54,7 @@ class Learner:
 
     @property
     def reference(self) -> Params:
-        """The starting model as parameters for `apply`."""
+        """The starting model as parameters for `apply`, to be made `ready` for each pass."""
         return Adapted(self.model) if self.config.lora else self.model
 
     @property
@@ -63,6 +67,14 @@ class Learner:
         """The same for a value function or a reward model."""
         return self._adapted(ScalarModel(self.config).apply)
 
+    def rest(self, reference: Params) -> Params:
+        """A reference that moves, where references are kept between their passes."""
+        return to_host_memory(reference) if self.offload else reference
+
+    def ready(self, reference: Params) -> Params:
+        """A reference on the devices for a pass, after which nobody should hold it."""
+        return to_device_memory(reference)
+
     def whole(self, params: Params) -> Params:
         """Trained parameters as the apply functions take them."""
         return attach(params, self.base)
@@ -73,7 +85,8 @@ class Learner:
         Without a copy the model itself is trained, and nobody may read it afterwards.
         """
         if not self.config.lora:
-            return jax.tree.map(jnp.copy, self.model) if copy else self.model
+            model = to_device_memory(self.model)
+            return jax.tree.map(jnp.copy, model) if copy and not self.offload else model
         return Adapter(self._adapter(0))
 
     def start_value(self) -> Params:
@@ -135,15 +148,31 @@ class Learner:
 
     def _scalar(self, make, salt):
         if not self.config.lora:
-            return make(self.model)
+            return make(to_device_memory(self.model))
         return Adapter(self._adapter(salt), make(self.model)['head'])
 
 
 def make_learner(settings: Settings, config: ModelConfig, model: Params) -> Learner:
-    """The learner that the flags ask for, on the model to start from."""
+    """The learner that the flags ask for, on the model to start from.
+
+    Raises:
+      InputError: --matmul_dtype=fp8 on a chip without it.
+    """
+    check_matmul(settings, jax.devices()[0])
     lora = lora_config(settings)
-    config = dataclasses.replace(config, lora=lora, remat=settings.remat)
-    return Learner(config, model, model_source(settings), settings.seed)
+    config = dataclasses.replace(config, lora=lora, remat=settings.remat, matmul=settings.matmul_dtype)
+    offload = getattr(settings, 'offload_reference', False)
+    return Learner(config, to_host_memory(model) if offload else model, model_source(settings), settings.seed, offload)
+
+
+def check_matmul(settings: Settings, device: jax.Device) -> None:
+    """Refuses --matmul_dtype=fp8 where the device would widen the numbers again; a CPU is there to try things out.
+
+    Raises:
+      InputError: as said.
+    """
+    if settings.matmul_dtype == 'fp8' and (name := lacks_fp8(device)):
+        raise InputError(f'--matmul_dtype=fp8: a {name} does not multiply in 8-bit floating point; leave it out')
 
 
 def lora_config(settings: Settings) -> LoRAConfig | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rlax_ft.errors import InputError
 from rlax_ft.harness.group_setup import make_loss
-from rlax_ft.harness.learner import Learner
+from rlax_ft.harness.learner import Learner, check_matmul
 from rlax_ft.harness.loading import load_loss
 from rlax_ft.harness.step import compile_training
 from rlax_ft.models.config import ModelConfig
@@ -24,6 +24,7 @@ from rlax_ft.objectives.ppo import PPOBatch, ppo_objective
 from rlax_ft.objectives.preference import preference_objective
 from rlax_ft.objectives.reward import reward_objective
 from rlax_ft.objectives.supervised import sft_objective
+from rlax_ft.parallel.mesh import make_mesh
 from rlax_ft.training.step import init_state
 from rlax_ft.types import BranchBatch, PreferenceBatch, TokenBatch
 
@@ -36,6 +37,7 @@ class Planned:
       lower: gives the lowered step.
       state: its shapes.
       resident: shapes of models that stay on the devices and that the step does not read: reference, reward model.
+      on_host: of those that do not stay there (--offload_reference).
       frozen: shapes that it reads and does not train.
       tokens: positions of a batch.
       length: of its longest row.
@@ -45,6 +47,7 @@ class Planned:
     lower: Callable[[], Any]
     state: Any
     resident: dict[str, Any]
+    on_host: dict[str, Any]
     frozen: Any
     tokens: int
     length: int
@@ -57,15 +60,16 @@ def plan(script: str, settings, config: ModelConfig, length: int) -> Planned:
     Args:
       script: one of PLANS.
       settings: of that script.
-      config: of the model, with dtype, kernel and remat as the flags say.
+      config: of the model, with dtype, kernel, matmul and remat as the flags say.
       length: tokens of a row; of pairs and rollouts, half of it the prompt, and half each response.
 
     Raises:
-      InputError: the script is none of these.
+      InputError: the script is none of these, or the chip has no --matmul_dtype=fp8.
     """
     if script not in PLANS:
         raise InputError(f'--script={script}: use one of {", ".join(PLANS)}')
-    dtype = settings.dtype if config.lora else 'float32'
+    check_matmul(settings, make_mesh(settings.mesh).devices.flat[0])
+    dtype = settings.dtype if config.lora else settings.param_dtype
     model = jax.eval_shape(lambda key: init_params(config, key), _key())
     model = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), model)
     if settings.base_dtype:
@@ -95,7 +99,7 @@ def _reward(settings, learner, length):
 def _dpo(settings, learner, length):
     loss = load_loss(settings, settings.loss, 'rlax_ft.losses.preference', settings.loss_args, beta=settings.beta)
     objective = preference_objective(learner.apply, loss, beta=settings.beta)
-    resident = {} if learner.config.lora else {'reference': learner.model}
+    resident = _reference(learner)
     tokens = settings.batch_size * (length // 2) * 3
     how = dict(resident=resident)
     return _planned(settings, learner, objective, Learner.start, _pairs(settings, length), tokens, length, **how)
@@ -118,7 +122,7 @@ def _ppo(settings, learner, length):
     of_token = _floats((prompts * group, part))
     batch = PPOBatch(tokens, of_token, of_token, of_token, of_token), _scalar()
     start = lambda learner: {'policy': learner.start(), 'value': learner.start_value()}  # noqa: E731
-    resident = {'reward model': learner.model} | ({} if learner.config.lora else {'reference': learner.model})
+    resident = {'reward model': learner.model} | _reference(learner)
     how = dict(resident=resident, models=2, eps=1e-5)
     return _planned(settings, learner, objective, start, batch, prompts * (1 + group) * part, length, **how)
 
@@ -132,7 +136,7 @@ def _grpo(settings, learner, length):
     of_token = _floats((prompts * group, part))
     ref = of_token if settings.beta else None
     batch = PolicyBatch(tokens, of_token, of_token, of_token, ref=ref), _scalar(), _scalar()
-    resident = {'reference': learner.model} if settings.beta and not learner.config.lora else {}
+    resident = _reference(learner) if settings.beta else {}
     count = prompts * (1 + group) * part
     return _planned(settings, learner, objective, Learner.start, batch, count, length, resident=resident)
 
@@ -149,6 +153,10 @@ FILES = {
 }
 
 
+def _reference(learner):
+    return {} if learner.config.lora else {'reference': learner.model}
+
+
 def _planned(settings, learner, objective, start, batch, tokens, length, *, resident=None, models=1, eps=1e-8):
     """`start(learner)` gives what is trained; here it only says its shapes."""
     optimizer, step = compile_training(settings, objective, learner.base, max_updates=1000, eps=eps)
@@ -157,7 +165,11 @@ def _planned(settings, learner, objective, start, batch, tokens, length, *, resi
         return init_state(start(dataclasses.replace(learner, model=model)), optimizer, key)
 
     state = jax.eval_shape(first, learner.model, _key())
-    return Planned(lambda: step.lower(state, batch), state, resident or {}, learner.base, tokens, length, models)
+    resident, on_host = dict(resident or {}), {}
+    if getattr(settings, 'offload_reference', False):
+        on_host = {name: resident.pop(name) for name in ('reference',) if name in resident}
+    lower = lambda: step.lower(state, batch)  # noqa: E731
+    return Planned(lower, state, resident, on_host, learner.base, tokens, length, models)
 
 
 def _tokens(rows, length):

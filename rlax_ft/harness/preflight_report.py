@@ -137,8 +137,8 @@ def table(report: dict) -> str:
     lines += [f'{rows} x {length:,} tokens a step', '', 'a chip, GiB']
     lines += [f'  {name:<28}{gib(size):>10}' for name, size in report['state'].items()]
     if report['host']:
-        way = 'each way in a step, which the times below leave out'
-        lines.append(f'  {"optimiser, on the host":<28}{gib(report["host"]):>10} {way}')
+        way = 'brought to the chip in a step, which the times below leave out'
+        lines.append(f'  {"on the host":<28}{gib(report["host"]):>10} {way}')
     if 'temporaries' in report:
         lines.append(f'  {"temporaries":<28}{gib(report["temporaries"]):>10}')
     verdict = 'fits' if report['fits'] else 'DOES NOT FIT'

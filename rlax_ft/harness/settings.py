@@ -7,12 +7,10 @@ for; command_line.py reads them from the shell.
 
 import dataclasses
 import inspect
-import math
-import re
-from pathlib import Path
 from typing import ClassVar
 
 from rlax_ft.errors import InputError
+from rlax_ft.harness.flag_values import check_value
 from rlax_ft.models.attention import KERNELS
 from rlax_ft.models.quantized import KINDS
 
@@ -45,8 +43,6 @@ def flag(
     return dataclasses.field(default=default, metadata={**metadata, 'bounds': (at_least, above, at_most)})
 
 
-_MOST = 2**31 - 1  # Of an integer that has no other bound: what jax counts with.
-_LARGEST = 1e12  # Of a number that has no other bound: its products are still within float32.
 _DTYPES = ('float32', 'bfloat16')
 
 
@@ -60,7 +56,7 @@ class Checked:
           InputError: naming the flag, what it was and what would be right.
         """
         for field in dataclasses.fields(self):
-            _check_value(self, field)
+            check_value(self, field)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +126,7 @@ class ComputeSettings(DeviceSettings):
 
     group: ClassVar[str] = 'devices'
 
-    dtype: str = flag('float32', 'Of activations, and of a frozen base; what is trained stays float32.', _DTYPES)
+    dtype: str = flag('float32', 'Of activations, and of a frozen base; of what is trained: --param_dtype.', _DTYPES)
     attention: str = flag('auto', 'What computes attention; auto is what suits the platform.', KERNELS, may_change=True)
 
 
@@ -190,6 +186,21 @@ class EvalSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReferenceSettings:
+    """Where the starting model is kept beside what is trained: as the reference, and for the KL of evaluations."""
+
+    group: ClassVar[str] = 'devices'
+
+    offload_reference: bool = flag(
+        False,
+        "Keep the reference in the host's memory, and on the devices for its passes only: in each step of ppo, grpo, "
+        'online_dpo, --loss=kto and --sync_reference; else once over the data before the first, and in evaluations.',
+        may_change=True,
+        beside='lora_rank',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class LanguageSettings(ComputeSettings, ModelSettings, DataSettings, RunSettings):
     """What every script on language takes."""
 
@@ -231,8 +242,20 @@ class OptimizerSettings:
         1, 'Parts in which a step goes through its batch, to save memory.', at_least=1, may_change=True
     )
     optimizer: str = flag('adamw', 'adamw, adafactor, lion, muon, or MODULE:FUNCTION(learning_rate) of optax kind.')
+    param_dtype: str = flag(
+        'float32', 'Of what is trained; bfloat16 halves it, rounded at random.', _DTYPES, beside='lora_rank'
+    )
+    matmul_dtype: str = flag(
+        '',
+        "Of the products with the layers' dense matrices: fp8, on chips that multiply it; empty: as --dtype.",
+        ('', 'fp8'),
+        may_change=True,
+        beside='base_dtype',
+    )
     moment_dtype: str = flag(
-        'float32', "Of the optimiser's first moment; bfloat16 halves its memory.", ('float32', 'bfloat16')
+        'float32',
+        "Of the optimiser's moments: bfloat16 halves the memory of the first; int8 takes a quarter for all.",
+        ('float32', 'bfloat16', 'int8'),
     )
     offload_optimizer: bool = flag(
         False, "Keep the optimiser's state in the host's memory between updates, for models that else do not fit."
@@ -344,45 +367,3 @@ def differing(settings: RunSettings, saved: list[str]) -> tuple[str, str, str] |
 
 def _default(settings, name):
     return next(field.default for field in dataclasses.fields(settings) if field.name == name)
-
-
-def _check_value(settings, field):
-    value, (at_least, above, at_most) = getattr(settings, field.name), field.metadata['bounds']
-    name = f'--{field.name}={value}'
-    if field.metadata['choices'] and value not in field.metadata['choices']:
-        raise InputError(f'{name}: must be one of {", ".join(filter(None, field.metadata["choices"]))}')
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f'{name}: must be a finite number')
-    if isinstance(value, str) and '\0' in value:
-        raise InputError(f'--{field.name}={value[:40]!r}: has a NUL character, which no name has')
-    if isinstance(value, str):
-        _check_functions(name, value)
-    if isinstance(value, int | float) and at_most is None:
-        at_most = _LARGEST if isinstance(value, float) else _MOST
-    if isinstance(value, float) and at_least is None and above is None:
-        at_least = -_LARGEST
-    for bound, words, good in (
-        (at_least, 'at least', lambda b: value >= b),
-        (above, 'above', lambda b: value > b),
-        (at_most, 'at most', lambda b: value <= b),
-    ):
-        if bound is not None and not good(bound):
-            raise InputError(f'{name}: must be {words} {bound:.10g}')
-    needs = field.metadata['needs']
-    other, equals, wanted = needs.partition('=')
-    met = not needs or (getattr(settings, other) == wanted if equals else getattr(settings, other))
-    if value != field.default and not met:
-        raise InputError(f'{name}: has no effect without --{needs}; give that, or leave it out')
-    beside = field.metadata['beside']
-    if beside and value != field.default and getattr(settings, beside):
-        raise InputError(f'{name}: has no effect beside --{beside}={getattr(settings, beside)}; leave one out')
-
-
-def _check_functions(name, value):
-    """Refuses a mistyped FILE.py:FUNCTION before anything is made; the file itself is run where it is needed."""
-    for file, function in re.findall(r'([^\s,;=*+]+\.py):(\w+)', value):
-        path = Path(file)
-        if not path.is_file():
-            raise InputError(f'{name}: {file}: no such file')
-        if not re.search(rf'\b{function}\b', path.read_text(errors='replace')):
-            raise InputError(f'{name}: {file} has no function {function!r}')

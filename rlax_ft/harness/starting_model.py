@@ -140,11 +140,11 @@ def starting_model(settings: Settings, codec: Codec) -> tuple[ModelConfig, dict]
     """
     config, params = _starting_model(settings, codec)
     params = place_state(settings, params)
-    if _frozen(settings):
-        # A frozen base need not be more exact than what it computes.
-        params = jax.tree.map(lambda leaf: leaf.astype(settings.dtype), params)
-        if settings.base_dtype:
-            params = place_state(settings, quantize_base(params, settings.base_dtype))
+    dtype = _kept_dtype(settings)
+    if dtype is not None:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    if _frozen(settings) and settings.base_dtype:
+        params = place_state(settings, quantize_base(params, settings.base_dtype))
     return dataclasses.replace(config, dtype=settings.dtype, kernel=settings.attention), params
 
 
@@ -158,8 +158,7 @@ def _starting_model(settings, codec):
         params = checkpoint_params(settings.init_from)
     else:
         mesh = make_mesh(settings.mesh) if settings.backend == 'jit' else None
-        dtype = settings.dtype if _frozen(settings) else None
-        config, params, _ = load_pretrained(source, mesh=mesh, dtype=dtype)
+        config, params, _ = load_pretrained(source, mesh=mesh, dtype=_kept_dtype(settings))
     if 'backbone' in params:
         raise InputError(f'{source}: a reward model where a language model is needed')
     check_vocabulary(codec.tokenizer, config, source)
@@ -169,6 +168,11 @@ def _starting_model(settings, codec):
             f'{config.max_length} tokens that the model in {source} reads'
         )
     return config, params
+
+
+def _kept_dtype(settings):
+    """Of the parameters in memory; None: as they come. A frozen base need not be more exact than what it computes."""
+    return settings.dtype if _frozen(settings) else getattr(settings, 'param_dtype', None)
 
 
 def _frozen(settings):

@@ -52,6 +52,7 @@ class ModelConfig:
       dtype: name of the dtype of activations; parameters keep the dtype that they have.
       remat: what the backward pass recomputes: `none`, `dots` (keep matrix products only) or `full`.
       kernel: what computes attention, one of attention.KERNELS.
+      matmul: `fp8` multiplies in 8 bits where a dense matrix of the layers multiplies (fp8.py); empty: in `dtype`.
       family: which of families.FAMILIES the model is written as.
       norm: `rms`, `rms_plus_one` (the scale is 1 + its parameter) or `layer` (layer norm with a bias).
       pre_norm: attention and MLP read a norm of the residual stream.
@@ -95,6 +96,7 @@ class ModelConfig:
     dtype: str = 'float32'
     remat: str = 'none'
     kernel: str = 'auto'
+    matmul: str = ''
     family: str = 'llama'
     norm: str = 'rms'
     pre_norm: bool = True

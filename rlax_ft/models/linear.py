@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rlax_ft.models import fp8
 from rlax_ft.models.config import LoRAConfig
 from rlax_ft.models.quantized import product
 
@@ -22,6 +23,7 @@ class Linear(nn.Module):
       use_bias: whether there is a b.
       init_scale: variance of W times its input width, at initialisation.
       lora: scaling and dropout of the adapter; needed only where there is one.
+      matmul: `fp8` multiplies x and W in 8 bits (fp8.py), and nothing else.
     """
 
     features: int
@@ -29,6 +31,7 @@ class Linear(nn.Module):
     use_bias: bool = False
     init_scale: float = 1.0
     lora: LoRAConfig | None = None
+    matmul: str = ''
 
     @nn.compact
     def __call__(self, x):
@@ -39,7 +42,8 @@ class Linear(nn.Module):
             y = product(x, *(self.get_variable('params', name) for name in ('codes', 'scales')), self.dtype)
         else:
             init = nn.initializers.variance_scaling(self.init_scale, 'fan_in', 'normal')
-            y = x @ self.param('kernel', init, (x.shape[-1], self.features)).astype(self.dtype)
+            kernel = self.param('kernel', init, (x.shape[-1], self.features))
+            y = fp8.product(x, kernel) if self.matmul == 'fp8' else x @ kernel.astype(self.dtype)
         if self.use_bias:
             y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.has_variable('lora', 'A'):

@@ -90,7 +90,7 @@ def _projections(module, x, widths, fused, use_bias):
     c = module.config
 
     def linear(width, name):
-        return Linear(width, c.dtype, use_bias, lora=c.lora, name=name)(x)
+        return Linear(width, c.dtype, use_bias, lora=c.lora, matmul=c.matmul, name=name)(x)
 
     if module.has_variable('params', fused):
         ends = list(itertools.accumulate(widths.values()))
@@ -169,7 +169,8 @@ class Attention(nn.Module):
         )
         out = constrain(out, 'heads')
         # What writes to the residual stream starts smaller, so that the variance does not grow with depth.
-        out = Linear(c.width, c.dtype, c.out_bias, 0.5 / c.layers, c.lora, name='out')(out.reshape(*x.shape[:2], -1))
+        linear = Linear(c.width, c.dtype, c.out_bias, 0.5 / c.layers, c.lora, c.matmul, name='out')
+        out = linear(out.reshape(*x.shape[:2], -1))
         return out, cache
 
 
@@ -188,7 +189,8 @@ class MLP(nn.Module):
         hidden = _recomputed(lambda up, gate=None: activation(up) if gate is None else activation(gate) * up)(
             **projected
         )
-        return Linear(c.width, c.dtype, c.mlp_bias, 0.5 / c.layers, c.lora, name='down')(constrain(hidden, 'mlp'))
+        linear = Linear(c.width, c.dtype, c.mlp_bias, 0.5 / c.layers, c.lora, c.matmul, name='down')
+        return linear(constrain(hidden, 'mlp'))
 
 
 class Block(nn.Module):

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlax_ft.errors import InputError
 from rlax_ft.parallel.mesh import RULES, batch_sharding, check_rules, make_mesh, tree_shardings
-from rlax_ft.parallel.placement import reshard, split_rows
+from rlax_ft.parallel.placement import HOST_MEMORY, reshard, split_rows
 
 # The axis that a step sums over under pmap: give the same name to make_train_step.
 PMAP_AXIS = 'data'
@@ -112,7 +112,7 @@ class MeshStep:
 
 def _on_host(sharding, leaf):
     """The same in the host's memory; numbers stay, as the program reads them at once."""
-    return sharding.with_memory_kind('pinned_host') if np.ndim(leaf) else sharding
+    return sharding.with_memory_kind(HOST_MEMORY) if np.ndim(leaf) else sharding
 
 
 def _with_sharding(leaf, sharding):

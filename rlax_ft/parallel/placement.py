@@ -13,6 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from rlax_ft.errors import InputError
 from rlax_ft.parallel.mesh import RULES, batch_devices, batch_sharding, check_rules, fit, tree_shardings
 
+# JAX's name of the host's memory that devices copy from by themselves.
+HOST_MEMORY = 'pinned_host'
+
 
 def from_local_rows(batch, mesh: Mesh):
     """A batch on the mesh of which each process gives its own rows, in the order of the processes.
@@ -111,6 +114,22 @@ def shard_state(state, mesh: Mesh, rules=RULES):
     if rules:
         check_rules(state, mesh, rules)
     return reshard(state, tree_shardings(state, mesh, rules))
+
+
+def to_host_memory(tree):
+    """A copy of a tree's arrays in the host's memory, split as they are; a device reads it by `to_device_memory`."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding.with_memory_kind(HOST_MEMORY)), tree)
+
+
+def to_device_memory(tree):
+    """The tree with what lies in the host's memory copied to the devices; the rest is shared."""
+
+    def move(leaf):
+        sharding = getattr(leaf, 'sharding', None)
+        moves = sharding is not None and sharding.memory_kind == HOST_MEMORY
+        return jax.device_put(leaf, sharding.with_memory_kind('device')) if moves else leaf
+
+    return jax.tree.map(move, tree)
 
 
 def fetch(tree):

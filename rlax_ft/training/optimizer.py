@@ -10,6 +10,7 @@ import jax
 import optax
 
 from rlax_ft.errors import InputError
+from rlax_ft.training.moments import in_eight_bits
 
 _MOST_UPDATES = 2**31 - 1
 SCHEDULES = ('linear', 'cosine', 'constant')
@@ -38,10 +39,11 @@ def make_optimizer(
       clip_norm: the largest global gradient norm; 0 does not clip.
       eps: Adam's epsilon; 1e-5 for PPO (arXiv 2403.17031).
       weight_decay: decoupled decay of everything but norms and biases.
-      moment_dtype: of the first moment (optax's mu_dtype); None: that of the parameters.
+      moment_dtype: `bfloat16`: of the first moment (optax's mu_dtype); `int8`: 8 bits for each number of all moments
+        (moments.py); None: that of the parameters.
 
     Raises:
-      InputError: an unknown schedule or kind, a kind without a first moment that is to be narrower, or more updates
+      InputError: an unknown schedule or kind, a kind without moments that are to be narrower, or more updates
         than an int32 counts.
     """
     if max(max_steps, warmup_steps) > _MOST_UPDATES:
@@ -63,9 +65,13 @@ def make_optimizer(
     if moment_dtype is not None:
         if callable(kind) or kind == 'adafactor':
             name = 'a function' if callable(kind) else kind
-            raise InputError(f'moment_dtype {moment_dtype}: optimizer {name} has no first moment to set it of')
-        how['mu_dtype'] = moment_dtype
-    make = kind if callable(kind) else partial(OPTIMIZERS[kind], **how)
+            raise InputError(
+                f'--moment_dtype={moment_dtype}: --optimizer={name} has no first moment to set it of; leave one out'
+            )
+        if moment_dtype != 'int8':
+            how['mu_dtype'] = moment_dtype
+    plain = kind if callable(kind) else partial(OPTIMIZERS[kind], **how)
+    make = (lambda learning_rate: in_eight_bits(plain(learning_rate))) if moment_dtype == 'int8' else plain
     # Only the rate is injected: what else the optimiser takes stays a Python number.
     inner = optax.inject_hyperparams(lambda learning_rate: make(learning_rate))(learning_rate=rate)
     return optax.chain(optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(), inner)

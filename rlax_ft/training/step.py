@@ -10,7 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from rlax_ft.parallel.constrain import constrain, constrain_like_params
+from rlax_ft.training.rounding import apply_updates, in_float32
 from rlax_ft.types import Params, TrainState
+
+# What tells the key of a step's roundings from those of its devices and parts, which are counted from 0.
+_ROUNDING = 2**31
 
 
 def make_train_step(
@@ -27,6 +31,9 @@ def make_train_step(
     rows divided by the denominator of the whole batch, which the caller puts into the batch before it is split. Shares
     and their gradients are therefore added, and a split changes nothing but what a loss draws at random (an adapter's
     dropout): each part has a key of its own.
+
+    Parameters in bfloat16 have gradients, sums and optimiser state in float32, and are rounded at random where an
+    update is added (rounding.py), by the state's key and step alone.
 
     Args:
       loss_fn: `loss_fn(params, batch, key, *frozen) -> (loss, metrics)`, scalars all; `frozen` is what it reads
@@ -47,7 +54,7 @@ def make_train_step(
 
     def value_and_grad(*arguments):
         value, grads = differentiate(*arguments)
-        return value, constrain_like_params(grads)
+        return value, in_float32(constrain_like_params(grads))
 
     def shares(params, batch, key, frozen):
         if micro_batches == 1:
@@ -68,6 +75,7 @@ def make_train_step(
 
     def step(state: TrainState, batch, *frozen):
         step_key = jax.random.fold_in(state.key, state.step)
+        rounding_key = jax.random.fold_in(step_key, _ROUNDING)
         if axis_name is not None:
             step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
         (loss, metrics), grads = shares(state.params, batch, step_key, frozen)
@@ -75,7 +83,7 @@ def make_train_step(
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
         norm = optax.global_norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = apply_updates(state.params, updates, rounding_key)
         metrics = {**metrics, 'loss': loss, 'grad_norm': norm, **_learning_rate(opt_state)}
         if skip_bad:
             good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -89,7 +97,8 @@ def make_train_step(
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """The state before the first step."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=key)
+    opt_state = optimizer.init(in_float32(params))
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, key=key)
 
 
 def _partition(batch, parts):

@@ -51,6 +51,12 @@ def checked(script, *arguments):
         ('online_dpo', ['loss=plackett_luce', 'nll_coef=1'], '--nll_coef=1.0: .*no use for it'),
         ('online_dpo', ['loss=aot'], '--loss=aot: sorts the pairs of a batch, and a judgement belongs to one pair'),
         ('online_dpo', ['loss=aot_unpaired'], '--loss=aot_unpaired: sorts the pairs of a batch'),
+        (
+            'online_dpo',
+            ['sync_reference=8', 'sync_share=0.1', 'param_dtype=bfloat16'],
+            '--sync_share=0.1: --param_dtype=bfloat16 rounds most of it away',
+        ),
+        ('dpo', ['lora_rank=4', 'param_dtype=bfloat16'], '--param_dtype=bfloat16: has no effect beside --lora_rank'),
         ('ppo', ['beta=0', 'target_kl=0.5'], '--target_kl=0.5: has no effect without --beta'),
         ('ppo', ['batch_size=16', 'minibatches=2', 'micro_batches=16'], '--micro_batches=16: does not divide'),
         ('grpo', ['batch_size=16', 'minibatches=2', 'micro_batches=16'], '--micro_batches=16: does not divide'),

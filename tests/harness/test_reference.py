@@ -22,7 +22,7 @@ def pairs_of(*seeds):
 def test_kept_by_content(tmp_path):
     run, calls = types.SimpleNamespace(folder=tmp_path), []
 
-    def reference(candidates):
+    def reference(params, candidates):
         calls.append(candidates.tokens.shape)
         return candidates.tokens.sum(axis=-1).astype(np.float32)
 

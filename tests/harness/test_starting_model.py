@@ -3,10 +3,11 @@
 import shutil
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from rlax_ft.harness.settings import Settings
-from rlax_ft.harness.starting_model import make_codec
+from rlax_ft.harness.starting_model import make_codec, starting_model
 
 TEXTS = ['the cat sat on the mat', 'the dog sat on the log'] * 9
 
@@ -40,3 +41,14 @@ def test_a_tokenizer_that_was_not_written_whole_is_made_anew(tmp_path, how):
     # It is there now, and is read: there are no texts to train on.
     read = make_codec(settings, run, lambda: pytest.fail('trained once more')).tokenizer
     assert read.get_vocab() == first.get_vocab() and not (tmp_path / 'tokenizer.tmp').exists()
+
+
+@pytest.mark.parametrize(
+    ('flags', 'dtype'),
+    [({}, 'float32'), ({'param_dtype': 'bfloat16'}, 'bfloat16'), ({'lora_rank': 2, 'dtype': 'bfloat16'}, 'bfloat16')],
+    ids=str,
+)
+def test_a_model_starts_in_the_dtype_that_it_is_kept_in(flags, dtype):
+    settings = Settings(task='reviews', model='tiny', **flags)
+    _, params = starting_model(settings, make_codec(settings, None, list))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}

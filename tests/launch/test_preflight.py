@@ -60,6 +60,23 @@ def test_what_does_not_fit_says_what_would_make_it():
     assert 'DOES NOT FIT' in table(found)
 
 
+def test_what_saves_memory_counts_for_what_it_saves():
+    small = dataclasses.replace(CHIPS['h100'], memory=1e5)
+    plain = report('dpo', chip=small)
+    parts = {name: size for name, size in plain['state'].items()}
+    for name in ('--moment_dtype=int8', '--param_dtype=bfloat16', '--offload_reference'):
+        assert any(line.startswith(name) for line in plain['advice'])
+    found = report('dpo', '--offload_reference', chip=small)
+    assert set(found['state']) == {'parameters', 'optimiser'} and found['host'] == parts['reference']
+    assert plain['peak'] - found['peak'] == pytest.approx(parts['reference'], rel=1e-3)
+    assert not any('offload_reference' in line for line in found['advice'])
+    found = report('dpo', '--param_dtype=bfloat16', '--moment_dtype=int8', chip=small)
+    assert found['state']['parameters'] == parts['parameters'] / 2 == found['state']['reference']
+    # A row of 64 columns or more: a byte a number, and a scale for 64 of them; of fewer, for those.
+    assert 0.25 < found['state']['optimiser'] / parts['optimiser'] < 0.36
+    assert not any(line.startswith(('--moment_dtype', '--param_dtype')) for line in found['advice'])
+
+
 def test_the_update_of_grpo_counts_its_prompts_once():
     found = report('grpo', '--batch_size=16', '--group_size=2', '--beta=0.01')
     assert set(found['state']) == {'parameters', 'optimiser', 'reference'} and found['fits']

@@ -185,5 +185,5 @@ def test_a_narrow_first_moment_takes_half_the_memory_and_moves_alike(kind):
 
 
 def test_an_optimiser_without_a_first_moment_says_so():
-    with pytest.raises(InputError, match='moment_dtype bfloat16: optimizer adafactor has no first moment'):
+    with pytest.raises(InputError, match='--moment_dtype=bfloat16: --optimizer=adafactor has no first moment'):
         make_optimizer(1e-2, max_steps=10, kind='adafactor', moment_dtype='bfloat16')
