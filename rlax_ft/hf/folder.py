@@ -263,7 +263,7 @@ def _check_written(path, entries, config):
     again = _parse(path, entries)
     for field in dataclasses.fields(config):
         was, found = getattr(config, field.name), getattr(again, field.name)
-        if field.name in ('dtype', 'remat', 'matmul', 'lora', 'notes') or was == found:
+        if field.name in ('dtype', 'remat', 'kernel', 'matmul', 'lora', 'notes') or was == found:
             continue
         if not (isinstance(was, float) and isinstance(found, float) and math.isclose(was, found, rel_tol=1e-6)):
             raise InputError(f'{path}: a {config.family} model has no way to say {field.name}={was!r}')

@@ -10,6 +10,7 @@ import pytest
 
 from rlax_ft.errors import InputError
 from rlax_ft.harness.learner import check_matmul
+from rlax_ft.hf.folder import load_pretrained, save_pretrained
 from rlax_ft.models.config import embedded_config
 from rlax_ft.models.fp8 import product
 from rlax_ft.models.transformer import Transformer, init_params
@@ -113,3 +114,10 @@ def test_chips_without_it_refuse_it(kind, platform, capability, refused):
     else:
         check_matmul(settings, device)
     check_matmul(types.SimpleNamespace(matmul_dtype=''), device)
+
+
+def test_how_a_model_was_computed_is_no_part_of_its_folder(tmp_path):
+    config = dataclasses.replace(NARROW, kernel='blockwise', remat='full')
+    save_pretrained(tmp_path, config, init_params(CONFIG, jax.random.key(0)), None)
+    again = load_pretrained(tmp_path)[0]
+    assert (again.kernel, again.matmul, again.remat) == ('auto', '', 'none')
