@@ -185,8 +185,8 @@ def evaluate(settings: RLHFSettings, methods: list[str], folder: Path) -> tuple[
         'policies': [r | {'gain_share': gain_share((r['kl'], r['gold']), optimum)} for r in records],
         'reward_model_correlation': correlation(scores[groups['sft']], baseline),
     }
-    best = {'reward model': best_of_n_curve(policies.by_prompt(pool.measures['gold']), policies.by_prompt(scores))}
-    return summary, shown, dict(methods=curves, best_of_n=best, optimum=optimum, start=optimum[0])
+    chosen = {'reward model': best_of_n_curve(policies.by_prompt(pool.measures['gold']), policies.by_prompt(scores))}
+    return summary, shown, dict(methods=curves, best_of_n=chosen, optimum=optimum, start=optimum[0])
 
 
 def method_point(record: dict, trace: list[dict]) -> MethodCurve:

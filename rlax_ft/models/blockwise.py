@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlax_ft.parallel.constrain import active_mesh
 from rlax_ft.parallel.mesh import platform
 
 _NEVER = -1e30  # Finite, so that a block in which a query sees nothing gives no NaN.
@@ -72,9 +73,11 @@ def blockwise_attention(
     groups = key.shape[2]
     block = block or (64 if length <= 512 else 256)  # Measured on a CPU.
     query_block, key_block = min(block, length), min(block, key.shape[1])
-    # What a CPU holds of the scores should stay in a core's own cache between one operation and the next.
-    rows = max(1, _IN_CACHE // (heads * query_block * key_block)) if platform() == 'cpu' else batch
-    rows = max(n for n in range(1, min(rows, batch) + 1) if batch % n == 0)
+    # What a CPU holds of the scores should stay in a core's own cache between one operation and the next. Rows that the
+    # compiler splits over a mesh stay together: one group after another would be gathered.
+    few = platform() == 'cpu' and active_mesh(query) is None
+    rows = min(batch, max(1, _IN_CACHE // (heads * query_block * key_block))) if few else batch
+    rows = max(n for n in range(1, rows + 1) if batch % n == 0)
     settings = _Settings(scale, soft_cap, query_block, key_block, key.shape[1] - length, rows)
     pad_q, pad_k = -length % settings.query_block, -key.shape[1] % settings.key_block
     # [B, T, heads, H] -> [B, kv_heads, heads / kv_heads, T, H]; padded places belong to segments that nobody has.

@@ -225,3 +225,15 @@ def test_a_vendors_kernel_runs_on_each_devices_own_rows_and_heads():
     with jax.set_mesh(make_mesh('fsdp=2,tensor=4')):  # More devices than key heads.
         ours = jax.jit(lambda *x: attend(*x, reading, kernel='splash')[0])(query, key, value)
     np.testing.assert_allclose(ours, dense, atol=2e-5)
+
+
+def test_rows_that_the_compiler_splits_are_not_gathered_for_the_sake_of_a_cache(monkeypatch):
+    """Where rows or heads do not divide, nobody maps blocks over the devices by hand."""
+    monkeypatch.setattr(blockwise, '_IN_CACHE', 1)
+    mesh = make_mesh('data=8')
+    with jax.set_mesh(mesh):
+        rows = jax.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+        arguments = [jax.device_put(x, rows) for x in arrays(16, 8)]
+        at = [jax.device_put(jnp.ones((16, 8), jnp.int32), rows)] * 4
+        compiled = jax.jit(lambda *a: blockwise_attention(*a, scale=0.3, block=4)).lower(*arguments, *at).compile()
+    assert 'all-gather' not in compiled.as_text() and 'all-to-all' not in compiled.as_text()
