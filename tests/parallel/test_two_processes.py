@@ -10,9 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+from rlax_ft.harness.starting_model import checkpoint_params
+from rlax_ft.hf.folder import load_pretrained
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +70,8 @@ def stages(folder, out):
         f'--learning_rate=1e-4 --update_epochs=2 --out={out}/ppo',
         f'grpo {same} --init_from={out}/sft --data={folder}/prompts.jsonl --reward={folder}/reward.py:short '
         f'--group_size=2 --beta=0.05 --sample_every=1 --learning_rate=1e-4 --out={out}/grpo',
+        f'reward_model {same.replace("--eval_prompts=4 ", "")} --init_from={out}/sft --data={folder}/pairs.jsonl '
+        f'--learning_rate=1e-4 --out={out}/reward_model',
     ]
 
 
@@ -74,7 +80,7 @@ def more_stages(folder, out):
     policy = f'{same} --eval_prompts=4 --init_from={out}/sft'
     return [
         stages(folder, out)[0],
-        f'reward_model {same} --init_from={out}/sft --data={folder}/pairs.jsonl --out={out}/reward_model',
+        stages(folder, out)[-1],
         f'kto {policy} --data={folder}/pairs.jsonl --out={out}/kto',
         f'online_dpo {policy} --data={folder}/prompts.jsonl --reward={out}/reward_model --sync_reference=1 '
         f'--out={out}/online_dpo',
@@ -137,7 +143,7 @@ def same_models(folder, names):
 
 def test_two_processes_are_one_device(folder):
     run_both(folder, stages)
-    same_models(folder, ('sft', 'dpo', 'ppo', 'grpo'))
+    same_models(folder, ('sft', 'dpo', 'ppo', 'grpo', 'reward_model'))
     samples = [(folder / out / 'ppo/samples.jsonl').read_text() for out in ('one', 'two')]
     texts = [re.findall(r'"completion": "[^"]*"', text) for text in samples]
     assert texts[0] == texts[1] and len(texts[0]) == 2
@@ -163,9 +169,8 @@ def test_other_scripts_on_two_processes_are_those_of_one_device(folder, tmp_path
     assert (tmp_path / 'two/ppo_env/learning_curve.png').exists()
 
 
-@pytest.mark.slow
 def test_sigterm_to_one_of_two_saves_one_checkpoint_of_both_and_resumes(folder):
-    """Stopped on the mesh of two processes, and resumed by one process on another mesh."""
+    """Stopped on the mesh of two processes; restored by one process on another mesh bit by bit, and resumed there."""
     out = folder / 'stopped'
     long = stages(folder, out)[0].replace('--max_steps=2', '--max_steps={}')
     process = start(folder, [f'{long.format(1000)} --mesh=fsdp=4'], processes=2, devices=2, extra=['--all'])
@@ -178,8 +183,16 @@ def test_sigterm_to_one_of_two_saves_one_checkpoint_of_both_and_resumes(folder):
     steps = [int(path.name) for path in (out / 'sft/checkpoints').iterdir() if path.name.isdigit()]
     assert len(steps) == 1 and 0 < steps[0] < 1000
     assert text.count(f'stopped after step {steps[0]}') == 1  # Process 0 speaks for both.
-    last = steps[0] + 2
-    again = start(folder, [f'{long.format(last)} --mesh=data=1,fsdp=2'], processes=1, devices=2)
-    code, text = end(folder, again)
-    assert code == 0, text[-3000:]
-    assert [record['step'] for record in metrics(out / 'sft')] == list(range(1, last + 1))
+    kept = checkpoint_params(str(out / f'sft/checkpoints/{steps[0]}'))
+    for last in (steps[0], steps[0] + 2):
+        # At the step where it was stopped nothing is left to learn: what was restored is exported.
+        own = folder / f'until_{last}'
+        shutil.copytree(out, own)
+        command = long.format(last).replace(str(out), str(own))
+        again = start(folder, [f'{command} --mesh=data=2,tensor=2'], processes=1, devices=4)
+        code, text = end(folder, again)
+        assert code == 0, text[-3000:]
+        assert [record['step'] for record in metrics(own / 'sft')] == list(range(1, last + 1))
+        restored = load_pretrained(own / 'sft/model')[1]
+        same = [bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (kept, restored)), strict=True)]
+        assert all(same) if last == steps[0] else not any(same)
