@@ -63,10 +63,15 @@ def plan_decoding(script: str, settings, config: ModelConfig, length: int, memor
       memory: of a chip, which decides whether weights are gathered once.
 
     Raises:
-      InputError: the script samples nothing.
+      InputError: the script samples nothing, or refills rows.
     """
     if script not in SAMPLING:
         raise InputError(f'--decode: --script={script} draws no batches; use one of {", ".join(SAMPLING)}')
+    if settings.engine_rows:
+        raise InputError(
+            f'--engine_rows={settings.engine_rows}: --decode compiles rows that are drawn together; leave it out, and '
+            f'give --batch_size={settings.engine_rows} for as many under way'
+        )
     config, mesh = dataclasses.replace(config, lora=None, remat='none'), make_mesh(settings.mesh)
     model, dtype = jax.eval_shape(partial(init_params, config), jax.random.key(0)), jnp.dtype(config.dtype)
     prompt, new, rows = length // 2, length - length // 2, settings.batch_size

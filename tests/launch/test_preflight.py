@@ -162,3 +162,15 @@ def test_a_search_stops_at_what_no_combination_mends(monkeypatch, tmp_path):
     with pytest.raises(InputError, match='no named shape'):
         preflight.search({'search': str(tmp_path / 'best.flags')}, [], None, 4)
     assert len(tried) == 2 and not (tmp_path / 'best.flags').exists()
+
+
+@pytest.mark.parametrize(
+    ('script', 'flags', 'message'),
+    [
+        ('sft', [], '--decode: --script=sft draws no batches; use one of ppo, grpo'),
+        ('grpo', ['--engine_rows=4'], '--engine_rows=4: --decode compiles rows that are drawn together; leave it out'),
+    ],
+)
+def test_decoding_that_is_not_what_is_compiled_is_refused(script, flags, message):
+    with pytest.raises(InputError, match=message):
+        report(script, *flags, how=preflight.compile_decoding)
