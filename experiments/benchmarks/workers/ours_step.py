@@ -2,7 +2,8 @@
 
 STAGE is sft, dpo, dpo_cached, kto, reward, ensemble (of 5) or ppo: the steps that the scripts compile, on a batch that
 stays the same; or grid: DPO of 6 betas, a policy each, under one vmap; or score and score_plain: the log-probabilities,
-with gradients, of groups of completions, with their prompts shared and as rows.
+with gradients, of groups of completions, with their prompts shared and as rows. On a CPU each core is a device for the
+steps, as docs/speed.md shows.
 """
 
 import json
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlax_ft.data.rows import share_prompts, shared
+from rlax_ft.harness import cpu_flags  # noqa: F401  Before jax: what a CPU needs.
 from rlax_ft.harness.benchmark import random_llama, random_rows
 from rlax_ft.harness.command_line import prepare_process
 from rlax_ft.harness.learner import Learner
@@ -31,6 +33,7 @@ from rlax_ft.objectives.reward import ensemble_objective, reward_objective
 from rlax_ft.objectives.supervised import sft_objective
 from rlax_ft.objectives.unpaired import count_judged, kl_baseline, unpaired_objective
 from rlax_ft.parallel.compile import compile_step
+from rlax_ft.parallel.mesh import make_mesh
 from rlax_ft.training.optimizer import make_optimizer
 from rlax_ft.training.performance import peak_memory
 from rlax_ft.training.step import init_state, make_train_step
@@ -155,4 +158,8 @@ def scorer(stage, shape):
 if __name__ == '__main__':
     prepare_process()  # As run_script does.
     name, sizes = sys.argv[1], json.loads(sys.argv[2])
-    serve(grid(sizes) if name == 'grid' else (scorer if name.startswith('score') else stepper)(name, sizes))
+    if name == 'grid' or name.startswith('score'):
+        serve(grid(sizes) if name == 'grid' else scorer(name, sizes))
+    else:
+        with jax.set_mesh(make_mesh()):
+            serve(stepper(name, sizes))
