@@ -12,8 +12,6 @@ import dataclasses
 import time
 from pathlib import Path
 
-import numpy as np
-
 from rlax_ft.errors import InputError
 from rlax_ft.evaluate.comparison import MethodCurve
 from rlax_ft.evaluate.frontier import best_of_n_curve, best_of_n_kl, gain_share, optimum_curve
@@ -22,7 +20,7 @@ from rlax_ft.evaluate.report import TITLES, policy_table, rlhf_report, small_tas
 from rlax_ft.evaluate.win_rate import correlation
 from rlax_ft.harness.annotators import check_annotator
 from rlax_ft.harness.command_line import run_script
-from rlax_ft.harness.policies import Policies, measured, over_seeds, read_trace
+from rlax_ft.harness.policies import Policies, measured, nearest_optimum, over_seeds, read_trace
 from rlax_ft.harness.run import open_run, write_text
 from rlax_ft.harness.settings import DeviceSettings, RunSettings, flag
 from rlax_ft.harness.stages import make_stage, task_recipe
@@ -168,7 +166,7 @@ def evaluate(settings: RLHFSettings, methods: list[str], folder: Path) -> tuple[
 
     records = [record(name, pool.rows(index), scores[index]) for name, index in groups.items()]
     records[1] |= {'n': settings.best_of, 'kl': float(best_of_n_kl(settings.best_of))}
-    curves, shown, best = [], {'sft': policies.one_of_each(pool)[:10]}, (-np.inf, policies.reference)
+    curves, shown, runs = [], {'sft': policies.one_of_each(pool)[:10]}, []
     for method in methods:
         seeds = []
         for name in seed_folders(settings, method):
@@ -176,10 +174,11 @@ def evaluate(settings: RLHFSettings, methods: list[str], folder: Path) -> tuple[
             samples, rows = policies.samples(params, each, METHODS.index(method))
             seeds.append(record(method, samples, policies.scores(model, rows)))
             shown.setdefault(method, policies.one_of_each(samples)[:10])
-            best = max(best, (seeds[-1]['gold'], params), key=lambda pair: pair[0])
+            runs.append(seeds[-1] | {'params': params})
         records.append(over_seeds(seeds))
         curves.append(method_point(records[-1], read_trace(folder / seed_folders(settings, method)[0])))
-    further = best[1], *policies.samples(best[1], max(settings.pool // 2, each), 8)
+    best = nearest_optimum(runs, 1)[0]['params']
+    further = best, *policies.samples(best, max(settings.pool // 2, each), 8)
     optimum = optimum_curve(*policies.mixture([(policies.reference, pool, pool_rows), further]))
     summary = {
         'policies': [r | {'gain_share': gain_share((r['kl'], r['gold']), optimum)} for r in records],

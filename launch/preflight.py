@@ -268,7 +268,7 @@ def advice(settings, report) -> list[str]:
     if not settings.lora_rank:
         lines.append('--lora_rank=16: no optimiser state for the base')
         if settings.param_dtype != 'bfloat16':
-            lines.append('--param_dtype=bfloat16: parameters and gradients of half the size, rounded at random')
+            lines.append('--param_dtype=bfloat16: parameters of half the size, updates rounded at random')
         if settings.optimizer in ('adamw', 'lion', 'muon') and settings.moment_dtype != 'int8':
             lines.append('--moment_dtype=int8: moments of a quarter of their size (bfloat16: half of the first)')
         if settings.optimizer == 'adamw':

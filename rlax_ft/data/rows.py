@@ -38,8 +38,8 @@ def fitting(codec: Codec, records: list[dict], *, at_least: int = 1) -> list[dic
     for record, some in zip(records, answers):
         encoded = [next(rows) for _ in some]
         says = [any(row.learned) for row in encoded]
-        fits = [len(row.response) <= codec.max_new_tokens or not codec.truncate for row in encoded]
-        fits = [one and other for one, other in zip(says, fits)]
+        short = [len(row.response) <= codec.max_new_tokens or not codec.truncate for row in encoded]
+        fits = [says_it and is_short for says_it, is_short in zip(says, short)]
         if len(some) > 1 and all(row.response == encoded[0].response for row in encoded):
             same += 1
         elif all(fits) or ('ranks' in record and sum(fits) > 1):

@@ -5,6 +5,7 @@ Leaves out what a flag's definition says (settings.py), and what flags say toget
 
 import dataclasses
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,9 @@ def check_value(settings: Any, field: dataclasses.Field) -> None:
         raise InputError(f'{name}: must be one of {", ".join(filter(None, field.metadata["choices"]))}')
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f'{name}: must be a finite number')
-    if isinstance(value, str) and '\0' in value:
-        raise InputError(f'--{field.name}={value[:40]!r}: has a NUL character, which no name has')
     if isinstance(value, str):
+        if '\0' in value:
+            raise InputError(f'--{field.name}={value[:40]!r}: has a NUL character, which no name has')
         _check_functions(name, value)
     if isinstance(value, int | float) and at_most is None:
         at_most = _LARGEST if isinstance(value, float) else _MOST
@@ -55,8 +56,7 @@ def check_value(settings: Any, field: dataclasses.Field) -> None:
 def _check_functions(name, value):
     """Refuses a mistyped FILE.py:FUNCTION before anything is made; the file itself is run where it is needed."""
     for file, function in re.findall(r'([^\s,;=*+]+\.py):(\w+)', value):
-        path = Path(file)
-        if not path.is_file():
+        if not os.path.isfile(file):  # Path's own raises where a name is too long.
             raise InputError(f'{name}: {file}: no such file')
-        if not re.search(rf'\b{function}\b', path.read_text(errors='replace')):
+        if not re.search(rf'\b{function}\b', Path(file).read_text(errors='replace')):
             raise InputError(f'{name}: {file} has no function {function!r}')

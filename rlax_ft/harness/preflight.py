@@ -166,8 +166,8 @@ def _planned(settings, learner, objective, start, batch, tokens, length, *, resi
 
     state = jax.eval_shape(first, learner.model, _key())
     resident, on_host = dict(resident or {}), {}
-    if getattr(settings, 'offload_reference', False):
-        on_host = {name: resident.pop(name) for name in ('reference',) if name in resident}
+    if 'reference' in resident and settings.offload_reference:
+        on_host['reference'] = resident.pop('reference')
     lower = lambda: step.lower(state, batch)  # noqa: E731
     return Planned(lower, state, resident, on_host, learner.base, tokens, length, models)
 

@@ -47,10 +47,13 @@ def check_step_reward(settings) -> None:
       InputError: it is no function and no folder that holds a model.
     """
     name = settings.process_reward
-    if ':' in name and not Path(name).exists():
-        find_function(name, 'process_reward')
-    elif name:
+    if name and _function(name) is None:
         model_folder(name, 'process_reward')
+
+
+def _function(name):
+    """The function that MODULE:FUNCTION stands for; None for a folder."""
+    return find_function(name, 'process_reward') if ':' in name and not Path(name).exists() else None
 
 
 def make_step_rewards(settings, codec: Codec) -> Callable | None:
@@ -68,8 +71,8 @@ def make_step_rewards(settings, codec: Codec) -> Callable | None:
     name = settings.process_reward
     if not name:
         return None
-    if ':' in name and not Path(name).exists():
-        function = find_function(name, 'process_reward')
+    function = _function(name)
+    if function is not None:
         how = dict(pattern=settings.process_steps, name=f'--process_reward={name}')
         return lambda tokens, rollout, records: process_rewards(
             _guarded(function, name), records, rollout, codec, **how

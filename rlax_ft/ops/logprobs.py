@@ -16,7 +16,7 @@ from rlax_ft.ops.arrays import as_float, as_ids, as_mask, keep
 
 # Up to this many logits at once, `chunk=None` means no chunks; above it, at most 1/16 of them is held at a time, or
 # 1/32 with entropies, whose backward pass keeps four arrays of a chunk's size: 2/16 and 4/32 are well below a quarter.
-# A chunk of `CHUNK` logits is never too large: of much less, a CPU's products lose a tenth of their rate.
+# A chunk of `CHUNK` logits is never too large: a CPU multiplies much smaller ones at less than its rate.
 SMALL = 2**22
 SHARE, SHARE_WITH_ENTROPY = 16, 32
 CHUNK = 2**21
